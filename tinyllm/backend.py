@@ -1,0 +1,102 @@
+"""The array library under every Tensor: NumPy, or CuPy after `use_backend("cupy")`.
+
+This is the only module that imports CuPy. Write `backend.xp.exp(...)`, never `from backend import xp`: a
+value import freezes the choice of backend at import time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import ModuleType
+from typing import Any
+
+import numpy
+import numpy.typing
+
+from tinyllm.errors import InputError
+
+Array = numpy.typing.NDArray[Any]
+
+xp: Any = numpy
+"""The module whose functions compute: `numpy` or `cupy`."""
+
+
+def use_backend(name: str) -> None:
+    """Choose the array library for all Tensors made from now on: "numpy" or "cupy".
+
+    Raises InputError when the library is missing or finds no device.
+    """
+    global xp
+    if name == "numpy":
+        xp = numpy
+    elif name == "cupy":
+        xp = _import_cupy()
+    else:
+        raise InputError(f"backend {name!r} is unknown; choose 'numpy' or 'cupy'")
+
+
+def _import_cupy() -> ModuleType:
+    try:
+        import cupy
+    except ImportError as error:
+        raise InputError(
+            "backend 'cupy' needs CuPy, which is not installed; install tinyllm-numpy[cupy12x] for CUDA 12 "
+            "or tinyllm-numpy[cupy13x] for CUDA 13"
+        ) from error
+    try:
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise InputError(f"backend 'cupy' found no usable CUDA device: {error}") from error
+    if devices == 0:
+        raise InputError("backend 'cupy' found no CUDA device; use the 'numpy' backend on this machine")
+    module: ModuleType = cupy
+    return module
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of the current backend."""
+    return isinstance(value, xp.ndarray)
+
+
+def asarray(values: Any, dtype: Any = None) -> Any:
+    """`values` as an array of the current backend; no copy when it is one of that dtype already."""
+    return xp.asarray(values, dtype=dtype)
+
+
+def to_numpy(array: Any) -> Array:
+    """`array` as a NumPy array: itself on NumPy, a copy from the device on CuPy."""
+    if isinstance(array, numpy.ndarray):
+        return array
+    if hasattr(array, "get"):
+        return numpy.asarray(array.get())
+    return numpy.asarray(array)
+
+
+def scatter_add(target: Any, index: Any, values: Any) -> None:
+    """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up.
+
+    target: (N, ...), index: (M,) integers in [-N, N), values: (M, ...).
+    """
+    if xp is not numpy:
+        xp.add.at(target, index, values)
+        return
+    if index.size == 0:
+        return
+    # Sorting brings equal indices together, so that each target row is touched once: several times faster
+    # than numpy.add.at, and the order of summation is fixed.
+    index = numpy.where(index < 0, index + target.shape[0], index)
+    order = numpy.argsort(index, kind="stable")
+    sorted_index = index[order]
+    starts = numpy.flatnonzero(numpy.diff(sorted_index, prepend=sorted_index[0] - 1))
+    target[sorted_index[starts]] += numpy.add.reduceat(values[order], starts, axis=0)
+
+
+def ignore_overflow() -> contextlib.AbstractContextManager[Any]:
+    """Silence NumPy's overflow warnings where an infinity is the right intermediate value."""
+    return numpy.errstate(over="ignore")
+
+
+def synchronize() -> None:
+    """Wait until the device has finished all queued work; returns at once on NumPy."""
+    if xp is not numpy:
+        xp.cuda.get_current_stream().synchronize()

@@ -1,0 +1,115 @@
+"""Module and Parameter: a model is an object whose parameters are found by walking its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from tinyllm import backend
+from tinyllm.config import nearest
+from tinyllm.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A Tensor that an optimizer changes: a leaf that requires a gradient."""
+
+    __slots__ = ()
+
+    def __init__(self, values: Any, dtype: Any = None) -> None:
+        super().__init__(values, requires_grad=True, dtype=dtype)
+
+
+Self = TypeVar("Self", bound="Module")
+
+
+class Module:
+    """A part of a model. Parameters and submodules are plain attributes, or lists of them.
+
+    Names are attribute paths, such as `blocks.0.attention.query.weight`. A parameter that is reached twice
+    (tied weights) is listed once, under its first name.
+    """
+
+    training: bool = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What calling the module computes."""
+        raise TypeError(f"{type(self).__name__} defines no forward(); a Module subclass must")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        """The submodules and parameters that are attributes of this module, with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, (Module, Parameter)):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    if isinstance(item, (Module, Parameter)):
+                        yield f"{name}.{i}", item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each with its path from here."""
+        yield prefix, self
+        for name, child in self.children():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with their paths, each once."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, child in module.children():
+                if isinstance(child, Parameter) and id(child) not in seen:
+                    seen.add(id(child))
+                    yield (f"{path}.{name}" if path else name), child
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, each once."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def num_parameters(self) -> int:
+        """How many numbers the parameters hold."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch this module and all below it to training (dropout on), or with False to evaluation."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Switch this module and all below it to evaluation: dropout off."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arrays of all parameters by name; they share memory with the parameters."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy arrays into the parameters of the same names.
+
+        Raises ValueError when a name is missing or unknown, or a shape differs; nothing is changed then.
+        """
+        parameters = dict(self.named_parameters())
+        unknown = [name for name in state if name not in parameters]
+        if unknown:
+            near = nearest(unknown[0], parameters)
+            hint = f"; the nearest is {near!r}" if near else ""
+            raise ValueError(f"{len(unknown)} names are no parameters of this model, first {unknown[0]!r}{hint}")
+        missing = [name for name in parameters if name not in state]
+        if missing:
+            raise ValueError(f"{len(missing)} parameters of this model are missing, first {missing[0]!r}")
+        for name, parameter in parameters.items():
+            if tuple(state[name].shape) != parameter.shape:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(state[name].shape)}, this model needs {parameter.shape}"
+                )
+        for name, parameter in parameters.items():
+            parameter.data[...] = backend.asarray(state[name], parameter.dtype)

@@ -1,0 +1,65 @@
+"""Differentiable functions of Tensors. Importing this package puts the operators on Tensor."""
+
+from tinyllm.ops.activation import gelu, silu, swiglu
+from tinyllm.ops.attention import scaled_dot_product_attention
+from tinyllm.ops.elementwise import (
+    absolute,
+    add,
+    astype,
+    clip,
+    cos,
+    divide,
+    erf,
+    exp,
+    expm1,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    relu,
+    rsqrt,
+    sigmoid,
+    sin,
+    sqrt,
+    square,
+    subtract,
+    tanh,
+    where,
+)
+from tinyllm.ops.embedding import dropout, embedding
+from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
+from tinyllm.ops.loss import cross_entropy
+from tinyllm.ops.matrix import einsum, linear, matmul
+from tinyllm.ops.methods import attach
+from tinyllm.ops.norm import layer_norm, rms_norm
+from tinyllm.ops.reduce import cumsum, max, mean, min, prod, std, sum, var
+from tinyllm.ops.rope import rope
+from tinyllm.ops.shape import (
+    broadcast_to,
+    concatenate,
+    expand_dims,
+    flip,
+    pad,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    swapaxes,
+    transpose,
+)
+from tinyllm.ops.softmax import log_softmax, logsumexp, softmax
+
+attach()
+
+__all__ = [
+    "absolute", "add", "astype", "broadcast_to", "clip", "concatenate", "cos", "cross_entropy", "cumsum",
+    "divide", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1", "flip", "gather", "gelu",
+    "getitem", "layer_norm", "linear", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "multiply", "negative", "pad", "power", "prod", "relu", "reshape", "rms_norm",
+    "rope", "rsqrt", "scaled_dot_product_attention", "sigmoid", "silu", "sin", "softmax", "split", "sqrt",
+    "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "swiglu", "take_along_axis", "tanh",
+    "transpose", "tril", "triu", "var", "where",
+]  # fmt: skip

@@ -1,0 +1,566 @@
+"""Primitive ops that act on each element: arithmetic, exponentials, trigonometry, choices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.ops.error_function import erf as _erf
+from tinyllm.tensor import Case, Op, Tensor, as_tensor, operands, register
+
+
+def unary_cases(low: float = -2.0, high: float = 2.0, kinked: bool = False) -> tuple[Case, ...]:
+    """Cases for a function of one argument: a matrix, a scalar, an empty array, lengths of one."""
+    shapes: tuple[tuple[int, ...], ...] = ((3, 4), (), (0, 3), (1, 5, 1))
+    return tuple(Case((shape,), low=low, high=high, kinked=kinked) for shape in shapes)
+
+
+def binary_cases(low: float = -2.0, high: float = 2.0, kinked: bool = False) -> tuple[Case, ...]:
+    """Cases for a function of two arguments that broadcast against each other."""
+    shapes = (
+        ((3, 4), (3, 4)),
+        ((3, 1), (1, 4)),
+        ((4,), (2, 3, 4)),
+        ((2, 3), ()),
+        ((), ()),
+        ((0, 3), (3,)),
+        ((1, 1), (2, 1)),
+    )
+    return tuple(Case(pair, low=low, high=high, kinked=kinked) for pair in shapes)
+
+
+@register
+class Add(Op):
+    """a + b. Shapes: a: (...), b: (...) -> broadcast."""
+
+    cases = binary_cases()
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient, gradient
+
+
+@register
+class Subtract(Op):
+    """a - b. Shapes: a: (...), b: (...) -> broadcast."""
+
+    cases = binary_cases()
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return a - b
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient, -gradient
+
+
+@register
+class Multiply(Op):
+    """a b. Shapes: a: (...), b: (...) -> broadcast."""
+
+    cases = binary_cases()
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.b, gradient * self.a
+
+
+@register
+class Divide(Op):
+    """a / b. Shapes: a: (...), b: (...) -> broadcast."""
+
+    cases = binary_cases(low=0.5)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a, self.b = a, b
+        return a / b
+
+    def backward(self, gradient: Any) -> Any:
+        gradient_a = gradient / self.b
+        return gradient_a, -gradient_a * self.a / self.b
+
+
+@register
+class Negative(Op):
+    """-x. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        return -x
+
+    def backward(self, gradient: Any) -> Any:
+        return -gradient
+
+
+@register
+class Power(Op):
+    """a**b, for a > 0 wherever the gradient of b is asked for. Shapes: a: (...), b: (...) -> broadcast."""
+
+    cases = binary_cases(low=0.5)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a, self.b = a, b
+        self.y = a**b
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        gradient_a = gradient * self.b * self.a ** (self.b - 1) if self.needs(0) else None
+        gradient_b = gradient * self.y * backend.xp.log(self.a) if self.needs(1) else None
+        return gradient_a, gradient_b
+
+
+@register
+class PowerOfConstant(Op):
+    """x**n for a Python number n. Shapes: x: (...) -> (...)."""
+
+    cases = tuple(
+        Case((shape,), {"exponent": exponent}, low=0.5)
+        for exponent in (2, -1, 0.5, 0, 1)
+        for shape in ((3, 4), (), (0, 2))
+    )
+
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x**self.exponent
+
+    def backward(self, gradient: Any) -> Any:
+        if self.exponent == 0:
+            return gradient * 0
+        return gradient * self.exponent * self.x ** (self.exponent - 1)
+
+
+@register
+class Exp(Op):
+    """e^x. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.y = backend.xp.exp(x)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.y
+
+
+@register
+class Expm1(Op):
+    """e^x - 1, precise near 0. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.y = backend.xp.expm1(x)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * (self.y + 1)
+
+
+@register
+class Log(Op):
+    """ln x. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(low=0.5)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return backend.xp.log(x)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient / self.x
+
+
+@register
+class Log1p(Op):
+    """ln(1 + x), precise near 0. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(low=-0.5)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return backend.xp.log1p(x)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient / (1 + self.x)
+
+
+@register
+class Sqrt(Op):
+    """x^(1/2). Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(low=0.5)
+
+    def forward(self, x: Any) -> Any:
+        self.y = backend.xp.sqrt(x)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient / (2 * self.y)
+
+
+@register
+class Rsqrt(Op):
+    """x^(-1/2). Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(low=0.5)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        self.y = 1 / backend.xp.sqrt(x)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.y / (-2 * self.x)
+
+
+@register
+class Tanh(Op):
+    """tanh x. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.y = backend.xp.tanh(x)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * (1 - self.y * self.y)
+
+
+@register
+class Sigmoid(Op):
+    """1 / (1 + e^-x). Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        with backend.ignore_overflow():  # e^-x may be infinite, and 1 / (1 + infinity) is the right 0
+            self.y = 1 / (1 + backend.xp.exp(-x))
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.y * (1 - self.y)
+
+
+@register
+class Sin(Op):
+    """sin x, x in radians. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return backend.xp.sin(x)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * backend.xp.cos(self.x)
+
+
+@register
+class Cos(Op):
+    """cos x, x in radians. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return backend.xp.cos(x)
+
+    def backward(self, gradient: Any) -> Any:
+        return -gradient * backend.xp.sin(self.x)
+
+
+@register
+class Erf(Op):
+    """The error function, 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return _erf(x)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * backend.xp.exp(-self.x * self.x) * (2 / math.sqrt(math.pi))
+
+
+@register
+class Absolute(Op):
+    """|x|, with gradient 0 at 0. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(kinked=True)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return backend.xp.absolute(x)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * backend.xp.sign(self.x)
+
+
+@register
+class Relu(Op):
+    """max(x, 0), with gradient 0 at 0. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(kinked=True)
+
+    def forward(self, x: Any) -> Any:
+        self.positive = x > 0
+        return x * self.positive
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.positive
+
+
+@register
+class Maximum(Op):
+    """The larger of a and b; where they are equal, each gets half of the gradient.
+
+    Shapes: a: (...), b: (...) -> broadcast.
+    """
+
+    cases = binary_cases(kinked=True)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a, self.b = a, b
+        return backend.xp.maximum(a, b)
+
+    def backward(self, gradient: Any) -> Any:
+        half = gradient * (self.a == self.b) / 2
+        return gradient * (self.a > self.b) + half, gradient * (self.a < self.b) + half
+
+
+@register
+class Minimum(Op):
+    """The smaller of a and b; where they are equal, each gets half of the gradient.
+
+    Shapes: a: (...), b: (...) -> broadcast.
+    """
+
+    cases = binary_cases(kinked=True)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a, self.b = a, b
+        return backend.xp.minimum(a, b)
+
+    def backward(self, gradient: Any) -> Any:
+        half = gradient * (self.a == self.b) / 2
+        return gradient * (self.a < self.b) + half, gradient * (self.a > self.b) + half
+
+
+@register
+class Clip(Op):
+    """x limited to [low, high]; the gradient is 0 outside. Shapes: x: (...) -> (...)."""
+
+    cases = tuple(
+        Case((shape,), {"low": low, "high": high}, kinked=True)
+        for shape in ((3, 4), (), (0, 2))
+        for low, high in ((-1.0, 1.0), (None, 0.5), (0.25, None))
+    )
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        self.low, self.high = low, high
+
+    def forward(self, x: Any) -> Any:
+        self.inside = True
+        if self.low is not None:
+            self.inside = self.inside * (x >= self.low)
+        if self.high is not None:
+            self.inside = self.inside * (x <= self.high)
+        return backend.xp.clip(x, self.low, self.high)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.inside
+
+
+@register
+class Where(Op):
+    """a where the condition holds, otherwise b. Shapes: a: (...), b: (...) -> broadcast with condition."""
+
+    cases = (
+        Case(((3, 4), (3, 4)), {"condition": np.arange(12).reshape(3, 4) % 3 == 0}),
+        Case(((), (4,)), {"condition": np.array([[True], [False]])}),
+        Case(((0, 2), (2,)), {"condition": np.array(True)}),
+        Case(((1,), ()), {"condition": np.array(False)}),
+    )
+
+    def __init__(self, condition: Any) -> None:
+        self.condition = condition
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return backend.xp.where(self.condition, a, b)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.condition, gradient * ~self.condition
+
+
+@register
+class Cast(Op):
+    """x converted to another floating-point dtype; its gradient is converted back. Shapes: x: (...) -> (...)."""
+
+    cases = tuple(Case((shape,), {"dtype": np.dtype("float64")}) for shape in ((3, 4), (), (0,)))
+    changes_dtype = True
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+
+    def forward(self, x: Any) -> Any:
+        self.source_dtype = x.dtype
+        return x.astype(self.dtype)
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient.astype(self.source_dtype)
+
+
+def add(a: Any, b: Any) -> Tensor:
+    """a + b with broadcasting."""
+    return Add()(*operands(a, b))
+
+
+def subtract(a: Any, b: Any) -> Tensor:
+    """a - b with broadcasting."""
+    return Subtract()(*operands(a, b))
+
+
+def multiply(a: Any, b: Any) -> Tensor:
+    """a times b, element by element, with broadcasting."""
+    return Multiply()(*operands(a, b))
+
+
+def divide(a: Any, b: Any) -> Tensor:
+    """a / b with broadcasting."""
+    return Divide()(*_floating(*operands(a, b)))
+
+
+def negative(x: Any) -> Tensor:
+    """-x."""
+    return Negative()(as_tensor(x))
+
+
+def power(a: Any, b: Any) -> Tensor:
+    """a**b with broadcasting. Where b requires a gradient, a must be positive."""
+    if isinstance(b, (int, float)) and isinstance(a, Tensor):
+        return PowerOfConstant(b)(a)
+    return Power()(*operands(a, b))
+
+
+def square(x: Any) -> Tensor:
+    """x**2."""
+    return power(as_tensor(x), 2)
+
+
+def exp(x: Any) -> Tensor:
+    """e^x."""
+    return Exp()(*_floating(x))
+
+
+def expm1(x: Any) -> Tensor:
+    """e^x - 1, precise near 0."""
+    return Expm1()(*_floating(x))
+
+
+def log(x: Any) -> Tensor:
+    """The natural logarithm."""
+    return Log()(*_floating(x))
+
+
+def log1p(x: Any) -> Tensor:
+    """ln(1 + x), precise near 0."""
+    return Log1p()(*_floating(x))
+
+
+def sqrt(x: Any) -> Tensor:
+    """The square root."""
+    return Sqrt()(*_floating(x))
+
+
+def rsqrt(x: Any) -> Tensor:
+    """One over the square root."""
+    return Rsqrt()(*_floating(x))
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent."""
+    return Tanh()(*_floating(x))
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return Sigmoid()(*_floating(x))
+
+
+def sin(x: Any) -> Tensor:
+    """The sine of x in radians."""
+    return Sin()(*_floating(x))
+
+
+def cos(x: Any) -> Tensor:
+    """The cosine of x in radians."""
+    return Cos()(*_floating(x))
+
+
+def erf(x: Any) -> Tensor:
+    """The error function."""
+    return Erf()(*_floating(x))
+
+
+def absolute(x: Any) -> Tensor:
+    """|x|."""
+    return Absolute()(as_tensor(x))
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0)."""
+    return Relu()(as_tensor(x))
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """The larger of a and b, element by element, with broadcasting."""
+    return Maximum()(*operands(a, b))
+
+
+def minimum(a: Any, b: Any) -> Tensor:
+    """The smaller of a and b, element by element, with broadcasting."""
+    return Minimum()(*operands(a, b))
+
+
+def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
+    """x limited to [low, high]; None leaves that side open."""
+    return Clip(low, high)(as_tensor(x))
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """a where `condition` (boolean array or Tensor) holds, otherwise b, with broadcasting."""
+    condition = condition.data if isinstance(condition, Tensor) else condition
+    return Where(backend.asarray(condition, bool))(*operands(a, b))
+
+
+def astype(x: Any, dtype: Any) -> Tensor:
+    """x converted to `dtype`; a gradient flows between floating-point dtypes."""
+    tensor = as_tensor(x)
+    dtype = np.dtype(dtype)
+    if dtype == tensor.dtype:
+        return tensor
+    if dtype.kind == "f" and tensor.dtype.kind == "f":
+        return Cast(dtype)(tensor)
+    return Tensor(tensor.data.astype(dtype))
+
+
+def _floating(*values: Any) -> tuple[Tensor, ...]:
+    """The values as Tensors; integers and booleans become float32."""
+    tensors = tuple(as_tensor(value) for value in values)
+    return tuple(
+        Tensor(tensor.data.astype(np.float32)) if tensor.data.dtype.kind in "iub" else tensor for tensor in tensors
+    )

@@ -1,0 +1,120 @@
+"""Cross-entropy straight from logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.ops.index import take_along_axis
+from tinyllm.ops.matrix import rows
+from tinyllm.ops.reduce import sum as sum_over
+from tinyllm.ops.softmax import log_softmax
+from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, register
+
+Reduce = Literal["mean", "sum", "none"]
+CHUNK_ELEMENTS = 1 << 18
+"""Logits handled at a time: small enough to stay in cache, so that temporaries cost little."""
+
+_TARGETS = np.array([[0, 3, -100], [1, 1, 2]])
+
+
+@register
+class CrossEntropy(FusedOp):
+    """-ln softmax(logits)[target], for targets other than `ignore_index`: their mean, their sum, or each.
+
+    Shapes: logits: (..., V), targets: (...) integers -> () or (...). Rows are handled in chunks, so that
+    neither pass needs a second array of the size of the logits beside the gradient itself.
+    """
+
+    cases = (
+        Case(((2, 3, 4),), {"targets": _TARGETS, "reduction": "mean"}),
+        Case(((2, 3, 4),), {"targets": _TARGETS, "reduction": "sum"}),
+        Case(((2, 3, 4),), {"targets": _TARGETS, "reduction": "none"}),
+        Case(((4,),), {"targets": np.array(2), "reduction": "mean"}),
+        Case(((1, 1),), {"targets": np.array([0]), "reduction": "mean"}),
+        Case(((0, 4),), {"targets": np.zeros(0, dtype=int), "reduction": "sum"}),
+        Case(((3, 5),), {"targets": np.array([4, 0, 1]), "reduction": "mean"}, low=-100, high=100),
+    )
+
+    def __init__(self, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean") -> None:
+        self.targets, self.ignore_index, self.reduction = targets, ignore_index, reduction
+
+    def forward(self, logits: Any) -> Any:
+        xp = backend.xp
+        self.logits = logits
+        z = rows(logits)  # (N, V)
+        self.kept = self.targets.reshape(-1) != self.ignore_index  # (N,)
+        self.safe_targets = xp.where(self.kept, self.targets.reshape(-1), 0)
+        self.logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
+        for chunk in _chunks(z.shape):
+            maximum = z[chunk].max(axis=-1, keepdims=True)
+            exponentials = xp.exp(z[chunk] - maximum)
+            self.logsumexp[chunk] = maximum[:, 0] + xp.log(exponentials.sum(axis=-1))
+        losses = (self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
+        if self.reduction == "none":
+            return losses.reshape(self.targets.shape)
+        return losses.sum() / self.divisor()
+
+    def backward(self, gradient: Any) -> Any:
+        xp = backend.xp
+        z = rows(self.logits)
+        if self.reduction != "none":
+            gradient = gradient / self.divisor()
+        weight = xp.broadcast_to(gradient.reshape(-1), self.kept.shape) * self.kept  # (N,)
+        gradient_z = xp.empty(z.shape, dtype=z.dtype)
+        for chunk in _chunks(z.shape):
+            p = gradient_z[chunk]
+            xp.subtract(z[chunk], self.logsumexp[chunk][:, None], out=p)
+            xp.exp(p, out=p)  # softmax
+            p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= 1
+            p *= weight[chunk][:, None]
+        return gradient_z.reshape(self.logits.shape)
+
+    def divisor(self) -> int:
+        """How many losses the reduction averages over; 1 for a sum, and where every target is ignored."""
+        return max(int((self.targets != self.ignore_index).sum()), 1) if self.reduction == "mean" else 1
+
+    def reference(self, logits: Tensor) -> Tensor:
+        kept = self.targets != self.ignore_index
+        targets = backend.xp.where(kept, self.targets, 0)
+        losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1) * kept
+        return losses if self.reduction == "none" else sum_over(losses) / self.divisor()
+
+
+def _chunks(shape: tuple[int, int]) -> list[slice]:
+    """Slices of rows of about CHUNK_ELEMENTS elements."""
+    N, V = shape
+    step = max(1, CHUNK_ELEMENTS // max(V, 1))
+    return [slice(start, start + step) for start in range(0, N, step)]
+
+
+def cross_entropy(
+    logits: Any, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean"
+) -> Tensor:
+    """-ln softmax(logits)[target] in nats.
+
+    Args:
+        logits: (..., V). targets: (...) integers in [0, V), or `ignore_index` for a place without a loss.
+        reduction: "mean" over the targets that count, "sum", or "none".
+
+    Raises:
+        TypeError: targets are not integers. ValueError: shapes do not match, or a target is out of range.
+    """
+    logits = as_tensor(logits)
+    targets = targets.data if isinstance(targets, Tensor) else backend.asarray(targets)
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: targets are integers; got dtype {targets.dtype}")
+    if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: logits have shape {logits.shape}, so targets need {logits.shape[:-1]}; got {targets.shape}"
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
+    V = logits.shape[-1]
+    wrong = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
+    if bool(wrong.any()):
+        first = targets[wrong].reshape(-1)[0]
+        raise ValueError(f"cross_entropy: target {int(first)} is outside [0, {V}) and is not ignore_index={ignore_index}")
+    return CrossEntropy(targets, ignore_index, reduction)(logits)

@@ -1,0 +1,200 @@
+"""Matrix products: matmul in all of NumPy's shapes, einsum, and the linear layer's product."""
+
+from __future__ import annotations
+
+import math
+import string
+from typing import Any
+
+from tinyllm import backend
+from tinyllm.ops.reduce import sum as sum_over
+from tinyllm.tensor import Case, FusedOp, Op, Tensor, operands, register
+
+
+def product(a: Any, b: Any) -> Any:
+    """a @ b. One matrix b for a whole batch is one large product instead of a loop of small ones."""
+    if len(a.shape) > 2 and len(b.shape) == 2:
+        return (rows(a) @ b).reshape((*a.shape[:-1], b.shape[-1]))
+    return a @ b
+
+
+def rows(x: Any) -> Any:
+    """x as a matrix of its last axis. x: (..., D) -> (N, D)."""
+    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+@register
+class MatMul(Op):
+    """a b. Shapes: a: (..., n, k), b: (..., k, m) -> (..., n, m); batches broadcast."""
+
+    cases = (
+        Case(((3, 4), (4, 2))),
+        Case(((2, 3, 4), (4, 5))),
+        Case(((2, 1, 3, 4), (5, 4, 2))),
+        Case(((3, 0), (0, 2))),
+        Case(((0, 4), (4, 2))),
+        Case(((1, 1), (1, 1))),
+    )
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.a, self.b = a, b
+        return product(a, b)
+
+    def backward(self, gradient: Any) -> Any:
+        gradient_a = product(gradient, self.b.swapaxes(-1, -2)) if self.needs(0) else None
+        if not self.needs(1):
+            return gradient_a, None
+        if len(self.a.shape) > 2 and len(self.b.shape) == 2:
+            return gradient_a, rows(self.a).swapaxes(-1, -2) @ rows(gradient)
+        return gradient_a, self.a.swapaxes(-1, -2) @ gradient
+
+
+@register
+class Einsum(Op):
+    """Sums of products by subscripts, each label of an operand in the result or in another operand.
+
+    Shapes: as the subscripts say. The gradient of an operand is again an einsum: of the gradient and the
+    other operands, to the operand's subscripts.
+    """
+
+    cases = (
+        Case(((2, 3), (3, 4)), {"terms": ("ij", "jk"), "result": "ik"}),
+        Case(((2, 3, 4), (2, 4, 3)), {"terms": ("bij", "bji"), "result": "b"}),
+        Case(((3,), (4,), (2,)), {"terms": ("i", "j", "k"), "result": "kij"}),
+        Case(((2, 3),), {"terms": ("ij",), "result": "ji"}),
+        Case(((0, 3), (3, 1)), {"terms": ("ij", "jk"), "result": "ik"}),
+    )
+
+    def __init__(self, terms: tuple[str, ...], result: str) -> None:
+        self.terms, self.result = terms, result
+
+    def forward(self, *inputs: Any) -> Any:
+        self.x = inputs
+        return backend.xp.einsum(f"{','.join(self.terms)}->{self.result}", *inputs)
+
+    def backward(self, gradient: Any) -> Any:
+        results = []
+        for i, term in enumerate(self.terms):
+            other_terms = self.terms[:i] + self.terms[i + 1 :]
+            others = self.x[:i] + self.x[i + 1 :]
+            subscripts = f"{','.join((self.result, *other_terms))}->{term}"
+            results.append(backend.xp.einsum(subscripts, gradient, *others) if self.needs(i) else None)
+        return tuple(results)
+
+
+@register
+class Linear(FusedOp):
+    """y = x W^T + b. Shapes: x: (..., D_in), weight: (D_out, D_in), bias: (D_out,) -> (..., D_out)."""
+
+    cases = (
+        Case(((2, 3, 4), (5, 4))),
+        Case(((2, 3, 4), (5, 4), (5,))),
+        Case(((4,), (5, 4), (5,))),
+        Case(((0, 4), (5, 4))),
+        Case(((1, 1), (1, 1), (1,))),
+    )
+
+    def forward(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        self.x, self.weight, self.bias = x, weight, bias
+        y = rows(x) @ weight.T
+        if bias is not None:
+            y += bias
+        return y.reshape((*x.shape[:-1], weight.shape[0]))
+
+    def backward(self, gradient: Any) -> Any:
+        gradient_rows = rows(gradient)
+        gradient_x = (gradient_rows @ self.weight).reshape(self.x.shape) if self.needs(0) else None
+        gradient_weight = gradient_rows.T @ rows(self.x) if self.needs(1) else None
+        if self.bias is None:
+            return gradient_x, gradient_weight
+        return gradient_x, gradient_weight, gradient_rows.sum(axis=0)
+
+    def reference(self, *inputs: Any) -> Tensor:
+        x, weight, *bias = inputs
+        y = matmul(x, weight.transpose())
+        return y + bias[0] if bias else y
+
+
+def matmul(a: Any, b: Any) -> Tensor:
+    """a @ b as in NumPy: matrices, batches of matrices, and vectors on either side."""
+    a, b = operands(a, b)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; a scalar multiplies with *")
+    if a.ndim == 1 and b.ndim == 1:
+        return sum_over(a * b)
+    if a.ndim == 1:
+        return MatMul()(a.reshape(1, -1), b).squeeze(-2)
+    if b.ndim == 1:
+        return MatMul()(a, b.reshape(-1, 1)).squeeze(-1)
+    return MatMul()(a, b)
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
+    """x W^T + b. x: (..., D_in), weight: (D_out, D_in), bias: (D_out,) -> (..., D_out)."""
+    x, weight = operands(x, weight)
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear: x has shape {x.shape} and weight {weight.shape}; "
+            "x needs as many features last as weight has columns"
+        )
+    return Linear()(x, weight) if bias is None else Linear()(x, weight, bias)
+
+
+def einsum(subscripts: str, *tensors: Any) -> Tensor:
+    """Einstein summation as `numpy.einsum`: `einsum("bqhd,bkhd->bhqk", q, k)`.
+
+    Repeated labels in one operand take its diagonal; `...` stands for batch axes; without `->` the labels
+    that occur once are kept in alphabetical order.
+    """
+    xs = list(operands(*tensors))
+    terms, result = _parse(subscripts, [x.ndim for x in xs])
+    for i, term in enumerate(terms):
+        xs[i], terms[i] = _diagonal(xs[i], term)
+        elsewhere = set(result).union(*(terms[:i] + terms[i + 1 :]))
+        alone = tuple(axis for axis, label in enumerate(terms[i]) if label not in elsewhere)
+        if alone:
+            xs[i] = sum_over(xs[i], alone)
+            terms[i] = "".join(label for axis, label in enumerate(terms[i]) if axis not in alone)
+    return Einsum(tuple(terms), result)(*xs)
+
+
+def _parse(subscripts: str, ndims: list[int]) -> tuple[list[str], str]:
+    """The labels of each operand and of the result, with `...` spelled out in unused letters."""
+    subscripts = subscripts.replace(" ", "")
+    left, arrow, result = subscripts.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ndims):
+        raise ValueError(f"einsum: {subscripts!r} names {len(terms)} operands; got {len(ndims)}")
+    spare = [letter for letter in string.ascii_letters if letter not in subscripts]
+    batch = max([0, *(n - len(term) + 3 for term, n in zip(terms, ndims, strict=True) if "..." in term)])
+    letters = "".join(spare[:batch])
+    for i, (term, n) in enumerate(zip(terms, ndims, strict=True)):
+        if "..." in term:
+            width = n - len(term) + 3
+            terms[i] = term.replace("...", letters[batch - width :])
+        if len(terms[i]) != n:
+            raise ValueError(f"einsum: {term!r} in {subscripts!r} does not fit an operand with {n} axes")
+    if arrow:
+        result = result.replace("...", letters)
+    else:
+        joined = "".join(terms)
+        result = letters + "".join(
+            label for label in sorted(set(joined)) if joined.count(label) == 1 and label not in letters
+        )
+    if len(set(result)) != len(result) or not set(result) <= set("".join(terms)):
+        raise ValueError(f"einsum: the result of {subscripts!r} repeats a label or names an unknown one")
+    return terms, result
+
+
+def _diagonal(x: Tensor, term: str) -> tuple[Tensor, str]:
+    """x with every label of `term` once: the diagonal over axes that share a label."""
+    for label in set(term):
+        while term.count(label) > 1:
+            first, second = term.index(label), term.rindex(label)
+            if x.shape[first] != x.shape[second]:
+                raise ValueError(f"einsum: label {label!r} has lengths {x.shape[first]} and {x.shape[second]}")
+            axes = [axis for axis in range(x.ndim) if axis not in (first, second)]
+            along = backend.xp.arange(x.shape[first])
+            x = x.transpose(first, second, *axes)[along, along]
+            term = label + "".join(term[axis] for axis in axes)
+    return x, term

@@ -1,0 +1,211 @@
+"""Primitive ops that reduce axes, and the statistics composed of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tinyllm import backend
+from tinyllm.ops.elementwise import sqrt
+from tinyllm.tensor import Case, Op, Tensor, as_tensor, register
+
+Axis = int | tuple[int, ...] | None
+
+
+def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0) -> tuple[Case, ...]:
+    """Cases over all axes, one, several, with and without keepdims; `empty` adds a reduction of nothing."""
+    calls: list[tuple[tuple[int, ...], Axis, bool]] = [
+        ((3, 4), None, False),
+        ((3, 4), 0, True),
+        ((2, 3, 4), (0, -1), False),
+        ((2, 3, 1), -1, False),
+        ((), None, False),
+        ((0, 3), 1, False),
+    ]
+    if empty:
+        calls.append(((2, 0), 1, False))
+    return tuple(
+        Case((shape,), {"axis": axis, "keepdims": keepdims}, low=low, kinked=kinked)
+        for shape, axis, keepdims in calls
+    )
+
+
+def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes that `axis` names, each in [0, ndim); None names all."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    for position in axes:
+        if not -ndim <= position < ndim:
+            raise IndexError(f"axis {position} is out of range for {ndim} axes")
+    return tuple(position % ndim for position in axes)
+
+
+class Reduction(Op):
+    """What the reductions share: the axes, and bringing a reduced array back against the input."""
+
+    def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
+        self.axis, self.keepdims = axis, keepdims
+
+    def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
+        """`reduced` with the reduced axes of `shape` as axes of length 1."""
+        axes = reduced_axes(self.axis, len(shape))
+        return reduced.reshape(tuple(1 if axis in axes else n for axis, n in enumerate(shape)))
+
+
+@register
+class Sum(Reduction):
+    """The sum over axes. Shapes: x: (...) -> x without the axes."""
+
+    cases = reduction_cases()
+
+    def forward(self, x: Any) -> Any:
+        self.shape = x.shape
+        return x.sum(axis=self.axis, keepdims=self.keepdims)
+
+    def backward(self, gradient: Any) -> Any:
+        return backend.xp.broadcast_to(self.expand(gradient, self.shape), self.shape)
+
+
+@register
+class Max(Reduction):
+    """The maximum over axes; equal maxima share the gradient equally. Shapes: x: (...) -> x without the axes."""
+
+    cases = reduction_cases(empty=False, kinked=True)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        self.y = x.max(axis=self.axis, keepdims=self.keepdims)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return _to_extremes(self, gradient)
+
+
+@register
+class Min(Reduction):
+    """The minimum over axes; equal minima share the gradient equally. Shapes: x: (...) -> x without the axes."""
+
+    cases = reduction_cases(empty=False, kinked=True)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        self.y = x.min(axis=self.axis, keepdims=self.keepdims)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        return _to_extremes(self, gradient)
+
+
+def _to_extremes(op: Max | Min, gradient: Any) -> Any:
+    """The gradient of an extreme, divided among the elements of x that equal it."""
+    gradient = op.expand(gradient, op.x.shape)
+    extreme = (op.x == op.expand(op.y, op.x.shape)) + gradient * 0
+    return gradient * extreme / extreme.sum(axis=op.axis, keepdims=True)
+
+
+@register
+class Prod(Reduction):
+    """The product over axes, with the right gradient at zeros. Shapes: x: (...) -> x without the axes."""
+
+    cases = (*reduction_cases(), *reduction_cases(low=0.5))
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        self.y = x.prod(axis=self.axis, keepdims=self.keepdims)
+        return self.y
+
+    def backward(self, gradient: Any) -> Any:
+        x, shape = self.x, self.x.shape
+        gradient = self.expand(gradient, shape)
+        if not bool((x == 0).any()):
+            return gradient * self.expand(self.y, shape) / x
+        # With a zero among the factors, the product of the others is taken literally: row i of `others`
+        # holds the n factors with factor i replaced by one.
+        axes = reduced_axes(self.axis, len(shape))
+        kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
+        order = kept + axes
+        n = math.prod(shape[axis] for axis in axes)
+        kept_shape = tuple(shape[axis] for axis in kept)
+        rows = x.transpose(order).reshape((*kept_shape, 1, n))
+        others = backend.xp.where(backend.xp.eye(n, dtype=bool), 1, rows).prod(axis=-1)
+        inverse = tuple(order.index(axis) for axis in range(len(shape)))
+        others = others.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
+        return gradient * others
+
+
+@register
+class Cumsum(Op):
+    """The running sum along an axis. Shapes: x: (...) -> (...)."""
+
+    cases = (
+        Case(((3, 4),), {"axis": 0}),
+        Case(((3, 4),), {"axis": -1}),
+        Case(((1, 5),), {"axis": 1}),
+        Case(((0, 2),), {"axis": 0}),
+    )
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        return x.cumsum(axis=self.axis)
+
+    def backward(self, gradient: Any) -> Any:
+        flip = [slice(None)] * len(gradient.shape)
+        flip[self.axis] = slice(None, None, -1)
+        return gradient[tuple(flip)].cumsum(axis=self.axis)[tuple(flip)]
+
+
+def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+    """The sum over `axis` (one, several, or all)."""
+    return Sum(axis, keepdims)(as_tensor(x))
+
+
+def count(x: Tensor, axis: Axis) -> int:
+    """How many elements of `x` are reduced into one over `axis`."""
+    return math.prod(x.shape[position] for position in reduced_axes(axis, x.ndim))
+
+
+def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The mean over `axis`."""
+    x = as_tensor(x)
+    n = count(x, axis)
+    if n == 0:
+        raise ValueError(f"the mean over axis {axis} of shape {x.shape} has no elements")
+    return sum(x, axis, keepdims) / n
+
+
+def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) -> Tensor:
+    """The variance over `axis`, divided by n - correction (0: of the population, as in NumPy)."""
+    x = as_tensor(x)
+    divisor = count(x, axis) - correction
+    if divisor <= 0:
+        raise ValueError(f"the variance over axis {axis} of shape {x.shape} with correction={correction} divides by 0")
+    deviation = x - mean(x, axis, keepdims=True)
+    return sum(deviation * deviation, axis, keepdims) / divisor
+
+
+def std(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) -> Tensor:
+    """The standard deviation over `axis`, with n - correction as in `var`."""
+    return sqrt(var(x, axis, keepdims, correction))
+
+
+def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+    """The maximum over `axis`; equal maxima share the gradient equally."""
+    return Max(axis, keepdims)(as_tensor(x))
+
+
+def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+    """The minimum over `axis`; equal minima share the gradient equally."""
+    return Min(axis, keepdims)(as_tensor(x))
+
+
+def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The product over `axis`."""
+    return Prod(axis, keepdims)(as_tensor(x))
+
+
+def cumsum(x: Any, axis: int) -> Tensor:
+    """The running sum along `axis`."""
+    return Cumsum(axis)(as_tensor(x))

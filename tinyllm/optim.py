@@ -1,0 +1,286 @@
+"""Optimizers, learning-rate schedules and gradient clipping, on Tensors alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tinyllm import backend
+from tinyllm.tensor import Tensor
+
+NamedParameters = Iterable[tuple[str, Tensor]]
+
+
+class Optimizer:
+    """What all optimizers share: named parameters, their state arrays, and the call that makes a step.
+
+    A subclass says in `state_names` which arrays it keeps for each parameter, and in `update` how one
+    parameter changes.
+
+    Args:
+        parameters: pairs of name and Tensor, as `model.named_parameters()` gives.
+        learning_rate: the rate at factor 1. weight_decay: decoupled, times the rate, on matrices alone
+            (norms and biases are not decayed).
+    """
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, parameters: NamedParameters, learning_rate: float, weight_decay: float = 0.0) -> None:
+        self.parameters = dict(parameters)
+        if not self.parameters:
+            raise ValueError(f"{type(self).__name__} got no parameters")
+        if not learning_rate >= 0 or not weight_decay >= 0:
+            raise ValueError(f"learning_rate={learning_rate} and weight_decay={weight_decay} must not be negative")
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.steps = 0
+        self.state = {
+            name: {key: backend.xp.zeros_like(parameter.data) for key in self.state_names}
+            for name, parameter in self.parameters.items()
+        }
+
+    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0) -> None:
+        """Change every parameter in place.
+
+        Args:
+            gradients: an array for each name; without it, the parameters' `.grad`.
+            factor: what a schedule multiplies the learning rate with in this step.
+
+        Raises KeyError or ValueError for a parameter without a gradient, before anything is changed.
+        """
+        found = {}
+        for name, parameter in self.parameters.items():
+            gradient = parameter.grad if gradients is None else gradients[name]
+            if gradient is None:
+                raise ValueError(f"parameter {name!r} has no gradient; call backward() first")
+            found[name] = gradient
+        self.steps += 1
+        for name, parameter in self.parameters.items():
+            rate = self.learning_rate * factor
+            if self.weight_decay and parameter.ndim >= 2:
+                parameter.data *= 1 - rate * self.weight_decay
+            self.update(parameter.data, found[name], self.state[name], rate)
+
+    def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
+        """Change the parameter array `theta` and its state in place."""
+        raise TypeError(f"{type(self).__name__} defines no update(); an Optimizer subclass must")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state arrays as `name.key`; `steps` is a plain number beside them."""
+        return {f"{name}.{key}": array for name, arrays in self.state.items() for key, array in arrays.items()}
+
+    def load_state_dict(self, arrays: Mapping[str, Any], steps: int) -> None:
+        """Copy state arrays back; raises ValueError when a name or shape does not fit."""
+        own = self.state_dict()
+        for key, array in own.items():
+            if key not in arrays:
+                raise ValueError(f"optimizer state {key!r} is missing")
+            if tuple(arrays[key].shape) != tuple(array.shape):
+                raise ValueError(f"optimizer state {key!r} has shape {arrays[key].shape}, expected {array.shape}")
+        for key, array in own.items():
+            array[...] = backend.asarray(arrays[key])
+        self.steps = steps
+
+
+class SGD(Optimizer):
+    """theta -= rate v, v = momentum v + g."""
+
+    state_names = ("velocity",)
+
+    def __init__(
+        self, parameters: NamedParameters, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, learning_rate, weight_decay)
+        self.momentum = momentum
+
+    def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
+        velocity = state["velocity"]
+        velocity *= self.momentum
+        velocity += gradient
+        theta -= rate * velocity
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay.
+
+    m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
+    theta -= rate (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps).
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
+    """
+
+    state_names = ("m", "v")
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(parameters, learning_rate, weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas}; both must be at least 0 and below 1")
+        self.betas = betas
+        self.eps = eps
+
+    def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
+        xp = backend.xp
+        beta1, beta2 = self.betas
+        m, v = state["m"], state["v"]
+        scratch = gradient * (1 - beta1)
+        m *= beta1
+        m += scratch
+        xp.multiply(gradient, gradient, out=scratch)
+        scratch *= 1 - beta2
+        v *= beta2
+        v += scratch
+        # sqrt(v / c2) + eps = (sqrt(v) + eps sqrt(c2)) / sqrt(c2), which saves a pass over v.
+        root_c2 = math.sqrt(1 - beta2**self.steps)
+        xp.sqrt(v, out=scratch)
+        scratch += self.eps * root_c2
+        xp.divide(m, scratch, out=scratch)
+        scratch *= rate * root_c2 / (1 - beta1**self.steps)
+        theta -= scratch
+
+
+class Muon(Optimizer):
+    """Momentum whose matrices are replaced by the nearest orthogonal ones; for the matrices inside blocks.
+
+    M = mu M + (1 - mu) G; N = (1 - mu) G + mu M (Nesterov);
+    theta -= rate sqrt(max(1, rows/columns)) orthogonalise(N).
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+    """
+
+    state_names = ("momentum",)
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        learning_rate: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, learning_rate, weight_decay)
+        for name, parameter in self.parameters.items():
+            if parameter.ndim != 2:
+                raise ValueError(f"Muon changes matrices; parameter {name!r} has shape {parameter.shape}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}; it must be at least 0 and below 1")
+        self.momentum = momentum
+
+    def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
+        momentum = state["momentum"]
+        scaled = gradient * (1 - self.momentum)
+        momentum *= self.momentum
+        momentum += scaled
+        scaled += self.momentum * momentum
+        rows, columns = theta.shape
+        theta -= orthogonalise(scaled) * (rate * math.sqrt(max(1.0, rows / columns)))
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Jordan et al., 2024: they raise small singular values fast, to within 0.7 to 1.2 of 1."""
+
+
+def orthogonalise(G: Any, steps: int = 5) -> Any:
+    """About U V^T of the singular value decomposition G = U S V^T, by Newton-Schulz iteration.
+
+    G: (n, m) -> (n, m). X = a X + (b A + c A^2) X with A = X X^T, from X = G / |G|.
+    """
+    a, b, c = NEWTON_SCHULZ
+    rows, columns = G.shape
+    X = G.T if rows > columns else G
+    X = X / (math.sqrt(float((X * X).sum())) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.T
+        B = A @ A
+        B *= c
+        B += b * A
+        X = a * X + B @ X
+    return X.T if rows > columns else X
+
+
+class OptimizerGroup:
+    """Several optimizers as one, each with parameters of its own.
+
+    Raises ValueError when a parameter belongs to two of them.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        owners: dict[int, str] = {}
+        for optimizer in self.optimizers:
+            for name, parameter in optimizer.parameters.items():
+                if id(parameter) in owners:
+                    raise ValueError(f"parameter {name!r} belongs to two optimizers")
+                owners[id(parameter)] = name
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made."""
+        return self.optimizers[0].steps
+
+    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0) -> None:
+        """One step of each optimizer; see Optimizer.step."""
+        for optimizer in self.optimizers:
+            optimizer.step(gradients, factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state arrays of all optimizers."""
+        return {key: array for optimizer in self.optimizers for key, array in optimizer.state_dict().items()}
+
+    def load_state_dict(self, arrays: Mapping[str, Any], steps: int) -> None:
+        """Copy state arrays back; raises ValueError when a name or shape does not fit."""
+        for optimizer in self.optimizers:
+            optimizer.load_state_dict(arrays, steps)
+
+
+def cosine_schedule(step: int, total_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
+    """The factor of the learning rate in step `step` (from 0): a linear warm-up, then half a cosine.
+
+    It rises to 1 over `warmup_steps` and falls to `final_factor` in the last of `total_steps`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
+    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
+    """As `cosine_schedule`, with a straight line down."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 1 + (final_factor - 1) * progress
+
+
+class NonFiniteNorm(ArithmeticError):
+    """A gradient norm that is infinite or not a number: the step must not be made."""
+
+
+def clip_grad_norm(gradients: Iterable[Any], max_norm: float) -> float:
+    """Scale gradients in place so that their global Euclidean norm is at most `max_norm`; returns the norm before.
+
+    gradients: arrays, or Tensors whose `.grad` is meant.
+
+    Raises NonFiniteNorm, with nothing changed, when the norm is not finite.
+    """
+    arrays = [item.grad if isinstance(item, Tensor) else item for item in gradients]
+    arrays = [array for array in arrays if array is not None]
+    xp = backend.xp
+    total = 0.0
+    for array in arrays:
+        flat = array.reshape(-1)
+        total += float(xp.dot(flat, flat))
+    if math.isinf(total):
+        # The squares may overflow where the norm does not.
+        total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)
+    norm = math.sqrt(total) if total >= 0 else math.nan
+    if not math.isfinite(norm):
+        raise NonFiniteNorm(f"the global gradient norm is {norm}")
+    if norm > max_norm:
+        for array in arrays:
+            array *= max_norm / norm
+    return norm

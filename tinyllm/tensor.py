@@ -1,0 +1,591 @@
+"""Reverse-mode automatic differentiation: Tensor, Op, the registry of ops, and the backward pass.
+
+An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`). A Tensor holds an
+array and remembers the op that made it; the ops and their input Tensors are the graph. Operators such as `+`
+are attached by `tinyllm.ops`, so that this module imports nothing above the backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.backend import Array
+
+if TYPE_CHECKING:
+    from tinyllm.ops.methods import TensorMethods as _Methods
+else:
+    _Methods = object
+
+
+class Mode(NamedTuple):
+    """How ops behave in the current context."""
+
+    gradient: bool = True
+    reference: bool = False
+
+
+_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("tinyllm_mode", default=Mode())
+
+
+@contextlib.contextmanager
+def _mode_set(**changes: bool) -> Iterator[None]:
+    token = _mode.set(_mode.get()._replace(**changes))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Within this context ops record no graph: `with no_grad(): logits = model(tokens)`."""
+    return _mode_set(gradient=False)
+
+
+def enable_grad() -> contextlib.AbstractContextManager[None]:
+    """Undo an outer `no_grad` within this context."""
+    return _mode_set(gradient=True)
+
+
+def use_reference(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within this context every fused op runs as its reference, composed of primitives.
+
+    This is the mode for stepping through the mathematics, and the oracle of the tests.
+    """
+    return _mode_set(reference=enabled)
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops record a graph in the current context."""
+    return _mode.get().gradient
+
+
+class Tensor(_Methods):
+    """An array in a graph of ops.
+
+    Args:
+        values: an array, a number, nested lists of numbers, or a Tensor. An array keeps its dtype and is
+            shared, not copied; Python floats become float32.
+        requires_grad: whether `backward` computes a gradient for this Tensor.
+        dtype: the dtype to convert to.
+        name: a name for messages and graphs.
+
+    Attributes:
+        data: the array. grad: the gradient that `backward` accumulates, an array of the same shape and dtype,
+        or None. op: the op that made this Tensor, None for a leaf.
+
+    Example:
+        >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+        >>> (x * x).sum().backward()
+        >>> x.grad
+        array([2., 4., 6.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "name", "op", "requires_grad", "retains_grad")
+
+    data: Any
+    grad: Any
+    name: str | None
+    op: Op | None
+    requires_grad: bool
+    retains_grad: bool
+
+    def __init__(
+        self, values: Any, requires_grad: bool = False, dtype: Any = None, name: str | None = None
+    ) -> None:
+        if isinstance(values, Tensor):
+            values = values.data
+        elif dtype is None and not hasattr(values, "dtype"):
+            values = backend.asarray(values)
+            if values.dtype == np.float64:
+                values = values.astype(np.float32)
+        self.data = backend.asarray(values, dtype)
+        if self.data.dtype == object:
+            raise TypeError(f"a Tensor holds numbers; got {type(values).__name__} with dtype object")
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(
+                f"requires_grad=True needs a floating-point dtype; got {self.data.dtype}. "
+                "Convert with Tensor(values, dtype='float32')"
+            )
+        self.grad = None
+        self.name = name
+        self.op = None
+        self.requires_grad = requires_grad
+        self.retains_grad = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        shape: tuple[int, ...] = self.data.shape
+        return shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the elements."""
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded op made this Tensor."""
+        return self.op is None
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a Tensor with shape () has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"a Tensor with shape {self.shape} is neither true nor false; reduce it to one element first"
+            )
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.shape or self.dtype.kind not in "iu":
+            raise TypeError(f"only an integer Tensor with shape () is an index; got {self!r}")
+        return int(self.data)
+
+    def __repr__(self) -> str:
+        values = np.array2string(backend.to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100)
+        parts = [values, f"shape={self.shape}", f"dtype={self.dtype}"]
+        if self.op is not None:
+            parts.append(f"op={self.op.name}")
+        elif self.requires_grad:
+            parts.append("requires_grad=True")
+        if self.name is not None:
+            parts.append(f"name={self.name!r}")
+        return f"Tensor({', '.join(parts)})"
+
+    __hash__ = object.__hash__
+
+    def item(self) -> Any:
+        """The only element as a Python number; raises ValueError when there is not exactly one."""
+        if self.size != 1:
+            raise ValueError(f"item() needs exactly one element; this Tensor has shape {self.shape}")
+        return self.data.item()
+
+    def numpy(self) -> Array:
+        """The values as a NumPy array that shares memory with this Tensor; refused while it is in a graph."""
+        if self.requires_grad:
+            raise RuntimeError(
+                "numpy() of a Tensor that requires a gradient would hide changes from the graph; "
+                "call .detach().numpy()"
+            )
+        return backend.to_numpy(self.data)
+
+    def detach(self) -> Tensor:
+        """A Tensor that shares these values and has no graph behind it."""
+        return Tensor(self.data)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this Tensor in `.grad` although it is not a leaf."""
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad() on a Tensor that does not require a gradient")
+        self.retains_grad = True
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add the gradient of this Tensor into `.grad` of every leaf that it depends on.
+
+        Args:
+            gradient: the cotangent, an array or Tensor of this shape; may be left out for one element (1).
+            retain_graph: keep the graph for another backward pass. Otherwise it is freed on the way.
+
+        Raises:
+            RuntimeError: no graph leads here, or it was freed by an earlier backward pass.
+            ValueError: `gradient` is missing or has another shape.
+        """
+        cotangent = _cotangent(self, gradient)
+        for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
+            if tensor.op is None or tensor.retains_grad:
+                if tensor.grad is None:
+                    tensor.grad = value if tensor.op is None else value.copy()
+                else:
+                    tensor.grad += value
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to call an op in the tests that run over the registry.
+
+    Attributes:
+        shapes: the shape of each input Tensor. arguments: the keywords of the op's constructor.
+        low, high: inputs are drawn uniformly from this range.
+        kinked: whether the op is not differentiable somewhere in the range; a difference quotient that
+            straddles the kink is then left out of the comparison.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    low: float = -2.0
+    high: float = 2.0
+    kinked: bool = False
+
+
+class Op:
+    """One differentiable function. A subclass is one op, and everything about the op is in it.
+
+    `forward` takes arrays and returns an array. It is also run on Tensors when gradients of gradients are
+    asked for, so a primitive uses operators, methods and NumPy functions, never in-place changes. What
+    `backward` needs is kept on the instance under its mathematical name. `backward` takes the gradient of the
+    output and returns one gradient for each input, or None for an input without one. The engine sums out
+    broadcasting and checks shapes and dtypes, so ops do neither.
+
+    An instance called on arrays computes an array; called on Tensors, it computes a Tensor in the graph.
+    """
+
+    name: ClassVar[str] = "op"
+    cases: ClassVar[Sequence[Case]] = ()
+    changes_dtype: ClassVar[bool] = False
+
+    inputs: tuple[Tensor, ...] = ()
+    sequence: int = -1
+    released: bool = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output array, from the input arrays."""
+        raise TypeError(f"{type(self).__name__} defines no forward(); an Op subclass must")
+
+    def backward(self, gradient: Any) -> Any:
+        """The gradient of each input, from the gradient of the output."""
+        raise TypeError(f"{type(self).__name__} defines no backward(); an Op subclass must")
+
+    def needs(self, index: int) -> bool:
+        """Whether the gradient of input `index` will be used, for ops that can save work."""
+        return not self.inputs or self.inputs[index].requires_grad
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not isinstance(inputs[0], Tensor):
+            return self.forward(*inputs)
+        mode = _mode.get()
+        if mode.reference and isinstance(self, FusedOp):
+            return self.reference(*inputs)
+        try:
+            data = self.forward(*[x.data for x in inputs])
+        except (IndexError, TypeError, ValueError) as error:
+            _raise_named(self, inputs, error)
+        if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
+            raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
+        out: Tensor = Tensor.__new__(Tensor)
+        out.data = backend.xp.asarray(data)  # NumPy reduces to scalars, which are not arrays
+        out.grad = None
+        out.name = None
+        out.retains_grad = False
+        if mode.gradient and any([x.requires_grad for x in inputs]):
+            self.inputs = inputs
+            self.sequence = next(_sequence_numbers)
+            out.op = self
+            out.requires_grad = True
+        else:
+            out.op = None
+            out.requires_grad = False
+        return out
+
+    def release(self) -> None:
+        """Drop the inputs and everything that was kept for backward."""
+        vars(self).clear()
+        self.released = True
+
+
+class FusedOp(Op):
+    """An op whose forward and backward are written by hand for speed, beside a slow composed form.
+
+    `reference` computes the same from the same inputs out of primitives, on Tensors. It is what
+    `use_reference()` runs, what the fused form is tested against, and the way to higher-order gradients.
+    """
+
+    def reference(self, *inputs: Any) -> Tensor:
+        """The same op out of primitives, on Tensors."""
+        raise TypeError(f"{type(self).__name__} defines no reference(); a FusedOp subclass must")
+
+
+REGISTRY: dict[str, type[Op]] = {}
+"""Every registered op by name. The tests of gradient properties run over it."""
+
+OpClass = TypeVar("OpClass", bound=type[Op])
+
+
+def register(op: OpClass) -> OpClass:
+    """Class decorator that names an op after its class (`LogSoftmax` becomes `log_softmax`) and registers it.
+
+    Raises ValueError when the name is taken or the op gives no cases to test it with.
+    """
+    letters = [
+        "_" + letter.lower() if letter.isupper() and i and not op.__name__[i - 1].isupper() else letter.lower()
+        for i, letter in enumerate(op.__name__)
+    ]
+    op.name = "".join(letters)
+    if op.name in REGISTRY:
+        raise ValueError(f"an op named {op.name!r} is registered already")
+    if not op.cases:
+        raise ValueError(f"op {op.name!r} gives no cases; the registry's tests need at least one")
+    REGISTRY[op.name] = op
+    return op
+
+
+def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
+    """`value` as a Tensor. A number or array that meets the Tensor `like` takes its floating-point dtype."""
+    if isinstance(value, Tensor):
+        return value
+    if like is not None and like.data.dtype.kind in "fc":
+        return Tensor(value, dtype=None if np.iscomplexobj(value) else like.data.dtype)
+    return Tensor(value)
+
+
+def operands(*values: Any) -> tuple[Tensor, ...]:
+    """The operands of an op as Tensors of one dtype.
+
+    Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them.
+
+    Raises:
+        TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
+    """
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    floating = [tensor for tensor in tensors if tensor.data.dtype.kind in "fc"]
+    like = floating[0] if floating else (tensors[0] if tensors else None)
+    result = []
+    for value in values:
+        tensor = as_tensor(value, like)
+        if like is not None and tensor.data.dtype != like.data.dtype:
+            if tensor.data.dtype.kind in "fc" and like.data.dtype.kind in "fc" and isinstance(value, Tensor):
+                raise TypeError(
+                    f"operands have dtypes {like.data.dtype} and {tensor.data.dtype}; nothing is promoted "
+                    "silently, so convert one of them with .astype(...)"
+                )
+            if like.data.dtype.kind in "fc" and tensor.data.dtype.kind not in "fc":
+                tensor = Tensor(tensor.data.astype(like.data.dtype))
+        result.append(tensor)
+    return tuple(result)
+
+
+def gradients(
+    output: Tensor,
+    tensors: Sequence[Tensor],
+    gradient: Any = None,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Any]:
+    """The gradient of `output` for each of `tensors`, stored nowhere.
+
+    Args:
+        output: the Tensor to differentiate. gradient: its cotangent; may be left out for one element (1).
+        tensors: leaves or intermediate Tensors of the graph.
+        retain_graph: keep the graph for another backward pass.
+        create_graph: return Tensors with a graph of their own, which can be differentiated again.
+            It implies `retain_graph`.
+
+    Returns:
+        Arrays (Tensors with `create_graph`) in the order of `tensors`, zeros where `output` does not depend
+        on one.
+
+    Example:
+        >>> x = Tensor(3.0, requires_grad=True)
+        >>> (slope,) = gradients(x * x * x, [x], create_graph=True)
+        >>> gradients(slope, [x])
+        [array(18., dtype=float32)]
+    """
+    cotangent = _cotangent(output, gradient)
+    if create_graph:
+        cotangent = gradient if isinstance(gradient, Tensor) else Tensor(cotangent)
+    wanted = {id(tensor) for tensor in tensors}
+    found: dict[int, Any] = {}
+    for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
+        if id(tensor) in wanted:
+            found[id(tensor)] = value if create_graph or tensor.op is None else value.copy()
+    zeros = [None if id(tensor) in found else backend.xp.zeros_like(tensor.data) for tensor in tensors]
+    return [
+        found[id(tensor)] if zero is None else (Tensor(zero) if create_graph else zero)
+        for tensor, zero in zip(tensors, zeros, strict=True)
+    ]
+
+
+def propagate(
+    output: Tensor,
+    cotangent: Any,
+    stop: frozenset[int] = frozenset(),
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> Iterator[tuple[Tensor, Any]]:
+    """Walk the graph from `output` back to its leaves, and yield each Tensor with its complete gradient.
+
+    Ops are numbered as they are made, so descending numbers are a topological order. Leaves come last. Each
+    op is released once its backward has run, unless the graph is retained. Tensors whose `id` is in `stop`
+    are treated as leaves.
+    """
+    tensors = _ancestors(output, stop)
+    pending = {id(output): cotangent}
+    leaves = {} if tensors else {id(output): output}
+    while tensors:
+        tensor = tensors.pop()
+        gradient = pending.pop(id(tensor), None)
+        op = tensor.op
+        assert op is not None
+        if gradient is not None:
+            yield tensor, gradient
+            if create_graph:
+                results = _backward_as_graph(op, gradient)
+            else:
+                results = op.backward(gradient)
+                if not isinstance(results, tuple):
+                    results = (results,)
+            if len(results) != len(op.inputs):
+                raise RuntimeError(
+                    f"{op.name}: backward returned {len(results)} gradients for {len(op.inputs)} inputs"
+                )
+            for position, (x, value) in enumerate(zip(op.inputs, results, strict=True)):
+                if value is None or not x.requires_grad:
+                    continue
+                if value.shape != x.data.shape or value.dtype != x.data.dtype:
+                    value = _conform(op, position, x, value)
+                known = pending.get(id(x))
+                if known is not None:
+                    value = known + value
+                elif x.op is None or id(x) in stop:
+                    leaves[id(x)] = x
+                    value = _owned(value, gradient, results, position)
+                pending[id(x)] = value
+        if not (retain_graph or create_graph):
+            op.release()
+    for leaf in leaves.values():
+        yield leaf, pending.pop(id(leaf))
+
+
+_sequence_numbers = itertools.count()
+
+
+def _ancestors(output: Tensor, stop: frozenset[int]) -> list[Tensor]:
+    """All Tensors made by ops that lead to `output`, itself included, oldest first."""
+    found: list[Tensor] = []
+    seen: set[int] = set(stop)
+    stack = [output]
+    while stack:
+        tensor = stack.pop()
+        op = tensor.op
+        if op is None or id(tensor) in seen:
+            continue
+        if op.released:
+            raise RuntimeError(
+                f"the graph behind {op.name} was freed by an earlier backward pass; "
+                "call the first one with retain_graph=True, or compute the forward pass again"
+            )
+        seen.add(id(tensor))
+        found.append(tensor)
+        stack.extend(op.inputs)
+    found.sort(key=lambda tensor: tensor.op.sequence)  # type: ignore[union-attr]
+    return found
+
+
+def _cotangent(output: Tensor, gradient: Any) -> Any:
+    """The array that the backward pass from `output` starts with."""
+    if not output.requires_grad:
+        raise RuntimeError(
+            "this Tensor depends on nothing that requires a gradient; "
+            "set requires_grad=True on an input, and compute outside no_grad()"
+        )
+    if gradient is None:
+        if output.size != 1:
+            raise ValueError(
+                f"backward from a Tensor with shape {output.shape} needs gradient=, an array of that shape; "
+                "or reduce it first, for example with .sum()"
+            )
+        return backend.xp.ones_like(output.data)
+    values = gradient.data if isinstance(gradient, Tensor) else gradient
+    # A copy, because a leaf may keep this array as its gradient.
+    values = backend.xp.array(values, dtype=output.data.dtype)
+    if values.shape != output.shape:
+        raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
+    return values
+
+
+def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
+    """`gradient` with broadcasting summed out, checked to have the shape and dtype of input `x`."""
+    shape = x.shape
+    if gradient.dtype != x.data.dtype:
+        raise TypeError(
+            f"{op.name}: backward made a gradient of dtype {gradient.dtype} for input {position} "
+            f"of dtype {x.dtype}"
+        )
+    extra = len(gradient.shape) - len(shape)
+    if extra < 0 or any(
+        n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)
+    ):
+        raise ValueError(
+            f"{op.name}: backward made a gradient of shape {gradient.shape} for input {position} of shape {shape}"
+        )
+    stretched = tuple(
+        axis for axis, n in enumerate((1,) * extra + shape) if n == 1 and gradient.shape[axis] != 1
+    )
+    axes = tuple(range(extra)) + tuple(axis for axis in stretched if axis >= extra)
+    return gradient.sum(axis=axes).reshape(shape)
+
+
+def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:
+    """`value` itself where nothing else can hold its memory, otherwise a copy: a leaf keeps what it gets."""
+    if isinstance(value, Tensor):
+        return value
+    shared = (
+        value is gradient
+        or getattr(value, "base", None) is not None
+        or any(value is other for other in results[:position])
+    )
+    return backend.xp.array(value) if shared or not backend.is_array(value) else value
+
+
+def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
+    """The backward of `op` as Tensors: differentiable in the gradient and in the op's inputs."""
+    with _mode_set(gradient=True):
+        if isinstance(op, FusedOp):
+            return _reference_backward(op, gradient)
+        # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
+        replay = copy.copy(op)
+        replay.forward(*op.inputs)
+        results = replay.backward(gradient)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _reference_backward(op: FusedOp, gradient: Tensor) -> tuple[Any, ...]:
+    with _mode_set(reference=True):
+        output = op.reference(*op.inputs)
+    found: dict[int, Any] = {}
+    if output.requires_grad:
+        stop = frozenset(id(x) for x in op.inputs)
+        for tensor, value in propagate(output, gradient, stop=stop, create_graph=True):
+            if id(tensor) in stop:
+                found[id(tensor)] = value
+    # An input given twice has one gradient, which must be counted once.
+    return tuple(found.pop(id(x), None) for x in op.inputs)
+
+
+def _describe(inputs: Sequence[Any]) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
+
+
+def _raise_named(op: Op, inputs: Sequence[Tensor], error: Exception) -> NoReturn:
+    """Raise `error` again with the op and its inputs in the message."""
+    kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
+    raise kind(f"{op.name}({_describe(inputs)}): {error}") from error
