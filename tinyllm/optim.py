@@ -31,7 +31,9 @@ class Optimizer:
         if not self.parameters:
             raise ValueError(f"{type(self).__name__} got no parameters")
         if not learning_rate >= 0 or not weight_decay >= 0:
-            raise ValueError(f"learning_rate={learning_rate} and weight_decay={weight_decay} must not be negative")
+            raise ValueError(
+                f"learning_rate={learning_rate} and weight_decay={weight_decay} must not be negative"
+            )
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.steps = 0
@@ -68,7 +70,9 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The state arrays as `name.key`; `steps` is a plain number beside them."""
-        return {f"{name}.{key}": array for name, arrays in self.state.items() for key, array in arrays.items()}
+        return {
+            f"{name}.{key}": array for name, arrays in self.state.items() for key, array in arrays.items()
+        }
 
     def load_state_dict(self, arrays: Mapping[str, Any], steps: int) -> None:
         """Copy state arrays back; raises ValueError when a name or shape does not fit."""
@@ -77,7 +81,9 @@ class Optimizer:
             if key not in arrays:
                 raise ValueError(f"optimizer state {key!r} is missing")
             if tuple(arrays[key].shape) != tuple(array.shape):
-                raise ValueError(f"optimizer state {key!r} has shape {arrays[key].shape}, expected {array.shape}")
+                raise ValueError(
+                    f"optimizer state {key!r} has shape {arrays[key].shape}, expected {array.shape}"
+                )
         for key, array in own.items():
             array[...] = backend.asarray(arrays[key])
         self.steps = steps
@@ -89,7 +95,11 @@ class SGD(Optimizer):
     state_names = ("velocity",)
 
     def __init__(
-        self, parameters: NamedParameters, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        parameters: NamedParameters,
+        learning_rate: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, learning_rate, weight_decay)
         self.momentum = momentum
@@ -256,7 +266,7 @@ def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0, final_fa
     return 1 + (final_factor - 1) * progress
 
 
-class NonFiniteNorm(ArithmeticError):
+class NonFiniteNormError(ArithmeticError):
     """A gradient norm that is infinite or not a number: the step must not be made."""
 
 
@@ -265,7 +275,7 @@ def clip_grad_norm(gradients: Iterable[Any], max_norm: float) -> float:
 
     gradients: arrays, or Tensors whose `.grad` is meant.
 
-    Raises NonFiniteNorm, with nothing changed, when the norm is not finite.
+    Raises NonFiniteNormError, with nothing changed, when the norm is not finite.
     """
     arrays = [item.grad if isinstance(item, Tensor) else item for item in gradients]
     arrays = [array for array in arrays if array is not None]
@@ -279,7 +289,7 @@ def clip_grad_norm(gradients: Iterable[Any], max_norm: float) -> float:
         total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)
     norm = math.sqrt(total) if total >= 0 else math.nan
     if not math.isfinite(norm):
-        raise NonFiniteNorm(f"the global gradient norm is {norm}")
+        raise NonFiniteNormError(f"the global gradient norm is {norm}")
     if norm > max_norm:
         for array in arrays:
             array *= max_norm / norm

@@ -13,7 +13,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Mode(NamedTuple):
     reference: bool = False
 
 
-_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("tinyllm_mode", default=Mode())
+_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("tinyllm_mode", default=Mode())  # noqa: B039 (a named tuple is immutable)
 
 
 @contextlib.contextmanager
@@ -279,6 +279,10 @@ class Op:
         """Whether the gradient of input `index` will be used, for ops that can save work."""
         return not self.inputs or self.inputs[index].requires_grad
 
+    @overload
+    def __call__(self, *inputs: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, *inputs: Any) -> Any: ...
     def __call__(self, *inputs: Any) -> Any:
         if not isinstance(inputs[0], Tensor):
             return self.forward(*inputs)
@@ -336,7 +340,9 @@ def register(op: OpClass) -> OpClass:
     Raises ValueError when the name is taken or the op gives no cases to test it with.
     """
     letters = [
-        "_" + letter.lower() if letter.isupper() and i and not op.__name__[i - 1].isupper() else letter.lower()
+        "_" + letter.lower()
+        if letter.isupper() and i and not op.__name__[i - 1].isupper()
+        else letter.lower()
         for i, letter in enumerate(op.__name__)
     ]
     op.name = "".join(letters)
@@ -531,9 +537,7 @@ def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
             f"of dtype {x.dtype}"
         )
     extra = len(gradient.shape) - len(shape)
-    if extra < 0 or any(
-        n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)
-    ):
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)):
         raise ValueError(
             f"{op.name}: backward made a gradient of shape {gradient.shape} for input {position} of shape {shape}"
         )

@@ -68,7 +68,7 @@ class MultiHeadAttention(Module):
             dropout_p=self.dropout.p if drop else 0.0,
             dropout_key=self.dropout.key() if drop else None,
         )  # (B, H, T, K)
-        return self.output(attended.transpose(0, 2, 1, 3).reshape(B, T, -1))  # type: ignore[no-any-return]
+        return self.output(attended.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
     def heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
         """The last axis cut into heads, each normalised. x: (B, T, H K) -> (B, H, T, K)."""

@@ -25,4 +25,4 @@ class FeedForward(Module):
         self.down = Linear(D_ff, D, rng, config.residual_init_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ops.swiglu(self.gate(x), self.up(x)))  # type: ignore[no-any-return]
+        return self.down(ops.swiglu(self.gate(x), self.up(x)))

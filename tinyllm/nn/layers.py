@@ -24,7 +24,12 @@ class Linear(Module):
     """y = x W^T + b. x: (..., in_features) -> (..., out_features); weight: (out_features, in_features)."""
 
     def __init__(
-        self, in_features: int, out_features: int, rng: np.random.Generator, std: float = 0.02, bias: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        rng: np.random.Generator,
+        std: float = 0.02,
+        bias: bool = False,
     ) -> None:
         self.weight = normal(rng, (out_features, in_features), std)
         self.bias = Parameter(backend.xp.zeros(out_features, dtype=np.float32)) if bias else None
@@ -66,7 +71,9 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
-_dropout_position: contextvars.ContextVar[Key | None] = contextvars.ContextVar("tinyllm_dropout", default=None)
+_dropout_position: contextvars.ContextVar[Key | None] = contextvars.ContextVar(
+    "tinyllm_dropout", default=None
+)
 
 
 @contextlib.contextmanager

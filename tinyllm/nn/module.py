@@ -102,7 +102,9 @@ class Module:
         if unknown:
             near = nearest(unknown[0], parameters)
             hint = f"; the nearest is {near!r}" if near else ""
-            raise ValueError(f"{len(unknown)} names are no parameters of this model, first {unknown[0]!r}{hint}")
+            raise ValueError(
+                f"{len(unknown)} names are no parameters of this model, first {unknown[0]!r}{hint}"
+            )
         missing = [name for name in parameters if name not in state]
         if missing:
             raise ValueError(f"{len(missing)} parameters of this model are missing, first {missing[0]!r}")

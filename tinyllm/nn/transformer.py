@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllm import ops
 from tinyllm.config import field
 from tinyllm.errors import InputError
 from tinyllm.nn.attention import LayerCache, MultiHeadAttention
@@ -31,40 +30,43 @@ class ModelConfig:
     context_length: int = field(64, "tokens that a window holds")
     num_layers: int = field(4, "transformer blocks")
     num_heads: int = field(4, "query heads")
-    num_kv_heads: int | None = field(None, "key and value heads; none: as many as num_heads")
+    num_kv_heads: int = field(0, "key and value heads; 0: as many as num_heads")
     hidden_size: int = field(128, "width of the residual stream")
-    intermediate_size: int | None = field(None, "width inside the feed-forward; none: 8/3 hidden_size, up to a multiple of 8")
-    head_dim: int | None = field(None, "width of a head; none: hidden_size / num_heads")
+    intermediate_size: int = field(
+        0, "width inside the feed-forward; 0: 8/3 hidden_size, up to a multiple of 8"
+    )
+    head_dim: int = field(0, "width of a head; 0: hidden_size / num_heads")
     position_encoding: Literal["rope", "none"] = field("rope", "how positions are told apart")
     rope_theta: float = field(10000.0, "base of the RoPE frequencies")
     norm_eps: float = field(1e-6, "added to the mean square in RMSNorm")
     qk_norm: bool = field(True, "RMSNorm on the queries and keys of each head")
     tie_embeddings: bool = field(False, "use the token embedding as the head too")
     dropout: float = field(0.0, "probability of dropout on embeddings, attention and residual branches")
-    init_std: float = field(0.02, "standard deviation of initial weights; residual projections have it divided by sqrt(2 num_layers)")
+    init_std: float = field(
+        0.02,
+        "standard deviation of initial weights; residual projections have it divided by sqrt(2 num_layers)",
+    )
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_layers", "num_heads", "hidden_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        if self.head_dim is None:
+        for name in ("vocab_size", "num_kv_heads", "intermediate_size", "head_dim"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        if self.head_dim == 0:
             if self.hidden_size % self.num_heads:
                 raise InputError(
                     f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "
                     "change one of them, or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        if self.num_kv_heads is None:
+        if self.num_kv_heads == 0:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if self.intermediate_size is None:
+        if self.intermediate_size == 0:
             object.__setattr__(self, "intermediate_size", math.ceil(self.hidden_size / 3) * 8)
-        assert self.head_dim is not None and self.num_kv_heads is not None and self.intermediate_size is not None
-        self._require("vocab_size", self.vocab_size >= 0, "at least 0")
-        self._require("intermediate_size", self.intermediate_size >= 1, "at least 1")
-        self._require("num_kv_heads", self.num_kv_heads >= 1, "at least 1")
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
         even = self.position_encoding != "rope" or self.head_dim % 2 == 0
-        self._require("head_dim", self.head_dim >= 1 and even, "even for RoPE, and at least 2")
+        self._require("head_dim", even, "even for RoPE")
         self._require("rope_theta", self.rope_theta > 0, "positive")
         self._require("norm_eps", self.norm_eps >= 0, "at least 0")
         self._require("init_std", self.init_std >= 0, "at least 0")
@@ -122,7 +124,9 @@ class TransformerLM(Module):
         self.embedding = Embedding(config.vocab_size, config.hidden_size, rng, config.init_std)
         self.embedding_dropout = Dropout(config.dropout, 0)
         self.position = POSITION_ENCODINGS[config.position_encoding](config)
-        self.blocks = [TransformerBlock(config, self.position, rng, layer) for layer in range(config.num_layers)]
+        self.blocks = [
+            TransformerBlock(config, self.position, rng, layer) for layer in range(config.num_layers)
+        ]
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = Linear(config.hidden_size, config.vocab_size, rng, config.init_std)
         if config.tie_embeddings:
@@ -133,7 +137,7 @@ class TransformerLM(Module):
 
         With a cache, `tokens` continue those that the cache has seen, and it is extended.
         """
-        return self.head(self.hidden(tokens, cache))  # type: ignore[no-any-return]
+        return self.head(self.hidden(tokens, cache))
 
     def hidden(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """What the head sees: tokens (B, T) -> (B, T, D)."""
@@ -144,6 +148,4 @@ class TransformerLM(Module):
         x = self.embedding_dropout(x)
         for i, block in enumerate(self.blocks):
             x = block(x, cache[i] if cache else None)
-        return self.norm(x)  # type: ignore[no-any-return]
-
-
+        return self.norm(x)

@@ -37,7 +37,10 @@ class ScaledDotProductAttention(FusedOp):
         Case(((1, 4, 3, 2), (1, 2, 3, 2), (1, 2, 3, 5)), {"causal": True}),
         Case(((2, 2, 2, 4), (2, 1, 3, 4), (2, 1, 3, 4)), {"mask": _MASK}),
         Case(((1, 2, 2, 4), (1, 2, 3, 4), (1, 2, 3, 4)), {"mask": _UNSEEN, "scale": 0.3}),
-        Case(((1, 1, 2, 2), (1, 1, 4, 2), (1, 1, 4, 2)), {"causal": True, "dropout_p": 0.3, "dropout_key": Key(5)}),
+        Case(
+            ((1, 1, 2, 2), (1, 1, 4, 2), (1, 1, 4, 2)),
+            {"causal": True, "dropout_p": 0.3, "dropout_key": Key(5)},
+        ),
         Case(((1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1))),
         Case(((0, 1, 2, 2), (0, 1, 2, 2), (0, 1, 2, 2))),
     )
@@ -108,7 +111,7 @@ class ScaledDotProductAttention(FusedOp):
         return causal if self.mask is None else causal & self.mask
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, H, T, K = q.shape
+        _, H, T, K = q.shape
         G, S = k.shape[1], k.shape[2]
         factor = 1 / math.sqrt(K) if self.scale is None else self.scale
         if G != H:
@@ -185,7 +188,9 @@ def scaled_dot_product_attention(
     if mask is not None:
         mask = mask.data if isinstance(mask, Tensor) else backend.asarray(mask)
         if mask.dtype != bool:
-            raise TypeError(f"attention: the mask is boolean, True where a query may look; got dtype {mask.dtype}")
+            raise TypeError(
+                f"attention: the mask is boolean, True where a query may look; got dtype {mask.dtype}"
+            )
     if dropout_p > 0 and dropout_key is None:
         raise ValueError("attention: dropout_p > 0 needs dropout_key, which fixes the mask")
     return ScaledDotProductAttention(causal, mask, scale, dropout_p, dropout_key)(q, k, v)

@@ -562,5 +562,6 @@ def _floating(*values: Any) -> tuple[Tensor, ...]:
     """The values as Tensors; integers and booleans become float32."""
     tensors = tuple(as_tensor(value) for value in values)
     return tuple(
-        Tensor(tensor.data.astype(np.float32)) if tensor.data.dtype.kind in "iub" else tensor for tensor in tensors
+        Tensor(tensor.data.astype(np.float32)) if tensor.data.dtype.kind in "iub" else tensor
+        for tensor in tensors
     )

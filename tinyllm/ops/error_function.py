@@ -58,11 +58,15 @@ def erf(x: Any) -> Any:
     )
     far_x = xp.maximum(magnitude, 4.0)
     inverse_square = 1 / (far_x * far_x)
-    far = xp.exp(-far_x * far_x) / far_x * (
-        INVERSE_SQRT_PI
-        - inverse_square
-        * _polynomial(FAR_NUMERATOR, inverse_square)
-        / _polynomial(FAR_DENOMINATOR, inverse_square)
+    far = (
+        xp.exp(-far_x * far_x)
+        / far_x
+        * (
+            INVERSE_SQRT_PI
+            - inverse_square
+            * _polynomial(FAR_NUMERATOR, inverse_square)
+            / _polynomial(FAR_DENOMINATOR, inverse_square)
+        )
     )
     complement = xp.where(magnitude <= 4.0, middle, far)
     return xp.where(magnitude <= 0.46875, near, xp.sign(x) * (1 - complement))

@@ -81,7 +81,7 @@ def _repeats(index: Any) -> bool:
 
 @register
 class TakeAlongAxis(Op):
-    """x[..., indices[..., j, ...], ...] along an axis. Shapes: x: (..., n, ...), indices: (..., m, ...) -> like indices."""
+    """The elements of x at indices along an axis. Shapes: x: (..., n, ...), indices: (..., m, ...) -> (..., m, ...)."""
 
     cases = (
         Case(((3, 4),), {"indices": np.array([[0, 0], [3, 1], [2, -1]]), "axis": 1}),

@@ -90,9 +90,7 @@ def _chunks(shape: tuple[int, int]) -> list[slice]:
     return [slice(start, start + step) for start in range(0, N, step)]
 
 
-def cross_entropy(
-    logits: Any, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean"
-) -> Tensor:
+def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean") -> Tensor:
     """-ln softmax(logits)[target] in nats.
 
     Args:
@@ -116,5 +114,7 @@ def cross_entropy(
     wrong = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
     if bool(wrong.any()):
         first = targets[wrong].reshape(-1)[0]
-        raise ValueError(f"cross_entropy: target {int(first)} is outside [0, {V}) and is not ignore_index={ignore_index}")
+        raise ValueError(
+            f"cross_entropy: target {int(first)} is outside [0, {V}) and is not ignore_index={ignore_index}"
+        )
     return CrossEntropy(targets, ignore_index, reduction)(logits)

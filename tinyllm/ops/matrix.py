@@ -192,7 +192,9 @@ def _diagonal(x: Tensor, term: str) -> tuple[Tensor, str]:
         while term.count(label) > 1:
             first, second = term.index(label), term.rindex(label)
             if x.shape[first] != x.shape[second]:
-                raise ValueError(f"einsum: label {label!r} has lengths {x.shape[first]} and {x.shape[second]}")
+                raise ValueError(
+                    f"einsum: label {label!r} has lengths {x.shape[first]} and {x.shape[second]}"
+                )
             axes = [axis for axis in range(x.ndim) if axis not in (first, second)]
             along = backend.xp.arange(x.shape[first])
             x = x.transpose(first, second, *axes)[along, along]

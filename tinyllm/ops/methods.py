@@ -82,22 +82,22 @@ class TensorMethods:
 
     # Comparisons carry no gradient: they return boolean Tensors without a graph.
     def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
-        return _compared(self, other, lambda a, b: a == b)  # type: ignore[no-any-return]
+        return _compared(self, other, lambda a, b: a == b)
 
     def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
-        return _compared(self, other, lambda a, b: a != b)  # type: ignore[no-any-return]
+        return _compared(self, other, lambda a, b: a != b)
 
     def __lt__(self, other: Any) -> Tensor:
-        return _compared(self, other, lambda a, b: a < b)  # type: ignore[no-any-return]
+        return _compared(self, other, lambda a, b: a < b)
 
     def __le__(self, other: Any) -> Tensor:
-        return _compared(self, other, lambda a, b: a <= b)  # type: ignore[no-any-return]
+        return _compared(self, other, lambda a, b: a <= b)
 
     def __gt__(self, other: Any) -> Tensor:
-        return _compared(self, other, lambda a, b: a > b)  # type: ignore[no-any-return]
+        return _compared(self, other, lambda a, b: a > b)
 
     def __ge__(self, other: Any) -> Tensor:
-        return _compared(self, other, lambda a, b: a >= b)  # type: ignore[no-any-return]
+        return _compared(self, other, lambda a, b: a >= b)
 
     def any(self) -> bool:
         """Whether any element is true (not zero)."""
@@ -231,9 +231,7 @@ class TensorMethods:
             return Tensor(ufunc(*[x.data if isinstance(x, Tensor) else x for x in inputs]))
         return NotImplemented
 
-    def __array_function__(
-        self, function: Callable[..., Any], types: Any, args: Any, keywords: Any
-    ) -> Any:
+    def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, keywords: Any) -> Any:
         if function in FUNCTIONS:
             return FUNCTIONS[function](*args, **keywords)
         return NotImplemented
@@ -295,5 +293,13 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 def attach() -> None:
     """Put the operators and methods on Tensor."""
     for name, member in vars(TensorMethods).items():
-        if name not in ("__module__", "__qualname__", "__doc__", "__slots__", "__hash__", "__dict__", "__weakref__"):
+        if name not in (
+            "__module__",
+            "__qualname__",
+            "__doc__",
+            "__slots__",
+            "__hash__",
+            "__dict__",
+            "__weakref__",
+        ):
             setattr(Tensor, name, member)

@@ -157,7 +157,7 @@ class Cumsum(Op):
         return gradient[tuple(flip)].cumsum(axis=self.axis)[tuple(flip)]
 
 
-def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (one, several, or all)."""
     return Sum(axis, keepdims)(as_tensor(x))
 
@@ -181,7 +181,9 @@ def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) 
     x = as_tensor(x)
     divisor = count(x, axis) - correction
     if divisor <= 0:
-        raise ValueError(f"the variance over axis {axis} of shape {x.shape} with correction={correction} divides by 0")
+        raise ValueError(
+            f"the variance over axis {axis} of shape {x.shape} with correction={correction} divides by 0"
+        )
     deviation = x - mean(x, axis, keepdims=True)
     return sum(deviation * deviation, axis, keepdims) / divisor
 
@@ -191,12 +193,12 @@ def std(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) 
     return sqrt(var(x, axis, keepdims, correction))
 
 
-def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The maximum over `axis`; equal maxima share the gradient equally."""
     return Max(axis, keepdims)(as_tensor(x))
 
 
-def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The minimum over `axis`; equal minima share the gradient equally."""
     return Min(axis, keepdims)(as_tensor(x))
 

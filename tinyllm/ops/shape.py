@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +118,9 @@ class Pad(Op):
         self.widths, self.value = widths, value
 
     def forward(self, x: Any) -> Any:
-        self.inside = tuple(slice(before, before + n) for (before, _), n in zip(self.widths, x.shape, strict=True))
+        self.inside = tuple(
+            slice(before, before + n) for (before, _), n in zip(self.widths, x.shape, strict=True)
+        )
         return backend.xp.pad(x, self.widths, constant_values=self.value) if x.shape else x
 
     def backward(self, gradient: Any) -> Any:
@@ -197,7 +200,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     else:
         bounds = [0, *sections, n]
     before = (slice(None),) * axis
-    return [x[(*before, slice(start, stop))] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
 
 def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:

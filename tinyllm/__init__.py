@@ -1,0 +1,27 @@
+"""A language-model stack on a hand-written autograd tensor in NumPy."""
+
+from tinyllm import data, nn, ops, optim, tokenizer
+from tinyllm.backend import use_backend
+from tinyllm.checkpoint import load
+from tinyllm.errors import InputError
+from tinyllm.generate import generate, generate_text
+from tinyllm.tensor import Tensor, gradients, no_grad, use_reference
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "Tensor",
+    "data",
+    "generate",
+    "generate_text",
+    "gradients",
+    "load",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "tokenizer",
+    "use_backend",
+    "use_reference",
+]

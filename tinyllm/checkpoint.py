@@ -1,0 +1,240 @@
+"""Checkpoints: a folder that transformers opens, written whole or not at all, verified when it is read.
+
+    config.json, model.safetensors, tokenizer.json, tokenizer_config.json    what transformers reads
+    training/optimizer.safetensors, training/state.json                      what a run needs to go on
+    training/manifest.json                                                   size and SHA-256 of each file
+
+A run keeps its checkpoints as `checkpoints/step-00000250`, and names two of them by links: `latest` and
+`best`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from tinyllm import backend
+from tinyllm.config import StrPath, shown
+from tinyllm.errors import InputError
+from tinyllm.interop import llama
+from tinyllm.nn import TransformerLM
+from tinyllm.tokenizer import Tokenizer, load_tokenizer
+
+MANIFEST = "training/manifest.json"
+STATE = "training/state.json"
+OPTIMIZER = "training/optimizer.safetensors"
+LINKS = ("latest", "best")
+
+
+@dataclass
+class TrainingState:
+    """What a run needs beside the model to go on: optimizer arrays, and plain values that JSON can hold."""
+
+    arrays: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def save(
+    path: StrPath, model: TransformerLM, tokenizer: Tokenizer, training: TrainingState | None = None
+) -> Path:
+    """Write a checkpoint folder; a crash leaves the folder whole or absent.
+
+    Raises InputError when the folder exists or cannot be written.
+    """
+    target = Path(path)
+    parameters = {
+        llama.to_external(name): backend.to_numpy(array) for name, array in model.state_dict().items()
+    }
+    files = {
+        "config.json": _json_bytes(llama.config_to_json(model.config)),
+        "model.safetensors": safetensors.numpy.save(parameters, metadata={"format": "pt"}),
+        "tokenizer.json": _json_bytes(tokenizer.to_json()),
+        "tokenizer_config.json": _json_bytes({"tokenizer_class": "PreTrainedTokenizerFast"}),
+    }
+    if training is not None:
+        arrays = {name: backend.to_numpy(array) for name, array in training.arrays.items()}
+        files[OPTIMIZER] = safetensors.numpy.save(arrays)
+        files[STATE] = _json_bytes(training.values)
+    manifest = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in files.items()}
+    files[MANIFEST] = _json_bytes({"files": manifest})
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        (temporary / "training").mkdir(parents=True)
+        for name, content in files.items():
+            with open(temporary / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _flush_folder(temporary / "training")
+        _flush_folder(temporary)
+        os.rename(temporary, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise InputError(f"{target}: the checkpoint cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
+    """The model and tokenizer of a checkpoint, of a run (its best checkpoint), or of a folder of transformers.
+
+    Raises InputError, in one line, when something is missing, damaged or not supported.
+    """
+    folder = find(path, ("best", "latest"))
+    verify(folder)
+    return _load_model(folder), load_tokenizer(folder)
+
+
+def load_training(path: StrPath) -> TrainingState:
+    """The training state of a checkpoint; raises InputError when it has none or it is damaged."""
+    folder = Path(path)
+    if not (folder / STATE).exists():
+        raise InputError(f"{folder}: holds no training state, so training cannot go on from it")
+    verify(folder)
+    values = json.loads(_read(folder / STATE))
+    return TrainingState(_load_arrays(folder / OPTIMIZER), values)
+
+
+def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
+    """The checkpoint that `path` is, or the first of `links` that the run at `path` has."""
+    folder = Path(path)
+    if (folder / "config.json").exists():
+        return folder
+    for link in links:
+        target = read_link(folder, link)
+        if target is not None and (target / "config.json").exists():
+            return target
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `tinyllm train` wrote")
+    raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `tinyllm train` wrote")
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest, where there is one; raises InputError naming the damaged file."""
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        files = json.loads(_read(folder / MANIFEST))["files"]
+        expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{folder / MANIFEST}: damaged; use another checkpoint") from None
+    for name, (size, sha256) in expected.items():
+        content = _read(folder / name)
+        if len(content) != size or _sha256(content) != sha256:
+            raise InputError(
+                f"{folder / name}: damaged, its SHA-256 is not the one it was written with; use another checkpoint"
+            )
+
+
+def point(run: Path, link: str, target: Path) -> None:
+    """Make `run/link` name the checkpoint `target`, in one step."""
+    temporary = run / f".{link}.tmp"
+    relative = os.path.relpath(target, run)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.symlink(relative, temporary, target_is_directory=True)
+    except OSError:  # a file system or a user without symbolic links: a file that holds the path
+        temporary.write_text(relative, encoding="utf-8")
+    os.replace(temporary, run / link)
+
+
+def read_link(run: Path, link: str) -> Path | None:
+    """The checkpoint that `run/link` names, or None."""
+    path = run / link
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        return run / path.read_text(encoding="utf-8").strip()
+    return None
+
+
+def prune(run: Path, keep: int = 1) -> None:
+    """Delete the checkpoints of a run but the newest `keep` and those that a link names."""
+    linked = {target.resolve() for target in (read_link(run, link) for link in LINKS) if target is not None}
+    for folder in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
+        if folder.resolve() not in linked:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_run(run: Path) -> None:
+    """Delete the checkpoints of a run and the links to them."""
+    for link in LINKS:
+        (run / link).unlink(missing_ok=True)
+    if (run / "checkpoints").exists():
+        shutil.rmtree(run / "checkpoints")
+
+
+def _load_model(folder: Path) -> TransformerLM:
+    try:
+        content = json.loads(_read(folder / "config.json"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{folder / 'config.json'}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / 'config.json'}: must hold a JSON object, got {shown(content)}")
+    try:
+        config = llama.config_from_json(content)
+        arrays = {
+            llama.to_internal(name): array
+            for name, array in _load_arrays(folder / "model.safetensors").items()
+        }
+        _check_size(config.num_layers, arrays)
+        model = TransformerLM(config)
+        if config.tie_embeddings:
+            arrays.pop("head.weight", None)  # some writers store the shared matrix twice
+        model.load_state_dict(arrays)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
+    return model.eval()
+
+
+def _check_size(num_layers: int, arrays: Mapping[str, Any]) -> None:
+    """Refuse a config of more layers than the file holds before memory is taken for them."""
+    layers = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
+    if len(layers) != num_layers:
+        raise InputError(f"config.json says {num_layers} layers, model.safetensors holds {len(layers)}")
+
+
+def _load_arrays(path: Path) -> dict[str, Any]:
+    try:
+        arrays: dict[str, Any] = safetensors.numpy.load(_read(path))
+    except Exception as error:  # the library raises several unrelated types for damaged files
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    return arrays
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; use another checkpoint") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,161 @@
+"""The command line: arguments to dataclasses to one library call."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tinyllm
+from tinyllm import runs
+from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections
+from tinyllm.errors import InputError
+from tinyllm.nn import ModelConfig
+from tinyllm.presets import PRESETS
+from tinyllm.train import TrainConfig
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, with the nearest known flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments; raises InputError for those that are unknown or malformed."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = parsed.parser._option_string_actions
+            near = nearest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else None
+            hint = f"did you mean {near}?" if near else f"see `{parsed.parser.prog} --help`"
+            raise InputError(f"unknown argument {unknown[0]!r}; {hint}")
+        return parsed
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="tinyllm", description=tinyllm.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"tinyllm {tinyllm.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="train a character-level language model",
+        description="Train a character-level language model. Without arguments: the char preset on Python's own "
+        "help pages, into runs/char.",
+        allow_abbrev=False,
+    )
+    train.add_argument(
+        "--preset", default="char", help=f"settings to begin with: {', '.join(PRESETS)} (default: char)"
+    )
+    train.add_argument(
+        "--config", metavar="FILE", help="a .toml or .json file with [model] and [train] settings"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the latest checkpoint in the run's folder"
+    )
+    train.add_argument("--overwrite", action="store_true", help="replace a run that is in the folder already")
+    for name, config in SECTIONS.items():
+        add_flags(train.add_argument_group(f"{name} settings"), config)
+    train.set_defaults(command=train_command, parser=train)
+
+    sample = commands.add_parser("sample", help="continue a text with a trained model", allow_abbrev=False)
+    sample.add_argument("path", metavar="DIR", help="a run or a checkpoint")
+    sample.add_argument("--prompt", help="text to go on from (default: a line end)")
+    sample.add_argument("--tokens", type=int, default=500, help="tokens to add (default: 500)")
+    sample.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="0: always the most likely token; 1: as the model says (default: 0.8)",
+    )
+    sample.add_argument("--top-k", type=int, help="draw among the K most likely tokens alone")
+    sample.add_argument(
+        "--top-p", type=float, help="draw among the fewest tokens whose probabilities reach P alone"
+    )
+    sample.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    sample.set_defaults(command=sample_command, parser=sample)
+
+    evaluate = commands.add_parser("eval", help="the loss of a trained model on a text", allow_abbrev=False)
+    evaluate.add_argument("path", metavar="DIR", help="a run or a checkpoint")
+    evaluate.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="text to evaluate on, all of it"
+    )
+    evaluate.add_argument(
+        "--threads", type=int, default=0, help="worker threads (default: one for each core)"
+    )
+    evaluate.set_defaults(command=eval_command, parser=evaluate)
+    return parser
+
+
+def resolve(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a training run: flags over the config file over the preset, or over the run to resume."""
+    if args.preset not in PRESETS:
+        near = nearest(args.preset, PRESETS)
+        hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(PRESETS)}"
+        raise InputError(f"unknown preset {args.preset!r}; {hint}")
+    flags = {name: given_flags(args, config) for name, config in SECTIONS.items()}
+    in_file = read_sections(args.config, SECTIONS) if args.config else {}
+    out = flags["train"].get("out") or in_file.get("train", {}).get("out") or f"runs/{args.preset}"
+    base: dict[str, dict[str, Any]] = PRESETS[args.preset]
+    origin = f"preset {args.preset}"
+    saved = Path(out) / runs.CONFIG_FILE
+    if args.resume and saved.exists():
+        base, origin = read_sections(saved, SECTIONS), str(saved)
+    merged = {name: {**base.get(name, {}), **in_file.get(name, {}), **flags[name]} for name in SECTIONS}
+    merged["train"]["out"] = out
+    where = args.config or origin
+    return (
+        from_mapping(ModelConfig, merged["model"], f"{where} [model]"),
+        from_mapping(TrainConfig, merged["train"], f"{where} [train]"),
+    )
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """`tinyllm train`."""
+    runs.train(*resolve(args), resume=args.resume, overwrite=args.overwrite)
+
+
+def sample_command(args: argparse.Namespace) -> None:
+    """`tinyllm sample`."""
+    pieces = runs.sample(
+        Path(args.path),
+        args.prompt,
+        args.tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def eval_command(args: argparse.Namespace) -> None:
+    """`tinyllm eval`."""
+    score = runs.evaluate(Path(args.path), args.data, args.threads)
+    print(
+        f"{score.tokens:,} tokens  loss {score.loss:.4f} nats  {score.bits_per_character:.4f} bits per character"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        args = build_parser().parse_args(arguments)
+        args.command(args)
+    except InputError as error:
+        print(f"tinyllm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left, for example `| head`. Python would complain again on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

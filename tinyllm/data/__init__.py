@@ -1,0 +1,24 @@
+"""Data: text from files, and windows of tokens from text."""
+
+from tinyllm.data.text import embedded_corpus, read_text
+from tinyllm.data.windows import (
+    IGNORE_INDEX,
+    BatchSampler,
+    RandomOffsets,
+    RandomWindows,
+    SequentialWindows,
+    SlidingWindows,
+    split_by_position,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "BatchSampler",
+    "RandomOffsets",
+    "RandomWindows",
+    "SequentialWindows",
+    "SlidingWindows",
+    "embedded_corpus",
+    "read_text",
+    "split_by_position",
+]

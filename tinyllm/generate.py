@@ -1,0 +1,162 @@
+"""Sampling from a language model, with a cache of keys and values that lives outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.backend import Array
+from tinyllm.errors import InputError
+from tinyllm.nn import TransformerLM
+from tinyllm.tensor import no_grad
+from tinyllm.tokenizer import Tokenizer
+
+
+class KeyValues:
+    """The keys and values of one layer, in arrays with room for `capacity` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.keys: Any = None
+        self.values: Any = None
+
+    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Add arrays (B, G, T, K); returns views of all so far, each (B, G, length, K)."""
+        B, G, T, K = keys.shape
+        if self.keys is None:
+            self.keys = backend.xp.empty((B, G, self.capacity, K), dtype=keys.dtype)
+            self.values = backend.xp.empty((B, G, self.capacity, values.shape[-1]), dtype=values.dtype)
+        if self.length + T > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} tokens; got {self.length + T}")
+        new = slice(self.length, self.length + T)
+        self.keys[:, :, new] = keys
+        self.values[:, :, new] = values
+        self.length += T
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+def new_cache(model: TransformerLM, capacity: int | None = None) -> list[KeyValues]:
+    """An empty cache for `model`: pass it as `model(tokens, cache)`. Capacity: context_length tokens if None."""
+    capacity = model.config.context_length if capacity is None else capacity
+    return [KeyValues(capacity) for _ in model.blocks]
+
+
+def next_token(
+    logits: Array,
+    rng: np.random.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> int:
+    """Draw a token from logits (V,).
+
+    temperature divides the logits (0: the most likely token); top_k keeps the k most likely; top_p keeps the
+    fewest tokens whose probabilities reach p (nucleus sampling, Holtzman et al., 2020, section 3.1).
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")
+    if top_k is not None:
+        order = order[:top_k]
+    p = np.exp(scaled[order] - scaled[order[0]])
+    p /= p.sum()
+    if top_p is not None:
+        # A token is kept when those before it have not reached top_p, so that the first always is.
+        kept = int(np.searchsorted(np.cumsum(p), top_p)) + 1
+        order, p = order[:kept], p[:kept] / p[:kept].sum()
+    return int(order[min(int(np.searchsorted(np.cumsum(p), rng.random())), len(order) - 1)])
+
+
+def generate(
+    model: TransformerLM,
+    tokens: Sequence[int] | Array,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """Continue `tokens`, yielding each new token as soon as it is drawn.
+
+    The model sees at most `context_length` tokens. When they are used up, it goes on from the newest half of
+    them.
+
+    Args:
+        tokens: the prompt, at least one id. max_new_tokens: how many to draw.
+        temperature, top_k, top_p: see `next_token`. seed: the same seed gives the same tokens.
+        use_cache: keep keys and values between tokens; without it every token is computed from all before.
+
+    Raises:
+        InputError: an empty prompt, or a setting out of range.
+
+    Example:
+        >>> list(generate(model, [1, 2, 3], max_new_tokens=5, seed=7))
+        [4, 1, 9, 9, 2]
+    """
+    seen = [int(token) for token in tokens]
+    if not seen:
+        raise InputError("the prompt is empty; generation needs at least one token to go on from")
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens={max_new_tokens}; it must be at least 0")
+    if not temperature >= 0:
+        raise InputError(f"temperature={temperature}; it must be at least 0 (0: the most likely token)")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k={top_k}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p={top_p}; it must be above 0 and at most 1")
+    return _continue(model, seen, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+
+
+def _continue(
+    model: TransformerLM,
+    seen: list[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    use_cache: bool,
+) -> Iterator[int]:
+    rng = np.random.default_rng(seed)
+    context_length = model.config.context_length
+    window = seen[-context_length:]
+    cache = new_cache(model) if use_cache else None
+    fresh = window  # the tokens that the cache has not seen
+    for i in range(max_new_tokens):
+        logits = _last_logits(model, fresh if use_cache else window, cache)
+        token = next_token(logits, rng, temperature, top_k, top_p)
+        yield token
+        if i + 1 == max_new_tokens:
+            return
+        window.append(token)
+        fresh = [token]
+        if len(window) > context_length:
+            window = window[-max(1, context_length // 2) :]
+            cache = new_cache(model) if use_cache else None
+            fresh = window
+
+
+def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
+    """The logits (V,) after the last of `tokens`, with dropout off."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            hidden = model.hidden(backend.asarray([tokens]), cache)
+            return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
+    finally:
+        model.train(was_training)
+
+
+def generate_text(
+    model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **settings: Any
+) -> Iterator[str]:
+    """Continue the text `prompt`, yielding new text as it comes; `settings` as for `generate`."""
+    for token in generate(model, tokenizer.encode(prompt), max_new_tokens, **settings):
+        yield tokenizer.decode([token])

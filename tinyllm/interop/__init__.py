@@ -1,0 +1,1 @@
+"""Other projects' names and layouts, one table each."""

@@ -1,0 +1,144 @@
+"""Whole runs: from text and configs to a trained model in a folder, and what is done with it afterwards."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinyllm import checkpoint
+from tinyllm.callbacks import LossCurve, MetricsFile, Progress
+from tinyllm.config import write_toml
+from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
+from tinyllm.errors import InputError
+from tinyllm.generate import generate_text
+from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.tokenizer import CharTokenizer
+from tinyllm.train import TrainConfig, Trainer, mean_loss
+from tinyllm.workers import Workers, physical_cores
+
+CONFIG_FILE = "run.toml"
+
+
+def train(
+    model_config: ModelConfig, train_config: TrainConfig, resume: bool = False, overwrite: bool = False
+) -> Path:
+    """Train a character-level model on text, as the configs say, and print a sample of what it learned.
+
+    Writes into `train_config.out`: run.toml, metrics.jsonl, loss.png, checkpoints.
+
+    Args:
+        resume: go on from the latest checkpoint in the folder. overwrite: replace a run that is there.
+
+    Returns the folder. Raises InputError for bad text, settings that do not fit it, or a folder that cannot be
+    used.
+    """
+    if train_config.out is None:
+        raise InputError("the run needs a folder; give --out DIR")
+    folder = Path(train_config.out)
+    _prepare(folder, resume, overwrite)
+    text = read_text(train_config.data) if train_config.data else embedded_corpus()
+    tokenizer = CharTokenizer.train(text)
+    if model_config.vocab_size == 0:
+        model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
+    if model_config.vocab_size < tokenizer.vocab_size:
+        raise InputError(
+            f"vocab_size={model_config.vocab_size}, the text has {tokenizer.vocab_size} different characters; "
+            "leave --vocab-size out"
+        )
+    train_tokens, validation_tokens = split_by_position(
+        tokenizer.encode_to_array(text), train_config.validation_fraction
+    )
+    model = TransformerLM(model_config, train_config.seed)
+    callbacks = [MetricsFile(folder, train_config.log_every), LossCurve(folder), Progress()]
+    trainer = Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, folder, callbacks)
+    if resume:
+        trainer.resume()
+    write_toml(folder / CONFIG_FILE, {"model": model_config, "train": train_config})
+    _say(
+        f"{model.num_parameters():,} parameters, {tokenizer.vocab_size} characters, {len(train_tokens):,} tokens "
+        f"to train on, {len(validation_tokens):,} to validate, {trainer.threads} threads"
+    )
+    if trainer.step:
+        _say(f"going on from step {trainer.step}")
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        _say(
+            f"\nstopped at step {trainer.step}, which is saved; go on with: tinyllm train --resume --out {folder}"
+        )
+        raise
+    _say(f"best validation loss {trainer.best_loss:.4f} nats a character; the run is in {folder}")
+    if train_config.sample_tokens:
+        prompt = first_prompt(tokenizer)
+        pieces = generate_text(
+            model, tokenizer, prompt, train_config.sample_tokens, temperature=train_config.sample_temperature
+        )
+        print("".join(pieces).strip("\n"))
+    return folder
+
+
+def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure, before any work, that the folder can be written and holds no other run."""
+    has_run = any((folder / link).exists() for link in checkpoint.LINKS)
+    if resume and not has_run:
+        raise InputError(f"{folder}: no run to resume; leave --resume out to begin one")
+    if has_run and not resume and not overwrite:
+        raise InputError(
+            f"{folder} holds a run already; --resume goes on with it, --overwrite replaces it, "
+            "--out DIR writes elsewhere"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_text("")
+        probe.unlink()
+        if has_run and overwrite:
+            checkpoint.remove_run(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written: {error.strerror or error}; give another --out"
+        ) from None
+
+
+def first_prompt(tokenizer: CharTokenizer) -> str:
+    """What a sample begins with when nobody says: a line end, or the first character there is."""
+    return "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The loss of a model on a whole text."""
+
+    tokens: int
+    loss: float
+    bits_per_character: float
+
+
+def evaluate(path: Path, data: Sequence[str], threads: int = 0, batch_size: int = 64) -> Score:
+    """The loss of the model at `path` over the whole text of `data`, each token after the first predicted once."""
+    model, tokenizer = checkpoint.load(path)
+    tokens = tokenizer.encode_to_array(read_text(data))
+    windows = SequentialWindows(tokens, model.config.context_length, batch_size)
+    with Workers(threads or physical_cores()) as workers:
+        loss = mean_loss(model, windows, workers)
+    characters = len(tokenizer.decode(tokens[1:]))
+    return Score(windows.num_targets, loss, loss / math.log(2) * windows.num_targets / characters)
+
+
+def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any) -> Iterator[str]:
+    """The prompt and its continuation by the model at `path`, piece by piece; see `generate`."""
+    model, tokenizer = checkpoint.load(path)
+    if prompt is None:
+        assert isinstance(tokenizer, CharTokenizer)
+        prompt = first_prompt(tokenizer)
+    pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
+    yield prompt.lstrip("\n")
+    yield from pieces
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,35 @@
+"""Tokenizers: text to token ids and back, saved as the `tokenizer.json` of Hugging Face."""
+
+from pathlib import Path
+
+from tinyllm.config import StrPath, read_json, shown
+from tinyllm.errors import InputError
+from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
+from tinyllm.tokenizer.char import CharTokenizer
+
+__all__ = ["CharTokenizer", "Tokenizer", "load_tokenizer"]
+
+# The "type" of the "model" in tokenizer.json -> the class that reads it.
+_CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer}
+
+
+def load_tokenizer(path: StrPath) -> Tokenizer:
+    """Open the tokenizer of a folder, or a tokenizer.json itself.
+
+    Raises:
+        InputError: missing, damaged, or a kind of tokenizer that is not supported.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / FILE_NAME
+    content = read_json(file)
+    model = content.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if not isinstance(kind, str) or kind not in _CLASSES:
+        raise InputError(
+            f"{file}: the tokenizer's model type is {shown(kind)}; supported: {', '.join(_CLASSES)}"
+        )
+    try:
+        return _CLASSES[kind].from_json(content)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None

@@ -1,0 +1,333 @@
+"""Training: the Trainer, its config, and the run folder that it writes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tinyllm import backend, checkpoint, ops
+from tinyllm.backend import Array
+from tinyllm.callbacks import Callback
+from tinyllm.config import field, to_mapping
+from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
+from tinyllm.errors import InputError
+from tinyllm.nn import TransformerLM, dropout_position
+from tinyllm.optim import (
+    AdamW,
+    Muon,
+    NonFiniteNormError,
+    Optimizer,
+    OptimizerGroup,
+    clip_grad_norm,
+    cosine_schedule,
+    linear_schedule,
+)
+from tinyllm.tensor import gradients, no_grad
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.workers import Workers, physical_cores
+
+SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
+SAMPLERS: dict[str, type[BatchSampler]] = {"windows": RandomWindows, "offsets": RandomOffsets}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises InputError when a number is out of range."""
+
+    data: tuple[str, ...] = field(
+        (), "text to train on: files or folders; without it, Python's own help pages"
+    )
+    out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
+    steps: int = field(2000, "optimizer steps")
+    batch_size: int = field(12, "windows in a batch")
+    gradient_accumulation: int = field(1, "batches whose gradients are averaged in one step")
+    sampling: Literal["windows", "offsets"] = field(
+        "windows", "windows: shuffled windows, none twice in an epoch; offsets: anywhere, with replacement"
+    )
+    validation_fraction: float = field(0.1, "last part of the text, kept for validation")
+    optimizer: Literal["adamw", "muon"] = field(
+        "adamw", "muon: Muon for the matrices inside blocks, AdamW for the rest"
+    )
+    learning_rate: float = field(1e-3, "peak rate of AdamW")
+    muon_learning_rate: float = field(0.02, "peak rate of Muon")
+    muon_momentum: float = field(0.95, "momentum of Muon")
+    schedule: Literal["cosine", "linear"] = field("cosine", "how the rate falls after the warm-up")
+    warmup_steps: int = field(100, "steps in which the rate rises")
+    final_factor: float = field(0.0, "the rate at the end, as a part of the peak")
+    beta1: float = field(0.9, "AdamW: decay of the mean gradient")
+    beta2: float = field(0.95, "AdamW: decay of the mean square gradient")
+    weight_decay: float = field(0.1, "decoupled decay of matrices, times the rate")
+    clip_norm: float = field(1.0, "largest global gradient norm")
+    seed: int = field(1, "of initial weights, data order and dropout")
+    threads: int = field(0, "worker threads; 0: one for each physical core; 1: for a debugger")
+    eval_every: int = field(500, "steps between evaluations of the whole validation split")
+    eval_batch_size: int = field(64, "windows in a batch of the evaluation")
+    checkpoint_every: int = field(500, "steps between checkpoints")
+    log_every: int = field(1, "steps between lines of metrics.jsonl")
+    sample_tokens: int = field(500, "tokens to sample at the end")
+    sample_temperature: float = field(0.8, "temperature of that sample")
+
+    def __post_init__(self) -> None:
+        whole = (
+            "steps",
+            "batch_size",
+            "gradient_accumulation",
+            "eval_every",
+            "eval_batch_size",
+            "checkpoint_every",
+            "log_every",
+        )
+        for name in whole:
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_steps", "threads", "sample_tokens", "weight_decay", "sample_temperature"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("beta1", "beta2", "muon_momentum"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._require("final_factor", 0 <= self.final_factor <= 1, "from 0 to 1")
+        self._require("validation_fraction", 0 < self.validation_fraction < 1, "above 0 and below 1")
+        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
+
+
+# These may differ when a run is resumed: they do not change what a step computes.
+CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every", "log_every",
+              "sample_tokens", "sample_temperature"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step: the mean loss of its batch in nats, the rate's peak times its factor, the norm before clipping."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean loss over the whole validation split, in nats a token and in bits a character."""
+
+    step: int
+    val_loss: float
+    val_bits_per_character: float
+
+
+def build_optimizer(model: TransformerLM, config: TrainConfig) -> OptimizerGroup:
+    """AdamW for all parameters, or Muon for the matrices inside blocks and AdamW for the rest."""
+    named = dict(model.named_parameters())
+    matrices = {
+        name: parameter
+        for name, parameter in named.items()
+        if config.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2
+    }
+    rest = {name: parameter for name, parameter in named.items() if name not in matrices}
+    betas = (config.beta1, config.beta2)
+    optimizers: list[Optimizer] = [
+        AdamW(rest.items(), config.learning_rate, betas, weight_decay=config.weight_decay)
+    ]
+    if matrices:
+        optimizers.append(
+            Muon(matrices.items(), config.muon_learning_rate, config.muon_momentum, config.weight_decay)
+        )
+    return OptimizerGroup(optimizers)
+
+
+class Trainer:
+    """Trains a language model on an array of tokens.
+
+    A step cuts its batch into micro-batches, one or more for each thread; each has a graph and gradients of its
+    own, and the gradients are added in the order of the micro-batches. So the bits of a run depend on the seed
+    and the number of threads, and not on their timing.
+
+    Args:
+        model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers.
+        config: how. run: the folder for checkpoints; None keeps none.
+        callbacks: told of every step and evaluation.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        tokenizer: Tokenizer,
+        train_tokens: Array,
+        validation_tokens: Array,
+        config: TrainConfig,
+        run: Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.run = run
+        self.callbacks = list(callbacks)
+        self.threads = config.threads or physical_cores()
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = build_optimizer(model, config)
+        T = model.config.context_length
+        windows = config.batch_size * config.gradient_accumulation
+        self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
+        self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
+        self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
+        self.step = 0
+        self.best_loss = math.inf
+
+    def fit(self) -> None:
+        """Train from the current step to `config.steps`, evaluating and saving on the way.
+
+        Ctrl-C saves a checkpoint before it goes on as KeyboardInterrupt.
+
+        Raises InputError when the loss is no longer finite, or the run folder cannot be written.
+        """
+        try:
+            with Workers(self.threads) as workers:
+                self._tell("on_start", self.step, self.config.steps)
+                while self.step < self.config.steps:
+                    self._tell("on_step", self.train_step(workers))
+                    last = self.step == self.config.steps
+                    evaluated = last or self.step % self.config.eval_every == 0
+                    improved = evaluated and self._evaluate_and_tell(workers)
+                    if improved or last or self.step % self.config.checkpoint_every == 0:
+                        self.save(best=improved)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        finally:
+            self._tell("on_end")
+
+    def train_step(self, workers: Workers) -> StepMetrics:
+        """One optimizer step."""
+        begun = time.perf_counter()
+        inputs, targets = self.sampler.batch(self.step)  # (B, T) each
+        micro_batches = min(len(inputs), self.config.gradient_accumulation * self.threads)
+        pieces = enumerate(
+            zip(np.array_split(inputs, micro_batches), np.array_split(targets, micro_batches), strict=True)
+        )
+        self.model.train()
+        tensors = list(self.parameters.values())
+
+        def of_micro_batch(piece: tuple[int, tuple[Array, Array]]) -> tuple[float, list[Any]]:
+            number, (x, y) = piece
+            with dropout_position(self.config.seed, self.step, number):
+                loss = ops.cross_entropy(self.model(backend.asarray(x)), backend.asarray(y), reduction="sum")
+            return loss.item(), gradients(loss, tensors, gradient=1 / targets.size)
+
+        results = workers.map(of_micro_batch, pieces)
+        loss, total = next(results)
+        for other_loss, others in results:
+            loss += other_loss
+            for mine, other in zip(total, others, strict=True):
+                mine += other
+        loss /= targets.size
+        try:
+            norm = clip_grad_norm(total, self.config.clip_norm)
+            if not math.isfinite(loss):
+                raise NonFiniteNormError(f"the loss is {loss}")
+        except NonFiniteNormError as error:
+            raise InputError(
+                f"training diverged in step {self.step + 1}: {error}; lower --learning-rate "
+                f"(now {self.config.learning_rate}) or raise --warmup-steps (now {self.config.warmup_steps})"
+            ) from None
+        factor = SCHEDULES[self.config.schedule](
+            self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
+        )
+        self.optimizer.step(dict(zip(self.parameters, total, strict=True)), factor)
+        self.step += 1
+        self.sampler.step = self.step
+        rate = targets.size / (time.perf_counter() - begun)
+        return StepMetrics(self.step, loss, self.config.learning_rate * factor, norm, rate)
+
+    def evaluate(self, workers: Workers) -> Evaluation:
+        """The loss over the whole validation split, each token predicted once."""
+        val_loss = mean_loss(self.model, self.validation, workers)
+        return Evaluation(self.step, val_loss, val_loss / math.log(2) * self.tokens_per_character)
+
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint of this step, make it `latest` (and `best`), and delete older ones."""
+        if self.run is None:
+            return
+        folder = self.run / "checkpoints" / f"step-{self.step:08}"
+        if not folder.exists():
+            checkpoint.save(folder, self.model, self.tokenizer, self._training_state())
+        checkpoint.point(self.run, "latest", folder)
+        if best:
+            checkpoint.point(self.run, "best", folder)
+        checkpoint.prune(self.run)
+
+    def resume(self) -> None:
+        """Go on from the latest checkpoint of the run folder.
+
+        Raises InputError when there is none, it is damaged, or it belongs to another configuration or text.
+        """
+        assert self.run is not None
+        folder = checkpoint.find(self.run)
+        model, _ = checkpoint.load(folder)
+        state = checkpoint.load_training(folder)
+        self._check_same(state.values)
+        self.model.load_state_dict(model.state_dict())
+        self.optimizer.load_state_dict(state.arrays, state.values["optimizer_steps"])
+        self.sampler.load_state_dict(state.values["sampler"])
+        self.step = state.values["step"]
+        self.best_loss = state.values["best_loss"] or math.inf
+
+    def _training_state(self) -> checkpoint.TrainingState:
+        values = {
+            "step": self.step,
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "optimizer_steps": self.optimizer.steps,
+            "sampler": self.sampler.state_dict(),
+            "model": to_mapping(self.model.config),
+            "train": to_mapping(self.config),
+        }
+        return checkpoint.TrainingState(self.optimizer.state_dict(), values)
+
+    def _check_same(self, saved: dict[str, Any]) -> None:
+        """Raise InputError naming every setting that differs from those of the saved run and matters."""
+        now = {**to_mapping(self.model.config), **to_mapping(self.config)}
+        before = {**saved["model"], **saved["train"]}
+        differing = [
+            f"{name} was {before.get(name)!r} and is {value!r}"
+            for name, value in now.items()
+            if name not in CHANGEABLE and before.get(name) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{self.run} cannot be resumed with other settings: {', '.join(differing)}; "
+                "give the settings it was begun with, or another --out"
+            )
+
+    def _evaluate_and_tell(self, workers: Workers) -> bool:
+        """Evaluate; returns whether this is the best loss so far."""
+        evaluation = self.evaluate(workers)
+        self._tell("on_evaluation", evaluation)
+        improved = evaluation.val_loss < self.best_loss
+        self.best_loss = min(self.best_loss, evaluation.val_loss)
+        return improved
+
+    def _tell(self, event: str, *values: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(*values)
+
+
+def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: Workers) -> float:
+    """The mean cross-entropy in nats over all targets of `windows`, with dropout off."""
+    model.eval()
+
+    def of_batch(batch: tuple[Array, Array]) -> float:
+        inputs, targets = (backend.asarray(part) for part in batch)
+        with no_grad():
+            return float(ops.cross_entropy(model(inputs), targets, reduction="sum").item())
+
+    return math.fsum(workers.map(of_batch, windows)) / windows.num_targets
