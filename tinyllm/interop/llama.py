@@ -44,7 +44,7 @@ CONFIG_KEYS = {
     "rope_theta": "rope_theta",
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
-    "init_std": "initializer_range",
+    "embedding_std": "initializer_range",
 }
 """Our config fields and the keys of transformers."""
 
@@ -97,6 +97,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
             "position_encoding": config.position_encoding,
             "qk_norm": config.qk_norm,
             "dropout": config.dropout,
+            "init_scale": config.init_scale,
         },
     )
     return content

@@ -40,10 +40,10 @@ class MultiHeadAttention(Module):
         D, K = config.hidden_size, config.head_dim
         self.head_dim = K
         self.position = position
-        self.query = Linear(D, config.num_heads * K, rng, config.init_std)
-        self.key = Linear(D, config.num_kv_heads * K, rng, config.init_std)
-        self.value = Linear(D, config.num_kv_heads * K, rng, config.init_std)
-        self.output = Linear(config.num_heads * K, D, rng, config.residual_init_std)
+        self.query = Linear(D, config.num_heads * K, rng, config.init_scale)
+        self.key = Linear(D, config.num_kv_heads * K, rng, config.init_scale)
+        self.value = Linear(D, config.num_kv_heads * K, rng, config.init_scale)
+        self.output = Linear(config.num_heads * K, D, rng, config.residual_init_scale)
         self.query_norm = RMSNorm(K, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(K, config.norm_eps) if config.qk_norm else None
         self.dropout = dropout

@@ -20,9 +20,9 @@ class FeedForward(Module):
 
     def __init__(self, config: ModelConfig, rng: np.random.Generator) -> None:
         D, D_ff = config.hidden_size, config.intermediate_size
-        self.gate = Linear(D, D_ff, rng, config.init_std)
-        self.up = Linear(D, D_ff, rng, config.init_std)
-        self.down = Linear(D_ff, D, rng, config.residual_init_std)
+        self.gate = Linear(D, D_ff, rng, config.init_scale)
+        self.up = Linear(D, D_ff, rng, config.init_scale)
+        self.down = Linear(D_ff, D, rng, config.residual_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate(x), self.up(x)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,17 +22,21 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Para
 
 
 class Linear(Module):
-    """y = x W^T + b. x: (..., in_features) -> (..., out_features); weight: (out_features, in_features)."""
+    """y = x W^T + b. x: (..., in_features) -> (..., out_features); weight: (out_features, in_features).
+
+    Weights begin with standard deviation scale / sqrt(in_features), which keeps the variance of x (LeCun et
+    al., "Efficient backprop", 1998, section 4.6); the bias begins at zero.
+    """
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
         rng: np.random.Generator,
-        std: float = 0.02,
+        scale: float = 1.0,
         bias: bool = False,
     ) -> None:
-        self.weight = normal(rng, (out_features, in_features), std)
+        self.weight = normal(rng, (out_features, in_features), scale / math.sqrt(in_features))
         self.bias = Parameter(backend.xp.zeros(out_features, dtype=np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

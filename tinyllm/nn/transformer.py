@@ -42,9 +42,9 @@ class ModelConfig:
     qk_norm: bool = field(True, "RMSNorm on the queries and keys of each head")
     tie_embeddings: bool = field(False, "use the token embedding as the head too")
     dropout: float = field(0.0, "probability of dropout on embeddings, attention and residual branches")
-    init_std: float = field(
-        0.02,
-        "standard deviation of initial weights; residual projections have it divided by sqrt(2 num_layers)",
+    embedding_std: float = field(0.02, "standard deviation of the initial token embedding")
+    init_scale: float = field(
+        1.0, "initial weights have standard deviation init_scale / sqrt(inputs), residual ones / sqrt(2 num_layers) too"
     )
 
     def __post_init__(self) -> None:
@@ -69,7 +69,8 @@ class ModelConfig:
         self._require("head_dim", even, "even for RoPE")
         self._require("rope_theta", self.rope_theta > 0, "positive")
         self._require("norm_eps", self.norm_eps >= 0, "at least 0")
-        self._require("init_std", self.init_std >= 0, "at least 0")
+        self._require("embedding_std", self.embedding_std >= 0, "at least 0")
+        self._require("init_scale", self.init_scale >= 0, "at least 0")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
@@ -77,9 +78,9 @@ class ModelConfig:
             raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
 
     @property
-    def residual_init_std(self) -> float:
-        """The standard deviation of projections into the residual stream: init_std / sqrt(2 num_layers)."""
-        return self.init_std / math.sqrt(2 * self.num_layers)
+    def residual_init_scale(self) -> float:
+        """The init scale of projections into the residual stream: init_scale / sqrt(2 num_layers)."""
+        return self.init_scale / math.sqrt(2 * self.num_layers)
 
 
 class TransformerBlock(Module):
@@ -121,14 +122,14 @@ class TransformerLM(Module):
             raise InputError("vocab_size=0; set it to the number of tokens that the tokenizer has")
         rng = np.random.default_rng(seed)
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, rng, config.init_std)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, rng, config.embedding_std)
         self.embedding_dropout = Dropout(config.dropout, 0)
         self.position = POSITION_ENCODINGS[config.position_encoding](config)
         self.blocks = [
             TransformerBlock(config, self.position, rng, layer) for layer in range(config.num_layers)
         ]
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = Linear(config.hidden_size, config.vocab_size, rng, config.init_std)
+        self.head = Linear(config.hidden_size, config.vocab_size, rng, config.init_scale)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
