@@ -22,10 +22,10 @@ from typing import Any
 import safetensors.numpy
 
 from tinyllm import backend
-from tinyllm.config import StrPath, shown
+from tinyllm.config import StrPath, read_json
 from tinyllm.errors import InputError
 from tinyllm.interop import llama
-from tinyllm.nn import TransformerLM
+from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.tokenizer import Tokenizer, load_tokenizer
 
 MANIFEST = "training/manifest.json"
@@ -91,17 +91,22 @@ def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
     """
     folder = find(path, ("best", "latest"))
     verify(folder)
-    return _load_model(folder), load_tokenizer(folder)
+    model, tokenizer = _load_model(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
+            "they do not belong together"
+        )
+    return model, tokenizer
 
 
 def load_training(path: StrPath) -> TrainingState:
     """The training state of a checkpoint; raises InputError when it has none or it is damaged."""
     folder = Path(path)
+    verify(folder)
     if not (folder / STATE).exists():
         raise InputError(f"{folder}: holds no training state, so training cannot go on from it")
-    verify(folder)
-    values = json.loads(_read(folder / STATE))
-    return TrainingState(_load_arrays(folder / OPTIMIZER), values)
+    return TrainingState(_load_arrays(folder / OPTIMIZER), read_json(folder / STATE))
 
 
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
@@ -113,20 +118,29 @@ def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
         target = read_link(folder, link)
         if target is not None and (target / "config.json").exists():
             return target
+    if found := checkpoints(folder):
+        return found[-1]  # a crash came between the checkpoint and the link to it
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `tinyllm train` wrote")
     raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `tinyllm train` wrote")
 
 
 def verify(folder: Path) -> None:
-    """Check every file against the manifest, where there is one; raises InputError naming the damaged file."""
-    if not (folder / MANIFEST).exists():
+    """Check every file against the manifest; raises InputError naming the damaged file.
+
+    A folder without training/, as transformers writes it, has no manifest and is not checked.
+    """
+    if not (folder / MANIFEST).parent.exists():
         return
+    content = _read(folder / MANIFEST)
     try:
-        files = json.loads(_read(folder / MANIFEST))["files"]
+        files = json.loads(content)["files"]
         expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{folder / MANIFEST}: damaged; use another checkpoint") from None
+        complete = expected.keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        complete = False
+    if not complete:
+        raise InputError(f"{folder / MANIFEST}: damaged; use another checkpoint")
     for name, (size, sha256) in expected.items():
         content = _read(folder / name)
         if len(content) != size or _sha256(content) != sha256:
@@ -139,12 +153,15 @@ def point(run: Path, link: str, target: Path) -> None:
     """Make `run/link` name the checkpoint `target`, in one step."""
     temporary = run / f".{link}.tmp"
     relative = os.path.relpath(target, run)
-    temporary.unlink(missing_ok=True)
     try:
-        os.symlink(relative, temporary, target_is_directory=True)
-    except OSError:  # a file system or a user without symbolic links: a file that holds the path
-        temporary.write_text(relative, encoding="utf-8")
-    os.replace(temporary, run / link)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.symlink(relative, temporary, target_is_directory=True)
+        except OSError:  # a file system or a user without symbolic links: a file that holds the path
+            temporary.write_text(relative, encoding="utf-8")
+        os.replace(temporary, run / link)
+    except OSError as error:
+        raise InputError(f"{run / link}: cannot be written: {error.strerror or error}") from None
 
 
 def read_link(run: Path, link: str) -> Path | None:
@@ -153,15 +170,27 @@ def read_link(run: Path, link: str) -> Path | None:
     if path.is_dir():
         return path.resolve()
     if path.is_file():
-        return run / path.read_text(encoding="utf-8").strip()
+        return run / path.read_text(encoding="utf-8", errors="replace").strip()
     return None
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
 def prune(run: Path, keep: int = 1) -> None:
-    """Delete the checkpoints of a run but the newest `keep` and those that a link names."""
+    """Delete the checkpoints of a run but the newest `keep` and those that a link names, and what a crash left."""
     linked = {target.resolve() for target in (read_link(run, link) for link in LINKS) if target is not None}
-    for folder in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
-        if folder.resolve() not in linked:
+    unlinked = [folder for folder in checkpoints(run)[:-keep] if folder.resolve() not in linked]
+    for folder in [*unlinked, *(run / "checkpoints").glob(".step-*.tmp")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_after(run: Path, target: Path) -> None:
+    """Delete the checkpoints that are newer than `target`: a crash left them without a link."""
+    for folder in checkpoints(run):
+        if folder.name > target.resolve().name:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -174,19 +203,12 @@ def remove_run(run: Path) -> None:
 
 
 def _load_model(folder: Path) -> TransformerLM:
-    try:
-        content = json.loads(_read(folder / "config.json"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{folder / 'config.json'}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / 'config.json'}: must hold a JSON object, got {shown(content)}")
+    content = read_json(folder / "config.json")
+    external = _load_arrays(folder / "model.safetensors")
     try:
         config = llama.config_from_json(content)
-        arrays = {
-            llama.to_internal(name): array
-            for name, array in _load_arrays(folder / "model.safetensors").items()
-        }
-        _check_size(config.num_layers, arrays)
+        arrays = {llama.to_internal(name): array for name, array in external.items()}
+        _check_size(config, arrays)
         model = TransformerLM(config)
         if config.tie_embeddings:
             arrays.pop("head.weight", None)  # some writers store the shared matrix twice
@@ -196,11 +218,15 @@ def _load_model(folder: Path) -> TransformerLM:
     return model.eval()
 
 
-def _check_size(num_layers: int, arrays: Mapping[str, Any]) -> None:
-    """Refuse a config of more layers than the file holds before memory is taken for them."""
+def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
+    """Refuse a config of a larger model than the file holds before memory is taken for it."""
     layers = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
-    if len(layers) != num_layers:
-        raise InputError(f"config.json says {num_layers} layers, model.safetensors holds {len(layers)}")
+    if len(layers) != config.num_layers:
+        raise InputError(f"config.json says {config.num_layers} layers, model.safetensors holds {len(layers)}")
+    held = sum(array.size for array in arrays.values())
+    rows = max(config.vocab_size, config.intermediate_size, config.num_heads * config.head_dim)
+    if rows * config.hidden_size > held:
+        raise InputError("config.json describes a larger model than model.safetensors holds")
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,22 @@ def next_token(
 
     temperature divides the logits (0: the most likely token); top_k keeps the k most likely; top_p keeps the
     fewest tokens whose probabilities reach p (nucleus sampling, Holtzman et al., 2020, section 3.1).
+
+    Raises InputError when the largest logit is not a number or infinite.
     """
+    if not np.isfinite(logits.max()):
+        raise InputError(
+            f"the model's largest logit is {logits.max()}; its weights are unusable, so take another checkpoint"
+        )
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
+    # The largest logit is moved to 0 first, so that no temperature is too small.
+    with backend.ignore_overflow():
+        scaled = (logits.astype(np.float64) - logits.max()) / temperature
     order = np.argsort(-scaled, kind="stable")
     if top_k is not None:
         order = order[:top_k]
-    p = np.exp(scaled[order] - scaled[order[0]])
+    p = np.exp(scaled[order])
     p /= p.sum()
     if top_p is not None:
         # A token is kept when those before it have not reached top_p, so that the first always is.
@@ -81,6 +89,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     use_cache: bool = True,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Continue `tokens`, yielding each new token as soon as it is drawn.
 
@@ -91,6 +100,7 @@ def generate(
         tokens: the prompt, at least one id. max_new_tokens: how many to draw.
         temperature, top_k, top_p: see `next_token`. seed: the same seed gives the same tokens.
         use_cache: keep keys and values between tokens; without it every token is computed from all before.
+        vocab_size: draw among the first so many ids alone, where a model has more than its tokenizer.
 
     Raises:
         InputError: an empty prompt, or a setting out of range.
@@ -106,31 +116,33 @@ def generate(
         raise InputError(f"max_new_tokens={max_new_tokens}; it must be at least 0")
     if not temperature >= 0:
         raise InputError(f"temperature={temperature}; it must be at least 0 (0: the most likely token)")
+    if seed < 0:
+        raise InputError(f"seed={seed}; it must be at least 0")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k={top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p={top_p}; it must be above 0 and at most 1")
-    return _continue(model, seen, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+    rng = np.random.default_rng(seed)
+
+    def draw(logits: Array) -> int:
+        return next_token(logits[:vocab_size], rng, temperature, top_k, top_p)
+
+    return _continue(model, seen, max_new_tokens, draw, use_cache)
 
 
 def _continue(
     model: TransformerLM,
     seen: list[int],
     max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
+    draw: Callable[[Array], int],
     use_cache: bool,
 ) -> Iterator[int]:
-    rng = np.random.default_rng(seed)
     context_length = model.config.context_length
     window = seen[-context_length:]
     cache = new_cache(model) if use_cache else None
     fresh = window  # the tokens that the cache has not seen
     for i in range(max_new_tokens):
-        logits = _last_logits(model, fresh if use_cache else window, cache)
-        token = next_token(logits, rng, temperature, top_k, top_p)
+        token = draw(_last_logits(model, fresh if use_cache else window, cache))
         yield token
         if i + 1 == max_new_tokens:
             return
@@ -158,5 +170,6 @@ def generate_text(
     model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **settings: Any
 ) -> Iterator[str]:
     """Continue the text `prompt`, yielding new text as it comes; `settings` as for `generate`."""
-    for token in generate(model, tokenizer.encode(prompt), max_new_tokens, **settings):
-        yield tokenizer.decode([token])
+    settings.setdefault("vocab_size", tokenizer.vocab_size)
+    tokens = generate(model, tokenizer.encode(prompt), max_new_tokens, **settings)
+    return (tokenizer.decode([token]) for token in tokens)

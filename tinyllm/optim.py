@@ -51,18 +51,23 @@ class Optimizer:
 
         Raises KeyError or ValueError for a parameter without a gradient, before anything is changed.
         """
-        found = {}
-        for name, parameter in self.parameters.items():
-            gradient = parameter.grad if gradients is None else gradients[name]
-            if gradient is None:
-                raise ValueError(f"parameter {name!r} has no gradient; call backward() first")
-            found[name] = gradient
+        found = self.find(gradients)
         self.steps += 1
         for name, parameter in self.parameters.items():
             rate = self.learning_rate * factor
             if self.weight_decay and parameter.ndim >= 2:
                 parameter.data *= 1 - rate * self.weight_decay
             self.update(parameter.data, found[name], self.state[name], rate)
+
+    def find(self, gradients: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The gradient of each parameter by name; raises KeyError or ValueError when one is missing."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            gradient = parameter.grad if gradients is None else gradients[name]
+            if gradient is None:
+                raise ValueError(f"parameter {name!r} has no gradient; call backward() first")
+            found[name] = gradient
+        return found
 
     def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
         """Change the parameter array `theta` and its state in place."""
@@ -75,18 +80,21 @@ class Optimizer:
         }
 
     def load_state_dict(self, arrays: Mapping[str, Any], steps: int) -> None:
-        """Copy state arrays back; raises ValueError when a name or shape does not fit."""
-        own = self.state_dict()
-        for key, array in own.items():
+        """Copy state arrays back; raises ValueError, with nothing changed, when a name or shape does not fit."""
+        self.check_state(arrays)
+        for key, array in self.state_dict().items():
+            array[...] = backend.asarray(arrays[key])
+        self.steps = steps
+
+    def check_state(self, arrays: Mapping[str, Any]) -> None:
+        """Raise ValueError when a state array is missing or has another shape."""
+        for key, array in self.state_dict().items():
             if key not in arrays:
                 raise ValueError(f"optimizer state {key!r} is missing")
             if tuple(arrays[key].shape) != tuple(array.shape):
                 raise ValueError(
-                    f"optimizer state {key!r} has shape {arrays[key].shape}, expected {array.shape}"
+                    f"optimizer state {key!r} has shape {tuple(arrays[key].shape)}, expected {array.shape}"
                 )
-        for key, array in own.items():
-            array[...] = backend.asarray(arrays[key])
-        self.steps = steps
 
 
 class SGD(Optimizer):
@@ -233,7 +241,9 @@ class OptimizerGroup:
         return self.optimizers[0].steps
 
     def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0) -> None:
-        """One step of each optimizer; see Optimizer.step."""
+        """One step of each optimizer; see Optimizer.step. All gradients are there before anything is changed."""
+        for optimizer in self.optimizers:
+            optimizer.find(gradients)
         for optimizer in self.optimizers:
             optimizer.step(gradients, factor)
 
@@ -242,7 +252,9 @@ class OptimizerGroup:
         return {key: array for optimizer in self.optimizers for key, array in optimizer.state_dict().items()}
 
     def load_state_dict(self, arrays: Mapping[str, Any], steps: int) -> None:
-        """Copy state arrays back; raises ValueError when a name or shape does not fit."""
+        """Copy state arrays back; raises ValueError, with nothing changed, when a name or shape does not fit."""
+        for optimizer in self.optimizers:
+            optimizer.check_state(arrays)
         for optimizer in self.optimizers:
             optimizer.load_state_dict(arrays, steps)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,24 +186,30 @@ class Trainer:
         self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
         self.step = 0
         self.best_loss = math.inf
+        self.evaluated_step = -1
+        """The step of the last evaluation."""
+        self.saved_step = -1
+        """The step of the last checkpoint."""
 
     def fit(self) -> None:
         """Train from the current step to `config.steps`, evaluating and saving on the way.
 
-        Ctrl-C saves a checkpoint before it goes on as KeyboardInterrupt.
+        Ctrl-C waits for the end of the step, and saves a checkpoint before it goes on as KeyboardInterrupt. A
+        second one does not wait, and saves nothing.
 
         Raises InputError when the loss is no longer finite, or the run folder cannot be written.
         """
         try:
             with Workers(self.threads) as workers:
                 self._tell("on_start", self.step, self.config.steps)
+                if self.step and self.evaluated_step < self.step:
+                    self._after_step(workers)  # what an interrupt came before
                 while self.step < self.config.steps:
-                    self._tell("on_step", self.train_step(workers))
-                    last = self.step == self.config.steps
-                    evaluated = last or self.step % self.config.eval_every == 0
-                    improved = evaluated and self._evaluate_and_tell(workers)
-                    if improved or last or self.step % self.config.checkpoint_every == 0:
-                        self.save(best=improved)
+                    with interrupt_after():
+                        self._tell("on_step", self.train_step(workers))
+                    self._after_step(workers)
+        except HurriedInterrupt:
+            raise
         except KeyboardInterrupt:
             self.save()
             raise
@@ -259,8 +268,9 @@ class Trainer:
         if self.run is None:
             return
         folder = self.run / "checkpoints" / f"step-{self.step:08}"
-        if not folder.exists():
+        if self.saved_step != self.step:
             checkpoint.save(folder, self.model, self.tokenizer, self._training_state())
+            self.saved_step = self.step
         checkpoint.point(self.run, "latest", folder)
         if best:
             checkpoint.point(self.run, "best", folder)
@@ -272,19 +282,29 @@ class Trainer:
         Raises InputError when there is none, it is damaged, or it belongs to another configuration or text.
         """
         assert self.run is not None
-        folder = checkpoint.find(self.run)
-        model, _ = checkpoint.load(folder)
+        folder = checkpoint.find(self.run, ("latest",))
+        model, tokenizer = checkpoint.load(folder)
         state = checkpoint.load_training(folder)
-        self._check_same(state.values)
+        try:
+            self._check_same(state.values, tokenizer)
+            best_loss = state.values["best_loss"]
+            best_loss = math.inf if best_loss is None else float(best_loss)
+            steps, evaluated_step = int(state.values["optimizer_steps"]), int(state.values["evaluated_step"])
+            self.sampler.load_state_dict(state.values["sampler"])
+            self.optimizer.load_state_dict(state.arrays, steps)
+        except InputError:
+            raise
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise InputError(f"{folder}: the training state is damaged ({error}); begin a new run") from None
         self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(state.arrays, state.values["optimizer_steps"])
-        self.sampler.load_state_dict(state.values["sampler"])
-        self.step = state.values["step"]
-        self.best_loss = state.values["best_loss"] or math.inf
+        self.step = self.saved_step = self.sampler.step
+        self.best_loss, self.evaluated_step = best_loss, evaluated_step
+        checkpoint.remove_after(self.run, folder)
 
     def _training_state(self) -> checkpoint.TrainingState:
         values = {
             "step": self.step,
+            "evaluated_step": self.evaluated_step,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
             "optimizer_steps": self.optimizer.steps,
             "sampler": self.sampler.state_dict(),
@@ -293,8 +313,13 @@ class Trainer:
         }
         return checkpoint.TrainingState(self.optimizer.state_dict(), values)
 
-    def _check_same(self, saved: dict[str, Any]) -> None:
+    def _check_same(self, saved: dict[str, Any], tokenizer: Tokenizer) -> None:
         """Raise InputError naming every setting that differs from those of the saved run and matters."""
+        if tokenizer.to_json() != self.tokenizer.to_json():
+            raise InputError(
+                f"{self.run} cannot be resumed with this text: its vocabulary is another; "
+                "give the text it was begun with, or another --out"
+            )
         now = {**to_mapping(self.model.config), **to_mapping(self.config)}
         before = {**saved["model"], **saved["train"]}
         differing = [
@@ -308,17 +333,52 @@ class Trainer:
                 "give the settings it was begun with, or another --out"
             )
 
-    def _evaluate_and_tell(self, workers: Workers) -> bool:
-        """Evaluate; returns whether this is the best loss so far."""
-        evaluation = self.evaluate(workers)
-        self._tell("on_evaluation", evaluation)
-        improved = evaluation.val_loss < self.best_loss
-        self.best_loss = min(self.best_loss, evaluation.val_loss)
-        return improved
+    def _after_step(self, workers: Workers) -> None:
+        """Evaluate and save, where it is time for it."""
+        last = self.step >= self.config.steps
+        improved = False
+        if last or self.step % self.config.eval_every == 0:
+            evaluation = self.evaluate(workers)
+            with interrupt_after():
+                self._tell("on_evaluation", evaluation)
+                improved = evaluation.val_loss < self.best_loss
+                self.best_loss = min(self.best_loss, evaluation.val_loss)
+                self.evaluated_step = self.step
+                if improved:
+                    self.save(best=True)
+        if last or self.step % self.config.checkpoint_every == 0:
+            self.save()
 
     def _tell(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(*values)
+
+
+class HurriedInterrupt(KeyboardInterrupt):
+    """A second Ctrl-C, which may come in the middle of a step."""
+
+
+@contextlib.contextmanager
+def interrupt_after() -> Iterator[None]:
+    """Put Ctrl-C off until the end of this context, so that no half step is saved; a second one comes at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread alone
+        return
+    waiting = False
+
+    def remember(number: int, frame: object) -> None:
+        nonlocal waiting
+        if waiting:
+            raise HurriedInterrupt
+        waiting = True
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: Workers) -> float:

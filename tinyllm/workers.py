@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import threadpoolctl
 
+from tinyllm.memory import keep_freed_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -46,6 +48,7 @@ class Workers:
         self._limits: threadpoolctl.threadpool_limits | None = None
 
     def __enter__(self) -> Workers:
+        keep_freed_memory()
         self._limits = threadpoolctl.threadpool_limits(1, user_api="blas")
         if self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tinyllm")

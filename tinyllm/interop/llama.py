@@ -44,7 +44,6 @@ CONFIG_KEYS = {
     "rope_theta": "rope_theta",
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
-    "embedding_std": "initializer_range",
 }
 """Our config fields and the keys of transformers."""
 
@@ -98,6 +97,8 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
             "qk_norm": config.qk_norm,
             "dropout": config.dropout,
             "init_scale": config.init_scale,
+            "embedding_std": config.embedding_std,
+            "head_scale": config.head_scale,
         },
     )
     return content

@@ -42,10 +42,11 @@ class ModelConfig:
     qk_norm: bool = field(True, "RMSNorm on the queries and keys of each head")
     tie_embeddings: bool = field(False, "use the token embedding as the head too")
     dropout: float = field(0.0, "probability of dropout on embeddings, attention and residual branches")
-    embedding_std: float = field(0.02, "standard deviation of the initial token embedding")
     init_scale: float = field(
         1.0, "initial weights have standard deviation init_scale / sqrt(inputs), residual ones / sqrt(2 num_layers) too"
     )
+    embedding_std: float = field(1.0, "standard deviation of the initial token embedding, if it is not tied")
+    head_scale: float = field(0.25, "as init_scale, for the head: small, so that the first loss is about log V")
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_layers", "num_heads", "hidden_size"):
@@ -69,8 +70,8 @@ class ModelConfig:
         self._require("head_dim", even, "even for RoPE")
         self._require("rope_theta", self.rope_theta > 0, "positive")
         self._require("norm_eps", self.norm_eps >= 0, "at least 0")
-        self._require("embedding_std", self.embedding_std >= 0, "at least 0")
-        self._require("init_scale", self.init_scale >= 0, "at least 0")
+        for name in ("init_scale", "embedding_std", "head_scale"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
@@ -122,15 +123,18 @@ class TransformerLM(Module):
             raise InputError("vocab_size=0; set it to the number of tokens that the tokenizer has")
         rng = np.random.default_rng(seed)
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, rng, config.embedding_std)
+        D, V, tied = config.hidden_size, config.vocab_size, config.tie_embeddings
+        # A tied matrix begins as a head does, because its rows are dot products with hidden states too.
+        embedding_std = config.head_scale / math.sqrt(D) if tied else config.embedding_std
+        self.embedding = Embedding(V, D, rng, embedding_std)
         self.embedding_dropout = Dropout(config.dropout, 0)
         self.position = POSITION_ENCODINGS[config.position_encoding](config)
         self.blocks = [
             TransformerBlock(config, self.position, rng, layer) for layer in range(config.num_layers)
         ]
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = Linear(config.hidden_size, config.vocab_size, rng, config.init_scale)
-        if config.tie_embeddings:
+        self.norm = RMSNorm(D, config.norm_eps)
+        self.head = Linear(D, V, rng, config.head_scale)
+        if tied:
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:

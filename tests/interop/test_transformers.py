@@ -1,0 +1,70 @@
+"""What is saved here opens in transformers with the same logits and the same ids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyllm import checkpoint, no_grad
+from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.tokenizer import CharTokenizer
+
+torch = pytest.importorskip("torch", reason="needs the interop-test extra")
+transformers = pytest.importorskip("transformers", reason="needs the interop-test extra")
+
+TEXT = "The quick brown fox\njumps over the lazy dog.\tÆØÅ 😀"
+
+SHAPES = {
+    "qwen3": ModelConfig(num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=32, context_length=32),
+    "llama": ModelConfig(num_layers=2, num_heads=2, hidden_size=16, context_length=32, qk_norm=False),
+    "tied": ModelConfig(num_layers=1, num_heads=2, hidden_size=16, context_length=32, tie_embeddings=True),
+    "wide heads": ModelConfig(num_layers=1, num_heads=2, head_dim=24, hidden_size=16, rope_theta=500.0),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_computes_the_same_logits(shape: str, tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.train(TEXT)
+    config = ModelConfig(**{**vars(SHAPES[shape]), "vocab_size": tokenizer.vocab_size})
+    model = TransformerLM(config, seed=3)
+    rng = np.random.default_rng(0)
+    for parameter in model.parameters():  # norms of one would hide a norm in the wrong place
+        parameter.data += rng.normal(scale=0.1, size=parameter.shape).astype(np.float32)
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokens = rng.integers(0, tokenizer.vocab_size, size=(3, 20))
+    with no_grad():
+        ours = model.eval()(tokens).data
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    assert type(theirs).__name__ == ("LlamaForCausalLM" if shape == "llama" else "Qwen3ForCausalLM")
+    # Two float32 evaluations of sums of some 50 terms, several layers deep.
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_transformers_opens_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.train(TEXT)
+    model = TransformerLM(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, hidden_size=16))
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs.encode(TEXT, add_special_tokens=False) == tokenizer.encode(TEXT)
+    assert theirs.decode(tokenizer.encode(TEXT), clean_up_tokenization_spaces=False) == TEXT
+
+
+def test_what_transformers_saves_opens_here(tmp_path: Path) -> None:
+    config = transformers.Qwen3Config(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rope_theta=1000.0, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.Qwen3ForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    CharTokenizer("".join(chr(0x4E00 + i) for i in range(40))).save(tmp_path)
+    model, _ = checkpoint.load(tmp_path)
+    tokens = np.random.default_rng(1).integers(0, 40, size=(2, 16))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    with no_grad():
+        ours = model(tokens).data
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
