@@ -90,6 +90,9 @@ def copy_of(model: TransformerLM) -> TorchLM:
     """A TorchLM with the weights of `model`."""
     peer = TorchLM(model.config)
     peer.load_state_dict(
-        {llama.to_external(name): torch.from_numpy(array.copy()) for name, array in model.state_dict().items()}
+        {
+            llama.to_external(name): torch.from_numpy(array.copy())
+            for name, array in model.state_dict().items()
+        }
     )
     return peer

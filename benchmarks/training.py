@@ -44,7 +44,9 @@ def torch_step(
         {"params": others, "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    optimizers = [(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True), config.learning_rate)]
+    optimizers = [
+        (torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True), config.learning_rate)
+    ]
     if matrices:
         muon = torch.optim.Muon(
             matrices, lr=config.muon_learning_rate, momentum=config.muon_momentum, weight_decay=0.0
@@ -78,7 +80,9 @@ def our_steps(trainer: Trainer, first: int, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="char", choices=sorted(PRESETS))
     parser.add_argument("--optimizer", choices=["adamw", "muon"])
     parser.add_argument("--rounds", type=int, default=15)

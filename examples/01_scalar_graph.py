@@ -1,6 +1,6 @@
 """A graph of single numbers, by hand: what backward does, step by step.
 
-    L = (a b + c)^2,  so  dL/da = 2 (a b + c) b,  dL/db = 2 (a b + c) a,  dL/dc = 2 (a b + c)
+L = (a b + c)^2,  so  dL/da = 2 (a b + c) b,  dL/db = 2 (a b + c) a,  dL/dc = 2 (a b + c)
 """
 
 from tinyllm import Tensor
@@ -21,8 +21,10 @@ print(f"  a b + c   = {total.item()}")
 print(f"  squared   = {loss.item()}")
 
 # Each Tensor knows the op that made it, and the op knows its inputs: that is the graph.
-assert loss.op is not None
-print(f"the graph: {loss.op.name} of {loss.op.inputs[0].op.name} of {[x.op and x.op.name or x.name for x in loss.op.inputs[0].op.inputs]}")
+assert loss.op is not None and total.op is not None
+print(
+    f"the graph: {loss.op.name} of {loss.op.inputs[0].op.name} of {[(x.op and x.op.name) or x.name for x in loss.op.inputs[0].op.inputs]}"
+)
 
 loss.backward()
 

@@ -5,7 +5,9 @@ import numpy as np
 from tinyllm import Tensor, no_grad, ops, use_reference
 from tinyllm.nn import ModelConfig, TransformerLM
 
-config = ModelConfig(vocab_size=50, context_length=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=32)
+config = ModelConfig(
+    vocab_size=50, context_length=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=32
+)
 model = TransformerLM(config, seed=0)
 block = model.blocks[0]
 

@@ -1,6 +1,6 @@
 """Train a character-level model in a plain loop: no Trainer, nothing hidden.
 
-    python examples/05_train_characters.py [STEPS]
+python examples/05_train_characters.py [STEPS]
 """
 
 import sys
@@ -16,12 +16,16 @@ steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 text = data.embedded_corpus()
 tokenizer = CharTokenizer.train(text)
 train, validation = data.split_by_position(tokenizer.encode_to_array(text), validation_fraction=0.1)
-config = ModelConfig(vocab_size=tokenizer.vocab_size, context_length=32, num_layers=2, num_heads=2, hidden_size=64)
+config = ModelConfig(
+    vocab_size=tokenizer.vocab_size, context_length=32, num_layers=2, num_heads=2, hidden_size=64
+)
 model = TransformerLM(config, seed=0)
 parameters = dict(model.named_parameters())
 optimizer = AdamW(parameters.items(), learning_rate=4e-3)
 batches = data.RandomWindows(train, config.context_length, batch_size=8, seed=0)
-print(f"{model.num_parameters():,} parameters, {len(train):,} characters, {tokenizer.vocab_size} of them different")
+print(
+    f"{model.num_parameters():,} parameters, {len(train):,} characters, {tokenizer.vocab_size} of them different"
+)
 
 first = last = 0.0
 for step in range(steps):

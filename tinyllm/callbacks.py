@@ -97,21 +97,26 @@ class MetricsFile(Callback):
         self.path = folder / METRICS
         self.log_every = log_every
         self.file: TextIO | None = None
+        self.evaluated: set[int] = set()
 
     def on_start(self, step: int, total_steps: int) -> None:
         # Lines after the checkpoint that training resumes from will be written again.
-        kept = (
-            [line for line in read_metrics(self.path) if line["step"] <= step] if self.path.exists() else []
-        )
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        self.evaluated = {line["step"] for line in kept if "val_loss" in line}
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        try:
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}") from None
 
     def on_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self.log_every == 0:
             self._write(vars(metrics))
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        self._write(vars(evaluation))
+        # A run that was stopped after an evaluation and before the next checkpoint makes it again.
+        if evaluation.step not in self.evaluated:
+            self._write(vars(evaluation))
 
     def on_end(self) -> None:
         if self.file is not None:
@@ -128,13 +133,18 @@ class MetricsFile(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut off is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The lines of a metrics.jsonl, up to the first that is damaged; none where there is no file."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            break
+        lines.append(line)
     return lines
 
 

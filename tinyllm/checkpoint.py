@@ -222,7 +222,9 @@ def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
     """Refuse a config of a larger model than the file holds before memory is taken for it."""
     layers = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
     if len(layers) != config.num_layers:
-        raise InputError(f"config.json says {config.num_layers} layers, model.safetensors holds {len(layers)}")
+        raise InputError(
+            f"config.json says {config.num_layers} layers, model.safetensors holds {len(layers)}"
+        )
     held = sum(array.size for array in arrays.values())
     rows = max(config.vocab_size, config.intermediate_size, config.num_heads * config.head_dim)
     if rows * config.hidden_size > held:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tinyllm
 from tinyllm import runs
-from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections
+from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections, require_known, shown
 from tinyllm.errors import InputError
 from tinyllm.nn import ModelConfig
 from tinyllm.presets import PRESETS
@@ -26,15 +27,45 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses unknown flags first, since argparse would rather complain of what is then missing."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is not None:
+            arguments = list(itertools.takewhile(lambda argument: argument.startswith("-"), arguments))
+        for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+            if argument.startswith("--"):
+                self._refuse_unknown(argument.split("=")[0], self._option_string_actions)
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments; raises InputError for those that are unknown or malformed."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = parsed.parser._option_string_actions
-            near = nearest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else None
-            hint = f"did you mean {near}?" if near else f"see `{parsed.parser.prog} --help`"
-            raise InputError(f"unknown argument {unknown[0]!r}; {hint}")
+            parsed.parser._refuse_unknown(unknown[0], ())
         return parsed
+
+    def _refuse_unknown(self, argument: str, known: Collection[str]) -> None:
+        if argument in known:
+            return
+        near = nearest(argument, self._option_string_actions) if argument.startswith("-") else None
+        hint = f"did you mean {near}?" if near else f"see `{self.prog} --help`"
+        raise InputError(f"unknown argument {argument!r}; {hint}")
+
+
+def integer(text: str) -> int:
+    """The type of a flag that takes an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {shown(text)}") from None
+
+
+def number(text: str) -> float:
+    """The type of a flag that takes a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {shown(text)}") from None
 
 
 def build_parser() -> Parser:
@@ -67,18 +98,32 @@ def build_parser() -> Parser:
     sample = commands.add_parser("sample", help="continue a text with a trained model", allow_abbrev=False)
     sample.add_argument("path", metavar="DIR", help="a run or a checkpoint")
     sample.add_argument("--prompt", help="text to go on from (default: a line end)")
-    sample.add_argument("--tokens", type=int, default=500, help="tokens to add (default: 500)")
+    sample.add_argument(
+        "--tokens", type=integer, metavar="INT", default=500, help="tokens to add (default: 500)"
+    )
     sample.add_argument(
         "--temperature",
-        type=float,
+        type=number,
+        metavar="FLOAT",
         default=0.8,
         help="0: always the most likely token; 1: as the model says (default: 0.8)",
     )
-    sample.add_argument("--top-k", type=int, help="draw among the K most likely tokens alone")
     sample.add_argument(
-        "--top-p", type=float, help="draw among the fewest tokens whose probabilities reach P alone"
+        "--top-k", type=integer, metavar="K", help="draw among the K most likely tokens alone"
     )
-    sample.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    sample.add_argument(
+        "--top-p",
+        type=number,
+        metavar="P",
+        help="draw among the fewest tokens whose probabilities reach P alone",
+    )
+    sample.add_argument(
+        "--seed",
+        type=integer,
+        metavar="INT",
+        default=0,
+        help="the same seed gives the same text (default: 0)",
+    )
     sample.set_defaults(command=sample_command, parser=sample)
 
     evaluate = commands.add_parser("eval", help="the loss of a trained model on a text", allow_abbrev=False)
@@ -87,7 +132,11 @@ def build_parser() -> Parser:
         "--data", nargs="+", required=True, metavar="FILE", help="text to evaluate on, all of it"
     )
     evaluate.add_argument(
-        "--threads", type=int, default=0, help="worker threads (default: one for each core)"
+        "--threads",
+        type=integer,
+        metavar="INT",
+        default=0,
+        help="worker threads (default: one for each core)",
     )
     evaluate.set_defaults(command=eval_command, parser=evaluate)
     return parser
@@ -95,13 +144,15 @@ def build_parser() -> Parser:
 
 def resolve(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
     """The settings of a training run: flags over the config file over the preset, or over the run to resume."""
-    if args.preset not in PRESETS:
-        near = nearest(args.preset, PRESETS)
-        hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(PRESETS)}"
-        raise InputError(f"unknown preset {args.preset!r}; {hint}")
+    require_known("preset", args.preset, PRESETS)
     flags = {name: given_flags(args, config) for name, config in SECTIONS.items()}
     in_file = read_sections(args.config, SECTIONS) if args.config else {}
+    if flags["train"].get("data") == ():
+        raise InputError("--data got no file; give a file or a folder, or leave --data out")
+    # Read for its folder; what else is wrong with it is said below, when everything is merged.
     out = flags["train"].get("out") or in_file.get("train", {}).get("out") or f"runs/{args.preset}"
+    if not isinstance(out, str):
+        raise InputError(f"{args.config} [train]: out must be a string or none, got {shown(out)}")
     base: dict[str, dict[str, Any]] = PRESETS[args.preset]
     origin = f"preset {args.preset}"
     saved = Path(out) / runs.CONFIG_FILE
@@ -155,7 +206,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except MemoryError as error:
+        print(
+            f"tinyllm: error: out of memory ({error}); make the batch, the context or the model smaller",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         # The reader of our output has left, for example `| head`. Python would complain again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # A full disk or a folder without permission, met where no function has a better message.
+        print(f"tinyllm: error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0

@@ -68,6 +68,15 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     return plain[found[0]] if found else None
 
 
+def require_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise InputError, with the near miss, unless `name` is one of the `known` names of a `what`."""
+    names = list(known)
+    if name not in names:
+        near = nearest(name, names)
+        hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(names)}"
+        raise InputError(f"unknown {what} {shown(name)}; {hint}")
+
+
 def shown(value: object) -> str:
     """`value` as a short piece of one line, for error messages about input of any size."""
     shortener = reprlib.Repr()

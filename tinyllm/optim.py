@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from tinyllm import backend
 from tinyllm.tensor import Tensor
 
 NamedParameters = Iterable[tuple[str, Tensor]]
+
+
+class OptimizerSettings(Protocol):
+    """The numbers that an optimizer can be built from; TrainConfig has them."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate."""
+
+    @property
+    def beta1(self) -> float:
+        """The decay of the mean gradient."""
+
+    @property
+    def beta2(self) -> float:
+        """The decay of the mean square gradient."""
+
+    @property
+    def weight_decay(self) -> float:
+        """The decoupled decay of matrices, times the rate."""
+
+    @property
+    def muon_learning_rate(self) -> float:
+        """The peak rate of Muon."""
+
+    @property
+    def muon_momentum(self) -> float:
+        """The momentum of Muon."""
+
+    @property
+    def muon_weight_decay(self) -> float:
+        """The decoupled decay of Muon's matrices, times its rate."""
 
 
 class Optimizer:
@@ -24,7 +56,14 @@ class Optimizer:
             (norms and biases are not decayed).
     """
 
-    state_names: tuple[str, ...] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
+    matrices_only: ClassVar[bool] = False
+    """Whether it is meant for the matrices inside blocks alone, with AdamW for the rest."""
+
+    @classmethod
+    def from_settings(cls, parameters: NamedParameters, settings: OptimizerSettings) -> Optimizer:
+        """The optimizer that `settings` ask for; a subclass takes the ones that it knows."""
+        return cls(parameters, settings.learning_rate, settings.weight_decay)
 
     def __init__(self, parameters: NamedParameters, learning_rate: float, weight_decay: float = 0.0) -> None:
         self.parameters = dict(parameters)
@@ -106,8 +145,8 @@ class SGD(Optimizer):
         self,
         parameters: NamedParameters,
         learning_rate: float,
-        momentum: float = 0.0,
         weight_decay: float = 0.0,
+        momentum: float = 0.9,
     ) -> None:
         super().__init__(parameters, learning_rate, weight_decay)
         self.momentum = momentum
@@ -128,6 +167,11 @@ class AdamW(Optimizer):
     """
 
     state_names = ("m", "v")
+
+    @classmethod
+    def from_settings(cls, parameters: NamedParameters, settings: OptimizerSettings) -> Optimizer:
+        betas = (settings.beta1, settings.beta2)
+        return cls(parameters, settings.learning_rate, betas, weight_decay=settings.weight_decay)
 
     def __init__(
         self,
@@ -172,6 +216,13 @@ class Muon(Optimizer):
     """
 
     state_names = ("momentum",)
+    matrices_only = True
+
+    @classmethod
+    def from_settings(cls, parameters: NamedParameters, settings: OptimizerSettings) -> Optimizer:
+        return cls(
+            parameters, settings.muon_learning_rate, settings.muon_momentum, settings.muon_weight_decay
+        )
 
     def __init__(
         self,
@@ -218,6 +269,10 @@ def orthogonalise(G: Any, steps: int = 5) -> Any:
         B += b * A
         X = a * X + B @ X
     return X.T if rows > columns else X
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "sgd": SGD}
+"""The optimizers that `TrainConfig.optimizer` names."""
 
 
 class OptimizerGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,29 +48,35 @@ def train(
     if model_config.vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"vocab_size={model_config.vocab_size}, the text has {tokenizer.vocab_size} different characters; "
-            "leave --vocab-size out"
+            "set it to that, or to 0"
         )
     train_tokens, validation_tokens = split_by_position(
         tokenizer.encode_to_array(text), train_config.validation_fraction
     )
-    model = TransformerLM(model_config, train_config.seed)
-    callbacks = [MetricsFile(folder, train_config.log_every), LossCurve(folder), Progress()]
+    model = _build(model_config, train_config.seed)
+    callbacks = [Progress(), MetricsFile(folder, train_config.log_every), LossCurve(folder)]
     trainer = Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, folder, callbacks)
     if resume:
         trainer.resume()
+    elif overwrite:
+        # Only now, when everything that the user gave has been found good.
+        checkpoint.remove_run(folder)
     write_toml(folder / CONFIG_FILE, {"model": model_config, "train": train_config})
     _say(
         f"{model.num_parameters():,} parameters, {tokenizer.vocab_size} characters, {len(train_tokens):,} tokens "
         f"to train on, {len(validation_tokens):,} to validate, {trainer.threads} threads"
     )
-    if trainer.step:
+    if resume and trainer.step < train_config.steps:
         _say(f"going on from step {trainer.step}")
+    elif resume:
+        _say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
     try:
         trainer.fit()
     except KeyboardInterrupt:
-        _say(
-            f"\nstopped at step {trainer.step}, which is saved; go on with: tinyllm train --resume --out {folder}"
-        )
+        if trainer.saved_step < 0:
+            _say("stopped; nothing is saved yet")
+        else:
+            _say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
         raise
     _say(f"best validation loss {trainer.best_loss:.4f} nats a character; the run is in {folder}")
     if train_config.sample_tokens:
@@ -83,7 +90,10 @@ def train(
 
 def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     """Make sure, before any work, that the folder can be written and holds no other run."""
-    has_run = any((folder / link).exists() for link in checkpoint.LINKS)
+    try:
+        has_run = bool(checkpoint.checkpoints(folder))
+    except OSError:
+        has_run = False  # what is wrong with the folder is said below
     if resume and not has_run:
         raise InputError(f"{folder}: no run to resume; leave --resume out to begin one")
     if has_run and not resume and not overwrite:
@@ -96,12 +106,24 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         probe = folder / ".probe"
         probe.write_text("")
         probe.unlink()
-        if has_run and overwrite:
-            checkpoint.remove_run(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise InputError(f"{folder}: cannot be written: {reason or error}; give another --out") from None
+
+
+def _build(config: ModelConfig, seed: int) -> TransformerLM:
+    try:
+        return TransformerLM(config, seed)
+    except InputError:
+        raise
+    except (MemoryError, ValueError) as error:  # NumPy's ValueError: larger than any memory
         raise InputError(
-            f"{folder}: cannot be written: {error.strerror or error}; give another --out"
+            f"no memory for a model of this shape ({error}); make num_layers or hidden_size smaller"
         ) from None
+
+
+def _resume_command(folder: Path) -> str:
+    return f"tinyllm train --resume --out {shlex.quote(str(folder))}"
 
 
 def first_prompt(tokenizer: CharTokenizer) -> str:
@@ -120,8 +142,12 @@ class Score:
 
 def evaluate(path: Path, data: Sequence[str], threads: int = 0, batch_size: int = 64) -> Score:
     """The loss of the model at `path` over the whole text of `data`, each token after the first predicted once."""
+    if threads < 0:
+        raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
     model, tokenizer = checkpoint.load(path)
     tokens = tokenizer.encode_to_array(read_text(data))
+    if len(tokens) < 2:
+        raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)
     with Workers(threads or physical_cores()) as workers:
         loss = mean_loss(model, windows, workers)

@@ -17,15 +17,14 @@ import numpy as np
 from tinyllm import backend, checkpoint, ops
 from tinyllm.backend import Array
 from tinyllm.callbacks import Callback
-from tinyllm.config import field, to_mapping
+from tinyllm.config import field, require_known, to_mapping
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
 from tinyllm.errors import InputError
 from tinyllm.nn import TransformerLM, dropout_position
 from tinyllm.optim import (
+    OPTIMIZERS,
     AdamW,
-    Muon,
     NonFiniteNormError,
-    Optimizer,
     OptimizerGroup,
     clip_grad_norm,
     cosine_schedule,
@@ -54,12 +53,13 @@ class TrainConfig:
         "windows", "windows: shuffled windows, none twice in an epoch; offsets: anywhere, with replacement"
     )
     validation_fraction: float = field(0.1, "last part of the text, kept for validation")
-    optimizer: Literal["adamw", "muon"] = field(
-        "adamw", "muon: Muon for the matrices inside blocks, AdamW for the rest"
+    optimizer: str = field(
+        "adamw", f"{', '.join(OPTIMIZERS)}; muon: for the matrices inside blocks, AdamW elsewhere"
     )
     learning_rate: float = field(1e-3, "peak rate of AdamW")
     muon_learning_rate: float = field(0.02, "peak rate of Muon")
     muon_momentum: float = field(0.95, "momentum of Muon")
+    muon_weight_decay: float = field(0.0, "decoupled decay of Muon's matrices, times its rate")
     schedule: Literal["cosine", "linear"] = field("cosine", "how the rate falls after the warm-up")
     warmup_steps: int = field(100, "steps in which the rate rises")
     final_factor: float = field(0.0, "the rate at the end, as a part of the peak")
@@ -87,15 +87,19 @@ class TrainConfig:
             "log_every",
         )
         for name in whole:
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_steps", "threads", "sample_tokens", "weight_decay", "sample_temperature"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
-            self._require(name, getattr(self, name) > 0, "above 0")
+            self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
+        for name in ("warmup_steps", "threads", "sample_tokens"):
+            self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
+        for name in ("weight_decay", "sample_temperature", "muon_weight_decay"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        for name in ("learning_rate", "muon_learning_rate"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
+        self._require("clip_norm", self.clip_norm > 0, "above 0")
         for name in ("beta1", "beta2", "muon_momentum"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("final_factor", 0 <= self.final_factor <= 1, "from 0 to 1")
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "above 0 and below 1")
+        require_known("optimizer", self.optimizer, OPTIMIZERS)
         self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
@@ -129,22 +133,18 @@ class Evaluation:
 
 
 def build_optimizer(model: TransformerLM, config: TrainConfig) -> OptimizerGroup:
-    """AdamW for all parameters, or Muon for the matrices inside blocks and AdamW for the rest."""
+    """The optimizer of the config; where it is for matrices only, AdamW changes the other parameters."""
+    chosen = OPTIMIZERS[config.optimizer]
     named = dict(model.named_parameters())
-    matrices = {
+    rest = {
         name: parameter
         for name, parameter in named.items()
-        if config.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2
+        if chosen.matrices_only and not (name.startswith("blocks.") and parameter.ndim == 2)
     }
-    rest = {name: parameter for name, parameter in named.items() if name not in matrices}
-    betas = (config.beta1, config.beta2)
-    optimizers: list[Optimizer] = [
-        AdamW(rest.items(), config.learning_rate, betas, weight_decay=config.weight_decay)
-    ]
-    if matrices:
-        optimizers.append(
-            Muon(matrices.items(), config.muon_learning_rate, config.muon_momentum, config.weight_decay)
-        )
+    mine = {name: parameter for name, parameter in named.items() if name not in rest}
+    optimizers = [chosen.from_settings(mine.items(), config)]
+    if rest:
+        optimizers.append(AdamW.from_settings(rest.items(), config))
     return OptimizerGroup(optimizers)
 
 
@@ -211,7 +211,8 @@ class Trainer:
         except HurriedInterrupt:
             raise
         except KeyboardInterrupt:
-            self.save()
+            with interrupt_after():
+                self.save()
             raise
         finally:
             self._tell("on_end")
@@ -271,9 +272,9 @@ class Trainer:
         if self.saved_step != self.step:
             checkpoint.save(folder, self.model, self.tokenizer, self._training_state())
             self.saved_step = self.step
-        checkpoint.point(self.run, "latest", folder)
         if best:
             checkpoint.point(self.run, "best", folder)
+        checkpoint.point(self.run, "latest", folder)
         checkpoint.prune(self.run)
 
     def resume(self) -> None:
@@ -336,18 +337,17 @@ class Trainer:
     def _after_step(self, workers: Workers) -> None:
         """Evaluate and save, where it is time for it."""
         last = self.step >= self.config.steps
-        improved = False
-        if last or self.step % self.config.eval_every == 0:
-            evaluation = self.evaluate(workers)
-            with interrupt_after():
+        due = last or self.step % self.config.eval_every == 0
+        evaluation = self.evaluate(workers) if due else None
+        with interrupt_after():
+            improved = False
+            if evaluation is not None:
                 self._tell("on_evaluation", evaluation)
                 improved = evaluation.val_loss < self.best_loss
                 self.best_loss = min(self.best_loss, evaluation.val_loss)
                 self.evaluated_step = self.step
-                if improved:
-                    self.save(best=True)
-        if last or self.step % self.config.checkpoint_every == 0:
-            self.save()
+            if improved or last or self.step % self.config.checkpoint_every == 0:
+                self.save(best=improved)
 
     def _tell(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:

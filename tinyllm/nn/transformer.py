@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from tinyllm.config import field
+from tinyllm.config import field, require_known
 from tinyllm.errors import InputError
 from tinyllm.nn.attention import LayerCache, MultiHeadAttention
 from tinyllm.nn.feedforward import FeedForward
@@ -36,23 +36,26 @@ class ModelConfig:
         0, "width inside the feed-forward; 0: 8/3 hidden_size, up to a multiple of 8"
     )
     head_dim: int = field(0, "width of a head; 0: hidden_size / num_heads")
-    position_encoding: Literal["rope", "none"] = field("rope", "how positions are told apart")
+    position_encoding: str = field("rope", f"how positions are told apart: {', '.join(POSITION_ENCODINGS)}")
     rope_theta: float = field(10000.0, "base of the RoPE frequencies")
     norm_eps: float = field(1e-6, "added to the mean square in RMSNorm")
     qk_norm: bool = field(True, "RMSNorm on the queries and keys of each head")
     tie_embeddings: bool = field(False, "use the token embedding as the head too")
     dropout: float = field(0.0, "probability of dropout on embeddings, attention and residual branches")
     init_scale: float = field(
-        1.0, "initial weights have standard deviation init_scale / sqrt(inputs), residual ones / sqrt(2 num_layers) too"
+        1.0,
+        "initial weights have standard deviation init_scale / sqrt(inputs), residual ones / sqrt(2 num_layers) too",
     )
     embedding_std: float = field(1.0, "standard deviation of the initial token embedding, if it is not tied")
-    head_scale: float = field(0.25, "as init_scale, for the head: small, so that the first loss is about log V")
+    head_scale: float = field(
+        0.25, "as init_scale, for the head: small, so that the first loss is about log V"
+    )
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_layers", "num_heads", "hidden_size"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("vocab_size", "num_kv_heads", "intermediate_size", "head_dim"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
         if self.head_dim == 0:
             if self.hidden_size % self.num_heads:
                 raise InputError(
@@ -66,12 +69,12 @@ class ModelConfig:
             object.__setattr__(self, "intermediate_size", math.ceil(self.hidden_size / 3) * 8)
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
+        require_known("position_encoding", self.position_encoding, POSITION_ENCODINGS)
         even = self.position_encoding != "rope" or self.head_dim % 2 == 0
         self._require("head_dim", even, "even for RoPE")
-        self._require("rope_theta", self.rope_theta > 0, "positive")
-        self._require("norm_eps", self.norm_eps >= 0, "at least 0")
-        for name in ("init_scale", "embedding_std", "head_scale"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("rope_theta", 0 < self.rope_theta < math.inf, "above 0 and finite")
+        for name in ("norm_eps", "init_scale", "embedding_std", "head_scale"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
