@@ -26,18 +26,44 @@ else:
     _Methods = object
 
 
+class Observer:
+    """Told of every op and module that runs within `observe`; the tools of `tinyllm.debug` are its subclasses.
+
+    Methods do nothing here. They may raise, which stops the computation where it stands.
+    """
+
+    def before_forward(self, op: Op, inputs: tuple[Tensor, ...]) -> None:
+        """`op` is about to compute its output."""
+
+    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Any) -> None:
+        """`op` has computed the array `output`."""
+
+    def before_backward(self, op: Op, gradient: Any) -> None:
+        """`op` is about to compute the gradients of its inputs."""
+
+    def after_backward(self, op: Op, gradient: Any, results: tuple[Any, ...]) -> None:
+        """`op` has computed `results`, one gradient or None for each input."""
+
+    def enter_module(self, module: Any) -> None:
+        """A module's forward is about to run."""
+
+    def exit_module(self, module: Any) -> None:
+        """A module's forward has returned or raised."""
+
+
 class Mode(NamedTuple):
     """How ops behave in the current context."""
 
     gradient: bool = True
     reference: bool = False
+    observers: tuple[Observer, ...] = ()
 
 
 _mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("tinyllm_mode", default=Mode())  # noqa: B039 (a named tuple is immutable)
 
 
 @contextlib.contextmanager
-def _mode_set(**changes: bool) -> Iterator[None]:
+def _mode_set(**changes: Any) -> Iterator[None]:
     token = _mode.set(_mode.get()._replace(**changes))
     try:
         yield
@@ -61,6 +87,16 @@ def use_reference(enabled: bool = True) -> contextlib.AbstractContextManager[Non
     This is the mode for stepping through the mathematics, and the oracle of the tests.
     """
     return _mode_set(reference=enabled)
+
+
+def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
+    """Within this context `observer` is told of every op and module that runs."""
+    return _mode_set(observers=(*_mode.get().observers, observer))
+
+
+def observers() -> tuple[Observer, ...]:
+    """The observers in the current context, outermost first."""
+    return _mode.get().observers
 
 
 def is_grad_enabled() -> bool:
@@ -289,10 +325,14 @@ class Op:
         mode = _mode.get()
         if mode.reference and isinstance(self, FusedOp):
             return self.reference(*inputs)
+        for observer in mode.observers:
+            observer.before_forward(self, inputs)
         try:
             data = self.forward(*[x.data for x in inputs])
         except (IndexError, TypeError, ValueError) as error:
             _raise_named(self, inputs, error)
+        for observer in mode.observers:
+            observer.after_forward(self, inputs, data)
         if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
             raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
         out: Tensor = Tensor.__new__(Tensor)
@@ -446,6 +486,7 @@ def propagate(
     tensors = _ancestors(output, stop)
     pending = {id(output): cotangent}
     leaves = {} if tensors else {id(output): output}
+    watching = _mode.get().observers
     while tensors:
         tensor = tensors.pop()
         gradient = pending.pop(id(tensor), None)
@@ -453,6 +494,8 @@ def propagate(
         assert op is not None
         if gradient is not None:
             yield tensor, gradient
+            for observer in watching:
+                observer.before_backward(op, gradient)
             if create_graph:
                 results = _backward_as_graph(op, gradient)
             else:
@@ -463,6 +506,8 @@ def propagate(
                 raise RuntimeError(
                     f"{op.name}: backward returned {len(results)} gradients for {len(op.inputs)} inputs"
                 )
+            for observer in watching:
+                observer.after_backward(op, gradient, results)
             for position, (x, value) in enumerate(zip(op.inputs, results, strict=True)):
                 if value is None or not x.requires_grad:
                     continue

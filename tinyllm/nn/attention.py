@@ -68,12 +68,13 @@ class MultiHeadAttention(Module):
             dropout_p=self.dropout.p if drop else 0.0,
             dropout_key=self.dropout.key() if drop else None,
         )  # (B, H, T, K)
-        return self.output(attended.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        H, K = attended.shape[1], attended.shape[3]
+        return self.output(attended.transpose(0, 2, 1, 3).reshape(B, T, H * K))
 
     def heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
         """The last axis cut into heads, each normalised. x: (B, T, H K) -> (B, H, T, K)."""
-        B, T, _ = x.shape
-        x = x.reshape(B, T, -1, self.head_dim)
+        B, T, width = x.shape
+        x = x.reshape(B, T, width // self.head_dim, self.head_dim)
         if norm is not None:
             x = norm(x)
         return x.transpose(0, 2, 1, 3)

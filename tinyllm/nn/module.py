@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from tinyllm import backend
 from tinyllm.config import nearest
-from tinyllm.tensor import Tensor
+from tinyllm.nn.hooks import Boundary, Hook
+from tinyllm.tensor import Tensor, observers
 
 
 class Parameter(Tensor):
@@ -30,13 +31,62 @@ class Module:
     """
 
     training: bool = True
+    _forward_hooks: tuple[Hook, ...] = ()
+    _backward_hooks: tuple[Hook, ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What calling the module computes."""
         raise TypeError(f"{type(self).__name__} defines no forward(); a Module subclass must")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        watching = observers()
+        if not (watching or self._forward_hooks or self._backward_hooks):
+            return self.forward(*args, **kwargs)
+        for observer in watching:
+            observer.enter_module(self)
+        try:
+            return self._call_with_hooks(args, kwargs)
+        finally:
+            for observer in watching:
+                observer.exit_module(self)
+
+    def _call_with_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        boundary = Boundary(self, self._backward_hooks) if self._backward_hooks else None
+        if boundary is not None:
+            args = boundary.enter(args)
+        output = self.forward(*args, **kwargs)
+        if boundary is not None:
+            output = boundary.leave(output)
+        for hook in self._forward_hooks:
+            replaced = hook(self, args, output)
+            output = output if replaced is None else replaced
+        return output
+
+    def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
+        """Call `hook(module, inputs, output)` after each forward; what it returns, if not None, is the output.
+
+        Returns a function that removes the hook.
+        """
+        self._forward_hooks = (*self._forward_hooks, hook)
+
+        def remove() -> None:
+            self._forward_hooks = tuple(other for other in self._forward_hooks if other is not hook)
+
+        return remove
+
+    def register_full_backward_hook(self, hook: Hook) -> Callable[[], None]:
+        """Call `hook(module, input_gradients, output_gradients)` in backward, once all of them are known.
+
+        Both are tuples of arrays: one for each Tensor among the positional inputs (None for one that requires
+        no gradient), and one for the output, which must be a Tensor. What the hook returns, if not None,
+        replaces the gradient of a module with a single input. Returns a function that removes the hook.
+        """
+        self._backward_hooks = (*self._backward_hooks, hook)
+
+        def remove() -> None:
+            self._backward_hooks = tuple(other for other in self._backward_hooks if other is not hook)
+
+        return remove
 
     def children(self) -> Iterator[tuple[str, Module | Parameter]]:
         """The submodules and parameters that are attributes of this module, with their names."""
