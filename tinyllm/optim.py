@@ -348,9 +348,10 @@ def clip_grad_norm(gradients: Iterable[Any], max_norm: float) -> float:
     arrays = [array for array in arrays if array is not None]
     xp = backend.xp
     total = 0.0
-    for array in arrays:
-        flat = array.reshape(-1)
-        total += float(xp.dot(flat, flat))
+    with backend.ignore_overflow():
+        for array in arrays:
+            flat = array.reshape(-1)
+            total += float(xp.dot(flat, flat))
     if math.isinf(total):
         # The squares may overflow where the norm does not.
         total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)

@@ -11,6 +11,8 @@ import contextlib
 import contextvars
 import copy
 import itertools
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, overload
@@ -47,9 +49,6 @@ class Observer:
     def enter_module(self, module: Any) -> None:
         """A module's forward is about to run."""
 
-    def exit_module(self, module: Any) -> None:
-        """A module's forward has returned or raised."""
-
 
 class Mode(NamedTuple):
     """How ops behave in the current context."""
@@ -58,6 +57,9 @@ class Mode(NamedTuple):
     reference: bool = False
     observers: tuple[Observer, ...] = ()
 
+
+module_stack: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("tinyllm_modules", default=())
+"""The modules whose forward is running, outermost first; each op keeps it, so that a graph knows its modules."""
 
 _mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("tinyllm_mode", default=Mode())  # noqa: B039 (a named tuple is immutable)
 
@@ -298,9 +300,11 @@ class Op:
     name: ClassVar[str] = "op"
     cases: ClassVar[Sequence[Case]] = ()
     changes_dtype: ClassVar[bool] = False
+    """Whether the output may have another dtype than the inputs."""
 
     inputs: tuple[Tensor, ...] = ()
     sequence: int = -1
+    modules: tuple[Any, ...] = ()
     released: bool = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -310,6 +314,10 @@ class Op:
     def backward(self, gradient: Any) -> Any:
         """The gradient of each input, from the gradient of the output."""
         raise TypeError(f"{type(self).__name__} defines no backward(); an Op subclass must")
+
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        """Floating-point operations of forward, for inputs of these shapes; here one for each element."""
+        return math.prod(output)
 
     def needs(self, index: int) -> bool:
         """Whether the gradient of input `index` will be used, for ops that can save work."""
@@ -343,6 +351,7 @@ class Op:
         if mode.gradient and any([x.requires_grad for x in inputs]):
             self.inputs = inputs
             self.sequence = next(_sequence_numbers)
+            self.modules = module_stack.get()
             out.op = self
             out.requires_grad = True
         else:
@@ -372,6 +381,7 @@ REGISTRY: dict[str, type[Op]] = {}
 """Every registered op by name. The tests of gradient properties run over it."""
 
 OpClass = TypeVar("OpClass", bound=type[Op])
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def register(op: OpClass) -> OpClass:
@@ -379,13 +389,7 @@ def register(op: OpClass) -> OpClass:
 
     Raises ValueError when the name is taken or the op gives no cases to test it with.
     """
-    letters = [
-        "_" + letter.lower()
-        if letter.isupper() and i and not op.__name__[i - 1].isupper()
-        else letter.lower()
-        for i, letter in enumerate(op.__name__)
-    ]
-    op.name = "".join(letters)
+    op.name = _WORD_START.sub("_", op.__name__).lower()
     if op.name in REGISTRY:
         raise ValueError(f"an op named {op.name!r} is registered already")
     if not op.cases:

@@ -56,11 +56,11 @@ class TrainConfig:
     optimizer: str = field(
         "adamw", f"{', '.join(OPTIMIZERS)}; muon: for the matrices inside blocks, AdamW elsewhere"
     )
-    learning_rate: float = field(1e-3, "peak rate of AdamW")
+    learning_rate: float = field(3e-3, "peak rate of AdamW")
     muon_learning_rate: float = field(0.02, "peak rate of Muon")
     muon_momentum: float = field(0.95, "momentum of Muon")
     muon_weight_decay: float = field(0.0, "decoupled decay of Muon's matrices, times its rate")
-    schedule: Literal["cosine", "linear"] = field("cosine", "how the rate falls after the warm-up")
+    schedule: Literal["cosine", "linear"] = field("linear", "how the rate falls after the warm-up")
     warmup_steps: int = field(100, "steps in which the rate rises")
     final_factor: float = field(0.0, "the rate at the end, as a part of the peak")
     beta1: float = field(0.9, "AdamW: decay of the mean gradient")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tinyllm import backend
 from tinyllm.config import nearest
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.tensor import Tensor, observers
+from tinyllm.tensor import Tensor, module_stack, observers
 
 
 class Parameter(Tensor):
@@ -39,16 +40,15 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward(); a Module subclass must")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        watching = observers()
-        if not (watching or self._forward_hooks or self._backward_hooks):
-            return self.forward(*args, **kwargs)
-        for observer in watching:
-            observer.enter_module(self)
+        token = module_stack.set((*module_stack.get(), self))
         try:
-            return self._call_with_hooks(args, kwargs)
+            for observer in observers():
+                observer.enter_module(self)
+            if self._forward_hooks or self._backward_hooks:
+                return self._call_with_hooks(args, kwargs)
+            return self.forward(*args, **kwargs)
         finally:
-            for observer in watching:
-                observer.exit_module(self)
+            module_stack.reset(token)
 
     def _call_with_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         boundary = Boundary(self, self._backward_hooks) if self._backward_hooks else None
@@ -165,3 +165,11 @@ class Module:
                 )
         for name, parameter in parameters.items():
             parameter.data[...] = backend.asarray(state[name], parameter.dtype)
+
+
+def path_of(modules: Sequence[Module]) -> str:
+    """The path of the last of `modules`, each an attribute of the one before: `blocks.2.attention`."""
+    names = []
+    for parent, child in itertools.pairwise(modules):
+        names.append(next((name for name, item in parent.children() if item is child), type(child).__name__))
+    return ".".join(names)

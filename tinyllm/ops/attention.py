@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,10 @@ class ScaledDotProductAttention(FusedOp):
             self.keep = keep.reshape(p.shape) * xp.asarray(1 / (1 - self.dropout_p), dtype=p.real.dtype)
             self.dropped = p * self.keep
         return (self.dropped @ v).reshape((B, H, T, v.shape[-1]))
+
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        B, H, T, K = shapes[0]
+        return 2 * B * H * T * shapes[1][2] * (K + output[-1])
 
     def backward(self, gradient: Any) -> Any:
         B, H, T, _ = gradient.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from tinyllm import backend
@@ -24,7 +25,7 @@ def rows(x: Any) -> Any:
 
 
 @register
-class MatMul(Op):
+class Matmul(Op):
     """a b. Shapes: a: (..., n, k), b: (..., k, m) -> (..., n, m); batches broadcast."""
 
     cases = (
@@ -39,6 +40,9 @@ class MatMul(Op):
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
         return product(a, b)
+
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        return 2 * math.prod(output) * shapes[0][-1]
 
     def backward(self, gradient: Any) -> Any:
         gradient_a = product(gradient, self.b.swapaxes(-1, -2)) if self.needs(0) else None
@@ -72,6 +76,14 @@ class Einsum(Op):
         self.x = inputs
         return backend.xp.einsum(f"{','.join(self.terms)}->{self.result}", *inputs)
 
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        lengths = {
+            label: n
+            for term, shape in zip(self.terms, shapes, strict=True)
+            for label, n in zip(term, shape, strict=True)
+        }
+        return len(shapes) * math.prod(lengths.values())
+
     def backward(self, gradient: Any) -> Any:
         results = []
         for i, term in enumerate(self.terms):
@@ -101,6 +113,9 @@ class Linear(FusedOp):
             y += bias
         return y.reshape((*x.shape[:-1], weight.shape[0]))
 
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        return 2 * math.prod(output) * shapes[0][-1]
+
     def backward(self, gradient: Any) -> Any:
         gradient_rows = rows(gradient)
         gradient_x = (gradient_rows @ self.weight).reshape(self.x.shape) if self.needs(0) else None
@@ -123,10 +138,10 @@ def matmul(a: Any, b: Any) -> Tensor:
     if a.ndim == 1 and b.ndim == 1:
         return sum_over(a * b)
     if a.ndim == 1:
-        return MatMul()(a.reshape(1, -1), b).squeeze(-2)
+        return Matmul()(a.reshape(1, -1), b).squeeze(-2)
     if b.ndim == 1:
-        return MatMul()(a, b.reshape(-1, 1)).squeeze(-1)
-    return MatMul()(a, b)
+        return Matmul()(a, b.reshape(-1, 1)).squeeze(-1)
+    return Matmul()(a, b)
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:

@@ -11,8 +11,15 @@ from tinyllm.ops.reduce import reduced_axes
 from tinyllm.tensor import Case, Op, Tensor, as_tensor, operands, register
 
 
+class Movement(Op):
+    """What the ops here share: they compute nothing."""
+
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        return 0
+
+
 @register
-class Reshape(Op):
+class Reshape(Movement):
     """The same elements in another shape. Shapes: x: (...) -> shape."""
 
     cases = (
@@ -34,7 +41,7 @@ class Reshape(Op):
 
 
 @register
-class Transpose(Op):
+class Transpose(Movement):
     """The axes in another order: axis i of the result is axis axes[i] of x. Shapes: x: (...) -> (...)."""
 
     cases = (
@@ -57,7 +64,7 @@ class Transpose(Op):
 
 
 @register
-class BroadcastTo(Op):
+class BroadcastTo(Movement):
     """x repeated along new axes and axes of length 1. Shapes: x: (...) -> shape."""
 
     cases = (
@@ -77,7 +84,7 @@ class BroadcastTo(Op):
 
 
 @register
-class Concatenate(Op):
+class Concatenate(Movement):
     """The inputs one after the other along an axis. Shapes: (..., n_i, ...) each -> (..., sum of n_i, ...)."""
 
     cases = (
@@ -105,7 +112,7 @@ class Concatenate(Op):
 
 
 @register
-class Pad(Op):
+class Pad(Movement):
     """x with a constant before and after each axis. Shapes: x: (n, ...) -> (before + n + after, ...)."""
 
     cases = (
