@@ -72,6 +72,11 @@ def to_numpy(array: Any) -> Array:
     return numpy.asarray(array)
 
 
+def magnitude(x: Any) -> Any:
+    """|x| for real x. For complex x, the continuation x sign(Re x), which is what complex-step derivatives need."""
+    return xp.absolute(x) if x.dtype.kind != "c" else xp.where(x.real < 0, -x, x)
+
+
 def scatter_add(target: Any, index: Any, values: Any) -> None:
     """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up.
 

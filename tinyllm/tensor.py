@@ -417,17 +417,18 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     """
     tensors = [value for value in values if isinstance(value, Tensor)]
     floating = [tensor for tensor in tensors if tensor.data.dtype.kind in "fc"]
-    like = floating[0] if floating else (tensors[0] if tensors else None)
+    complex_ones = [tensor for tensor in floating if tensor.data.dtype.kind == "c"]
+    like = (complex_ones or floating or tensors or [None])[0]  # type: ignore[list-item]
     result = []
     for value in values:
         tensor = as_tensor(value, like)
         if like is not None and tensor.data.dtype != like.data.dtype:
-            if tensor.data.dtype.kind in "fc" and like.data.dtype.kind in "fc" and isinstance(value, Tensor):
+            if tensor.data.dtype.kind == like.data.dtype.kind == "f" and isinstance(value, Tensor):
                 raise TypeError(
                     f"operands have dtypes {like.data.dtype} and {tensor.data.dtype}; nothing is promoted "
                     "silently, so convert one of them with .astype(...)"
                 )
-            if like.data.dtype.kind in "fc" and tensor.data.dtype.kind not in "fc":
+            if like.data.dtype.kind == "c" or (like.data.dtype.kind == "f" and tensor.data.dtype.kind != "f"):
                 tensor = Tensor(tensor.data.astype(like.data.dtype))
         result.append(tensor)
     return tuple(result)

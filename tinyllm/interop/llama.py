@@ -129,5 +129,9 @@ def config_from_json(content: Mapping[str, Any]) -> ModelConfig:
             )
         values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
     values["qk_norm"] = model_type == "qwen3"
+    if model_type in MODEL_TYPES and own.get("qk_norm", values["qk_norm"]) != values["qk_norm"]:
+        raise InputError(
+            f"config.json: tinyllm.qk_norm is {shown(own['qk_norm'])}, model_type {model_type!r} says otherwise"
+        )
     values.update(own)
     return from_mapping(ModelConfig, values, "config.json")

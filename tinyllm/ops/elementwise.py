@@ -304,7 +304,7 @@ class Absolute(Op):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        return backend.xp.absolute(x)
+        return backend.magnitude(x)
 
     def backward(self, gradient: Any) -> Any:
         return gradient * backend.xp.sign(self.x)

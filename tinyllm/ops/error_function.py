@@ -49,7 +49,7 @@ def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
 def erf(x: Any) -> Any:
     """erf(x) element by element, in the dtype of x. x: (...) -> (...)."""
     xp = backend.xp
-    magnitude = xp.minimum(xp.absolute(x), 6.0)  # erf(6) rounds to 1
+    magnitude = xp.minimum(backend.magnitude(x), 6.0)  # erf(6) rounds to 1
     near_square = xp.minimum(magnitude, 0.46875) ** 2
     near = x * _polynomial(NEAR_NUMERATOR, near_square) / _polynomial(NEAR_DENOMINATOR, near_square)
     middle_x = xp.clip(magnitude, 0.46875, 4.0)
@@ -69,4 +69,4 @@ def erf(x: Any) -> Any:
         )
     )
     complement = xp.where(magnitude <= 4.0, middle, far)
-    return xp.where(magnitude <= 0.46875, near, xp.sign(x) * (1 - complement))
+    return xp.where(magnitude <= 0.46875, near, xp.where(x < 0, complement - 1, 1 - complement))
