@@ -138,6 +138,13 @@ class Module:
         """Switch this module and all below it to evaluation: dropout off."""
         return self.train(False)
 
+    def astype(self: Self, dtype: Any) -> Self:
+        """Convert all parameters in place: float64 for checks of gradients, float32 for training."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.astype(dtype)
+            parameter.grad = None
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """The arrays of all parameters by name; they share memory with the parameters."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
