@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from tinyllm import backend
 from tinyllm.tensor import Tensor
 
 NamedParameters = Iterable[tuple[str, Tensor]]
+Run = Callable[[Callable[[str], None], Iterable[str]], Iterable[None]]
 
 
 class OptimizerSettings(Protocol):
@@ -81,22 +83,28 @@ class Optimizer:
             for name, parameter in self.parameters.items()
         }
 
-    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0) -> None:
+    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0, run: Run = map) -> None:
         """Change every parameter in place.
 
         Args:
             gradients: an array for each name; without it, the parameters' `.grad`.
             factor: what a schedule multiplies the learning rate with in this step.
+            run: applies a function to each name: `map`, or the `map` of worker threads. Parameters do not
+                depend on each other, so the bits are the same.
 
         Raises KeyError or ValueError for a parameter without a gradient, before anything is changed.
         """
         found = self.find(gradients)
         self.steps += 1
-        for name, parameter in self.parameters.items():
-            rate = self.learning_rate * factor
-            if self.weight_decay and parameter.ndim >= 2:
-                parameter.data *= 1 - rate * self.weight_decay
-            self.update(parameter.data, found[name], self.state[name], rate)
+        rate = self.learning_rate * factor
+
+        def update(name: str) -> None:
+            theta = self.parameters[name].data
+            if self.weight_decay and theta.ndim >= 2:
+                theta *= 1 - rate * self.weight_decay
+            self.update(theta, found[name], self.state[name], rate)
+
+        collections.deque(run(update, self.parameters), maxlen=0)
 
     def find(self, gradients: Mapping[str, Any] | None) -> dict[str, Any]:
         """The gradient of each parameter by name; raises KeyError or ValueError when one is missing."""
@@ -295,12 +303,12 @@ class OptimizerGroup:
         """How many steps were made."""
         return self.optimizers[0].steps
 
-    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0) -> None:
+    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0, run: Run = map) -> None:
         """One step of each optimizer; see Optimizer.step. All gradients are there before anything is changed."""
         for optimizer in self.optimizers:
             optimizer.find(gradients)
         for optimizer in self.optimizers:
-            optimizer.step(gradients, factor)
+            optimizer.step(gradients, factor, run)
 
     def state_dict(self) -> dict[str, Any]:
         """The state arrays of all optimizers."""

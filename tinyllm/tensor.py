@@ -262,7 +262,7 @@ class Tensor(_Methods):
         for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
             if tensor.op is None or tensor.retains_grad:
                 if tensor.grad is None:
-                    tensor.grad = value if tensor.op is None else value.copy()
+                    tensor.grad = value if tensor.op is None else backend.xp.array(value)
                 else:
                     tensor.grad += value
 
@@ -467,7 +467,7 @@ def gradients(
     found: dict[int, Any] = {}
     for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
         if id(tensor) in wanted:
-            found[id(tensor)] = value if create_graph or tensor.op is None else value.copy()
+            found[id(tensor)] = value if create_graph or tensor.op is None else backend.xp.array(value)
     zeros = [None if id(tensor) in found else backend.xp.zeros_like(tensor.data) for tensor in tensors]
     return [
         found[id(tensor)] if zero is None else (Tensor(zero) if create_graph else zero)
@@ -528,7 +528,9 @@ def propagate(
         if not (retain_graph or create_graph):
             op.release()
     for leaf in leaves.values():
-        yield leaf, pending.pop(id(leaf))
+        value = pending.pop(id(leaf))
+        # NumPy makes scalars of sums of arrays with shape ().
+        yield leaf, value if isinstance(value, Tensor) else backend.asarray(value)
 
 
 _sequence_numbers = itertools.count()

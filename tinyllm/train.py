@@ -253,7 +253,7 @@ class Trainer:
         factor = SCHEDULES[self.config.schedule](
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
         )
-        self.optimizer.step(dict(zip(self.parameters, total, strict=True)), factor)
+        self.optimizer.step(dict(zip(self.parameters, total, strict=True)), factor, workers.map)
         self.step += 1
         self.sampler.step = self.step
         rate = targets.size / (time.perf_counter() - begun)

@@ -20,6 +20,7 @@ class Embedding(FusedOp):
         Case(((5, 3),), {"indices": np.array(2)}),
         Case(((1, 1),), {"indices": np.array([0, 0])}),
         Case(((4, 2),), {"indices": np.zeros((2, 0), dtype=int)}),
+        Case(((4, 0),), {"indices": np.array([1, 3])}),
     )
 
     def __init__(self, indices: Any) -> None:

@@ -71,6 +71,8 @@ class BroadcastTo(Movement):
         Case(((3, 1),), {"shape": (2, 3, 4)}),
         Case(((),), {"shape": (2, 2)}),
         Case(((1,),), {"shape": (0,)}),
+        Case(((2, 3),), {"shape": (4, 2, 3)}),
+        Case(((1, 0),), {"shape": (2, 0)}),
     )
 
     def __init__(self, shape: tuple[int, ...]) -> None:
