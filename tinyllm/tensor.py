@@ -139,6 +139,7 @@ class Tensor(_Methods):
     def __init__(
         self, values: Any, requires_grad: bool = False, dtype: Any = None, name: str | None = None
     ) -> None:
+        given = type(values).__name__
         if isinstance(values, Tensor):
             values = values.data
         elif dtype is None and not hasattr(values, "dtype"):
@@ -147,7 +148,7 @@ class Tensor(_Methods):
                 values = values.astype(np.float32)
         self.data = backend.asarray(values, dtype)
         if self.data.dtype == object:
-            raise TypeError(f"a Tensor holds numbers; got {type(values).__name__} with dtype object")
+            raise TypeError(f"a Tensor holds numbers; got {given} with dtype object")
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(
                 f"requires_grad=True needs a floating-point dtype; got {self.data.dtype}. "
@@ -488,7 +489,7 @@ def propagate(
     op is released once its backward has run, unless the graph is retained. Tensors whose `id` is in `stop`
     are treated as leaves.
     """
-    tensors = _ancestors(output, stop)
+    tensors = ancestors(output, stop)
     pending = {id(output): cotangent}
     leaves = {} if tensors else {id(output): output}
     watching = _mode.get().observers
@@ -536,7 +537,7 @@ def propagate(
 _sequence_numbers = itertools.count()
 
 
-def _ancestors(output: Tensor, stop: frozenset[int]) -> list[Tensor]:
+def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor]:
     """All Tensors made by ops that lead to `output`, itself included, oldest first."""
     found: list[Tensor] = []
     seen: set[int] = set(stop)

@@ -51,11 +51,12 @@ class MultiHeadAttention(Module):
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, _ = x.shape
         offset = 0 if cache is None else cache.length
-        q = self.heads(self.query(x), self.query_norm)  # (B, H, T, K)
-        k = self.heads(self.key(x), self.key_norm)  # (B, G, T, K)
-        v = self.heads(self.value(x), None)  # (B, G, T, K)
-        q = self.position.rotate(q, offset)
-        k = self.position.rotate(k, offset)
+        q = self.heads(self.query(x), self.query_norm)  # (B, T, H, K)
+        k = self.heads(self.key(x), self.key_norm)  # (B, T, G, K)
+        v = self.heads(self.value(x), None)  # (B, T, G, K)
+        q = self.position.rotate(q, offset).transpose(0, 2, 1, 3)  # (B, H, T, K)
+        k = self.position.rotate(k, offset).transpose(0, 2, 1, 3)  # (B, G, T, K)
+        v = v.transpose(0, 2, 1, 3)  # (B, G, T, K)
         if cache is not None:
             all_keys, all_values = cache.append(k.data, v.data)
             k, v = Tensor(all_keys), Tensor(all_values)
@@ -72,9 +73,7 @@ class MultiHeadAttention(Module):
         return self.output(attended.transpose(0, 2, 1, 3).reshape(B, T, H * K))
 
     def heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
-        """The last axis cut into heads, each normalised. x: (B, T, H K) -> (B, H, T, K)."""
+        """The last axis cut into heads, each normalised. x: (B, T, H K) -> (B, T, H, K)."""
         B, T, width = x.shape
         x = x.reshape(B, T, width // self.head_dim, self.head_dim)
-        if norm is not None:
-            x = norm(x)
-        return x.transpose(0, 2, 1, 3)
+        return x if norm is None else norm(x)

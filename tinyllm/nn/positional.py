@@ -26,7 +26,7 @@ class PositionEncoding(Module):
         return hidden
 
     def rotate(self, x: Tensor, offset: int) -> Tensor:
-        """Position information in queries and keys alike. x: (B, H, T, K), the first at position `offset`."""
+        """Position information in queries and keys alike. x: (B, T, H, K), the first at position `offset`."""
         return x
 
 
@@ -37,7 +37,7 @@ class RotaryEmbedding(PositionEncoding):
         self.theta = config.rope_theta
 
     def rotate(self, x: Tensor, offset: int) -> Tensor:
-        return ops.rope(x, offset, self.theta)
+        return ops.rope(x, offset, self.theta, axis=-3)
 
 
 POSITION_ENCODINGS: dict[str, type[PositionEncoding]] = {"rope": RotaryEmbedding, "none": PositionEncoding}

@@ -82,6 +82,14 @@ class ModelConfig:
             raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
 
     @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights of a model of this shape hold."""
+        D, F, K = self.hidden_size, self.intermediate_size, self.head_dim
+        attention = 2 * D * K * (self.num_heads + self.num_kv_heads) + 2 * K * self.qk_norm
+        block = attention + 3 * D * F + 2 * D
+        return self.vocab_size * D * (1 if self.tie_embeddings else 2) + self.num_layers * block + D
+
+    @property
     def residual_init_scale(self) -> float:
         """The init scale of projections into the residual stream: init_scale / sqrt(2 num_layers)."""
         return self.init_scale / math.sqrt(2 * self.num_layers)

@@ -14,11 +14,11 @@ from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
 def logistic(x: Any) -> Any:
     """1 / (1 + e^-x) on arrays, in one fresh array."""
     xp = backend.xp
-    y = xp.negative(x)
+    y = xp.asarray(xp.negative(x))
     with backend.ignore_overflow():
-        y = xp.exp(y)
+        xp.exp(y, out=y)
     y += 1
-    return xp.reciprocal(y)
+    return xp.reciprocal(y, out=y)
 
 
 @register

@@ -12,7 +12,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.ops.elementwise import exp, where
 from tinyllm.ops.embedding import dropout
-from tinyllm.ops.matrix import matmul
+from tinyllm.ops.matrix import matmul, row_sum
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import shifted
 from tinyllm.philox import Key, keep_mask
@@ -38,6 +38,7 @@ class ScaledDotProductAttention(FusedOp):
         Case(((1, 4, 3, 2), (1, 2, 3, 2), (1, 2, 3, 5)), {"causal": True}),
         Case(((2, 2, 2, 4), (2, 1, 3, 4), (2, 1, 3, 4)), {"mask": _MASK}),
         Case(((1, 2, 2, 4), (1, 2, 3, 4), (1, 2, 3, 4)), {"mask": _UNSEEN, "scale": 0.3}),
+        Case(((1, 2, 4, 2), (1, 1, 2, 2), (1, 1, 2, 3)), {"causal": True}),
         Case(
             ((1, 1, 2, 2), (1, 1, 4, 2), (1, 1, 4, 2)),
             {"causal": True, "dropout_p": 0.3, "dropout_key": Key(5)},
@@ -66,16 +67,18 @@ class ScaledDotProductAttention(FusedOp):
         self.q = _grouped(q * self.factor, G)  # (B, G, H/G T, K)
         p = self.q @ k.swapaxes(-1, -2)  # (B, G, H/G T, S)
         scores = p.reshape((B, H, T, S))
-        allowed = self.allowed(T, S)
-        if allowed is not None:
-            scores += _additive(allowed, scores.dtype)
-        maximum = p.max(axis=-1, keepdims=True)
+        if self.causal:
+            scores += _causal(T, S, scores.dtype.name, xp)
         if self.mask is not None:
+            scores += _additive(self.mask, scores.dtype)
+        maximum = p.max(axis=-1, keepdims=True)
+        may_see_nothing = self.mask is not None or (self.causal and T > S)
+        if may_see_nothing:
             maximum = xp.where(xp.isfinite(maximum), maximum, 0)
         p -= maximum
         xp.exp(p, out=p)
-        total = p.sum(axis=-1, keepdims=True)
-        if self.mask is not None:
+        total = row_sum(p)
+        if may_see_nothing:
             total = xp.where(total == 0, 1, total)
         p /= total
         self.p = p
@@ -85,7 +88,9 @@ class ScaledDotProductAttention(FusedOp):
             keep = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
             self.keep = keep.reshape(p.shape) * xp.asarray(1 / (1 - self.dropout_p), dtype=p.real.dtype)
             self.dropped = p * self.keep
-        return (self.dropped @ v).reshape((B, H, T, v.shape[-1]))
+        if G != H:
+            return (self.dropped @ v).reshape((B, H, T, v.shape[-1]))
+        return xp.matmul(self.dropped, v, out=_tokens_first((B, H, T, v.shape[-1]), p.dtype))
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         B, H, T, K = shapes[0]
@@ -95,24 +100,32 @@ class ScaledDotProductAttention(FusedOp):
         B, H, T, _ = gradient.shape
         G = self.k.shape[1]
         gradient = _grouped(gradient, G)  # (B, G, H/G T, K_v)
-        gradient_v = self.dropped.swapaxes(-1, -2) @ gradient
+        xp = backend.xp
+        gradient_v = xp.matmul(
+            self.dropped.swapaxes(-1, -2), gradient, out=_tokens_first(self.v.shape, gradient.dtype)
+        )
         gradient_p = gradient @ self.v.swapaxes(-1, -2)
         if self.dropout_p > 0:
             gradient_p *= self.keep
         # softmax: dS = P (dP - sum_s P dP)
-        mean = backend.xp.einsum("bgts,bgts->bgt", self.p, gradient_p)[..., None]
-        gradient_p -= mean
+        gradient_p -= row_sum(self.p * gradient_p)
         gradient_p *= self.p
-        gradient_q = gradient_p @ self.k
+        K = self.k.shape[-1]
+        if G == H:
+            gradient_q = xp.matmul(gradient_p, self.k, out=_tokens_first((B, H, T, K), gradient.dtype))
+        else:
+            gradient_q = (gradient_p @ self.k).reshape((B, H, T, K))
         gradient_q *= self.factor
-        gradient_k = gradient_p.swapaxes(-1, -2) @ self.q
-        return gradient_q.reshape((B, H, T, self.k.shape[-1])), gradient_k, gradient_v
+        gradient_k = xp.matmul(
+            gradient_p.swapaxes(-1, -2), self.q, out=_tokens_first(self.k.shape, gradient.dtype)
+        )
+        return gradient_q, gradient_k, gradient_v
 
     def allowed(self, T: int, S: int) -> Any:
         """Where a query may look: booleans that broadcast to (B, H, T, S), or None for everywhere."""
         if not self.causal:
             return self.mask
-        causal = _causal(T, S, backend.xp)
+        causal = backend.xp.tri(T, S, S - T, dtype=bool)
         return causal if self.mask is None else causal & self.mask
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -146,9 +159,16 @@ def _grouped(x: Any, G: int) -> Any:
     return x if G == H else x.reshape((B, G, H // G * T, K))
 
 
-@functools.lru_cache(maxsize=64)
-def _causal(T: int, S: int, xp: Any) -> Any:
-    return xp.tri(T, S, S - T, dtype=bool)
+def _tokens_first(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An empty array (B, H, T, K) whose memory runs as (B, T, H, K), so that joining the heads again is free."""
+    B, H, T, K = shape
+    return backend.xp.empty((B, T, H, K), dtype=dtype).transpose(0, 2, 1, 3)
+
+
+@functools.lru_cache(maxsize=16)
+def _causal(T: int, S: int, dtype: str, xp: Any) -> Any:
+    """What is added to scores (T, S): 0 up to key t + S - T, -infinity beyond."""
+    return _additive(xp.tri(T, S, S - T, dtype=bool), dtype)
 
 
 def _additive(allowed: Any, dtype: Any) -> Any:

@@ -24,6 +24,20 @@ def rows(x: Any) -> Any:
     return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
+def row_sum(x: Any) -> Any:
+    """The sum of each row, as a product with ones: several times faster than a reduction of short rows.
+
+    x: (..., D) -> (..., 1).
+    """
+    return (rows(x) @ backend.xp.ones(x.shape[-1], dtype=x.dtype)).reshape((*x.shape[:-1], 1))
+
+
+def column_sum(x: Any) -> Any:
+    """The sum of all rows, likewise. x: (..., D) -> (D,)."""
+    matrix = rows(x)
+    return backend.xp.ones(matrix.shape[0], dtype=x.dtype) @ matrix
+
+
 @register
 class Matmul(Op):
     """a b. Shapes: a: (..., n, k), b: (..., k, m) -> (..., n, m); batches broadcast."""
@@ -122,7 +136,7 @@ class Linear(FusedOp):
         gradient_weight = gradient_rows.T @ rows(self.x) if self.needs(1) else None
         if self.bias is None:
             return gradient_x, gradient_weight
-        return gradient_x, gradient_weight, gradient_rows.sum(axis=0)
+        return gradient_x, gradient_weight, column_sum(gradient_rows)
 
     def reference(self, *inputs: Any) -> Tensor:
         x, weight, *bias = inputs

@@ -6,20 +6,9 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.ops.elementwise import rsqrt
-from tinyllm.ops.matrix import rows
+from tinyllm.ops.matrix import column_sum, row_sum
 from tinyllm.ops.reduce import mean
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
-
-
-def row_dot(a: Any, b: Any) -> Any:
-    """sum_i a_i b_i for each row, without an array of the products. a, b: (..., D) -> (..., 1)."""
-    return backend.xp.einsum("nd,nd->n", rows(a), rows(b)).reshape((*a.shape[:-1], 1))
-
-
-def column_sum(x: Any) -> Any:
-    """The sum of all rows, as a product with ones, which is faster than a reduction. x: (..., D) -> (D,)."""
-    matrix = rows(x)
-    return backend.xp.ones(matrix.shape[0], dtype=x.dtype) @ matrix
 
 
 @register
@@ -41,7 +30,7 @@ class RMSNorm(FusedOp):
 
     def forward(self, x: Any, weight: Any) -> Any:
         self.weight = weight
-        mean_square = row_dot(x, x) / x.shape[-1]
+        mean_square = row_sum(x * x) / x.shape[-1]
         self.inv_rms = 1 / backend.xp.sqrt(mean_square + self.eps)
         self.x_hat = x * self.inv_rms
         return self.x_hat * weight
@@ -50,7 +39,7 @@ class RMSNorm(FusedOp):
         D = self.x_hat.shape[-1]
         gradient_weight = column_sum(gradient * self.x_hat)
         gradient_x_hat = gradient * self.weight
-        projection = row_dot(gradient_x_hat, self.x_hat) / D
+        projection = row_sum(gradient_x_hat * self.x_hat) / D
         gradient_x_hat -= self.x_hat * projection
         gradient_x_hat *= self.inv_rms
         return gradient_x_hat, gradient_weight
@@ -80,8 +69,8 @@ class LayerNorm(FusedOp):
     def forward(self, x: Any, weight: Any, bias: Any) -> Any:
         self.weight = weight
         D = x.shape[-1]
-        deviation = x - x.sum(axis=-1, keepdims=True) / D
-        variance = row_dot(deviation, deviation) / D
+        deviation = x - row_sum(x) / D
+        variance = row_sum(deviation * deviation) / D
         self.inv_std = 1 / backend.xp.sqrt(variance + self.eps)
         self.x_hat = deviation * self.inv_std
         return self.x_hat * weight + bias
@@ -90,8 +79,8 @@ class LayerNorm(FusedOp):
         D = self.x_hat.shape[-1]
         gradient_weight = column_sum(gradient * self.x_hat)
         gradient_x_hat = gradient * self.weight
-        projection = row_dot(gradient_x_hat, self.x_hat) / D
-        gradient_x_hat -= gradient_x_hat.sum(axis=-1, keepdims=True) / D
+        projection = row_sum(gradient_x_hat * self.x_hat) / D
+        gradient_x_hat -= row_sum(gradient_x_hat) / D
         gradient_x_hat -= self.x_hat * projection
         gradient_x_hat *= self.inv_std
         return gradient_x_hat, gradient_weight, column_sum(gradient)
