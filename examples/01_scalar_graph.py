@@ -21,7 +21,6 @@ print(f"  a b + c   = {total.item()}")
 print(f"  squared   = {loss.item()}")
 
 # Each Tensor knows the op that made it, and the op knows its inputs: that is the graph.
-assert loss.op is not None and total.op is not None
 print(
     f"the graph: {loss.op.name} of {loss.op.inputs[0].op.name} of {[(x.op and x.op.name) or x.name for x in loss.op.inputs[0].op.inputs]}"
 )

@@ -15,7 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 torch_model = pytest.importorskip("torch_model")
 
 CONFIG = ModelConfig(
-    vocab_size=7, context_length=5, num_layers=2, num_heads=2, num_kv_heads=1, hidden_size=8, intermediate_size=12
+    vocab_size=7,
+    context_length=5,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    hidden_size=8,
+    intermediate_size=12,
 )
 
 
@@ -46,14 +52,18 @@ def test_first_second_and_third_derivatives_agree_with_torch() -> None:
     for order in (1, 2, 3):
         our_gradients = gradients(ours, our_parameters, create_graph=True)
         their_gradients = torch.autograd.grad(theirs, their_parameters, create_graph=True)
-        for (name, _), mine, other in zip(model.named_parameters(), our_gradients, their_gradients, strict=True):
+        for (name, _), mine, other in zip(
+            model.named_parameters(), our_gradients, their_gradients, strict=True
+        ):
             scale = max(1.0, float(other.detach().abs().max()))
             np.testing.assert_allclose(
                 mine.data, other.detach().numpy(), rtol=0, atol=1e-8 * scale, err_msg=f"order {order}, {name}"
             )
         directions = [rng.normal(size=parameter.shape) for parameter in our_parameters]
         ours = _dot(our_gradients, directions)
-        theirs = sum((g * torch.from_numpy(v)).sum() for g, v in zip(their_gradients, directions, strict=True))
+        theirs = sum(
+            (g * torch.from_numpy(v)).sum() for g, v in zip(their_gradients, directions, strict=True)
+        )
 
 
 def _dot(tensors: list[Tensor], vectors: list[np.ndarray]) -> Tensor:
