@@ -21,9 +21,8 @@ print(f"  a b + c   = {total.item()}")
 print(f"  squared   = {loss.item()}")
 
 # Each Tensor knows the op that made it, and the op knows its inputs: that is the graph.
-print(
-    f"the graph: {loss.op.name} of {loss.op.inputs[0].op.name} of {[(x.op and x.op.name) or x.name for x in loss.op.inputs[0].op.inputs]}"
-)
+names = [x.name if x.op is None else x.op.name for x in total.op.inputs]
+print(f"the graph: {loss.op.name} of {total.op.name} of {names}")
 
 loss.backward()
 

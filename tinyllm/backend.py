@@ -101,6 +101,11 @@ def ignore_overflow() -> contextlib.AbstractContextManager[Any]:
     return numpy.errstate(over="ignore")
 
 
+def ignore_non_finite() -> contextlib.AbstractContextManager[Any]:
+    """Silence NumPy's warnings of infinities and of what follows from them, where the caller checks the result."""
+    return numpy.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 def synchronize() -> None:
     """Wait until the device has finished all queued work; returns at once on NumPy."""
     if xp is not numpy:

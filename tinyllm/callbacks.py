@@ -28,6 +28,9 @@ class Callback:
     def on_step(self, metrics: StepMetrics) -> None:
         """A step was made."""
 
+    def on_evaluation_start(self, step: int) -> None:
+        """The validation split is about to be evaluated, which may take a while."""
+
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """The validation split was evaluated."""
 
@@ -44,6 +47,7 @@ class Progress(Callback):
         self.bar: Any = None
         self.total_steps = 0
         self.begun = (0, 0.0)
+        self.status = "starting"
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -52,17 +56,18 @@ class Progress(Callback):
             self.bar = tqdm(
                 total=total_steps,
                 initial=step,
-                unit="step",
                 file=self.stream,
                 dynamic_ncols=True,
                 smoothing=0.1,
+                # A short bar, so that the ^C of a terminal does not run into the next line.
+                bar_format="step {n_fmt}/{total_fmt} |{bar:20}| {desc}, {remaining} left",
+                desc=self.status,
             )
 
     def on_step(self, metrics: StepMetrics) -> None:
         if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"loss {metrics.loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s", refresh=False
-            )
+            self.status = f"loss {metrics.loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s"
+            self.bar.set_description_str(self.status, refresh=False)
             self.bar.update()
         elif metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
             done = metrics.step - self.begun[0]
@@ -74,12 +79,17 @@ class Progress(Callback):
                 flush=True,
             )
 
+    def on_evaluation_start(self, step: int) -> None:
+        if self.bar is not None:
+            self.bar.set_description_str("evaluating")
+
     def on_evaluation(self, evaluation: Evaluation) -> None:
         line = (
             f"step {evaluation.step}  validation loss {evaluation.val_loss:.4f} nats, "
             f"{evaluation.val_bits_per_character:.4f} bits per character"
         )
         if self.bar is not None:
+            self.bar.set_description_str(self.status, refresh=False)
             self.bar.write(line, file=self.stream)
         else:
             print(line, file=self.stream, flush=True)

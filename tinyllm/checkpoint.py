@@ -112,17 +112,22 @@ def load_training(path: StrPath) -> TrainingState:
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
     """The checkpoint that `path` is, or the first of `links` that the run at `path` has."""
     folder = Path(path)
-    if (folder / "config.json").exists():
+    if _is_checkpoint(folder):
         return folder
     for link in links:
         target = read_link(folder, link)
-        if target is not None and (target / "config.json").exists():
+        if target is not None and _is_checkpoint(target):
             return target
     if found := checkpoints(folder):
         return found[-1]  # a crash came between the checkpoint and the link to it
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `tinyllm train` wrote")
     raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `tinyllm train` wrote")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether this is a checkpoint, be it a damaged one."""
+    return (folder / "config.json").exists() or (folder / "training").exists()
 
 
 def verify(folder: Path) -> None:
@@ -225,9 +230,7 @@ def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
         raise InputError(
             f"config.json says {config.num_layers} layers, model.safetensors holds {len(layers)}"
         )
-    held = sum(array.size for array in arrays.values())
-    rows = max(config.vocab_size, config.intermediate_size, config.num_heads * config.head_dim)
-    if rows * config.hidden_size > held:
+    if config.num_parameters > sum(array.size for array in arrays.values()):
         raise InputError("config.json describes a larger model than model.safetensors holds")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,6 +24,11 @@ SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with the nearest known flag."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # argparse alone takes -1e-3 for a flag.
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf$|nan$)")
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")

@@ -106,8 +106,13 @@ def generate(
         InputError: an empty prompt, or a setting out of range.
 
     Example:
-        >>> list(generate(model, [1, 2, 3], max_new_tokens=5, seed=7))
-        [4, 1, 9, 9, 2]
+        >>> from tinyllm.nn import ModelConfig
+        >>> model = TransformerLM(ModelConfig(vocab_size=10), seed=1)
+        >>> tokens = list(generate(model, [1, 2, 3], max_new_tokens=5, seed=7))
+        >>> tokens == list(generate(model, [1, 2, 3], max_new_tokens=5, seed=7, use_cache=False))
+        True
+        >>> len(tokens)
+        5
     """
     seen = [int(token) for token in tokens]
     if not seen:

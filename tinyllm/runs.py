@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,8 @@ def train(
     train_tokens, validation_tokens = split_by_position(
         tokenizer.encode_to_array(text), train_config.validation_fraction
     )
-    model = _build(model_config, train_config.seed)
+    _require_memory(model_config)
+    model = TransformerLM(model_config, train_config.seed)
     callbacks = [Progress(), MetricsFile(folder, train_config.log_every), LossCurve(folder)]
     trainer = Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, folder, callbacks)
     if resume:
@@ -111,15 +113,18 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{folder}: cannot be written: {reason or error}; give another --out") from None
 
 
-def _build(config: ModelConfig, seed: int) -> TransformerLM:
+def _require_memory(config: ModelConfig) -> None:
+    """Refuse a model that cannot be trained in the memory of this machine, before the machine grinds to a halt."""
     try:
-        return TransformerLM(config, seed)
-    except InputError:
-        raise
-    except (MemoryError, ValueError) as error:  # NumPy's ValueError: larger than any memory
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return
+    needed = 16 * config.num_parameters  # float32 weights, gradients and two moments of AdamW
+    if needed > memory:
         raise InputError(
-            f"no memory for a model of this shape ({error}); make num_layers or hidden_size smaller"
-        ) from None
+            f"a model of this shape needs {needed / 2**30:,.0f} GiB to train, this machine has "
+            f"{memory / 2**30:,.0f} GiB; make hidden_size or num_layers smaller"
+        )
 
 
 def _resume_command(folder: Path) -> str:

@@ -200,7 +200,8 @@ class Trainer:
         Raises InputError when the loss is no longer finite, or the run folder cannot be written.
         """
         try:
-            with Workers(self.threads) as workers:
+            # Whether a step is finite is checked once, on its loss and its gradient norm.
+            with backend.ignore_non_finite(), Workers(self.threads) as workers:
                 self._tell("on_start", self.step, self.config.steps)
                 if self.step and self.evaluated_step < self.step:
                     self._after_step(workers)  # what an interrupt came before
@@ -338,7 +339,10 @@ class Trainer:
         """Evaluate and save, where it is time for it."""
         last = self.step >= self.config.steps
         due = last or self.step % self.config.eval_every == 0
-        evaluation = self.evaluate(workers) if due else None
+        evaluation = None
+        if due:
+            self._tell("on_evaluation_start", self.step)
+            evaluation = self.evaluate(workers)
         with interrupt_after():
             improved = False
             if evaluation is not None:

@@ -143,6 +143,7 @@ class SequentialWindows:
 
     @property
     def num_windows(self) -> int:
+        """How many windows there are, with the one that is filled up."""
         return -(-self.num_targets // self.context_length)
 
     def __len__(self) -> int:
