@@ -399,40 +399,38 @@ def register(op: OpClass) -> OpClass:
     return op
 
 
-def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """`value` as a Tensor. A number or array that meets the Tensor `like` takes its floating-point dtype."""
+def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
+    """`value` as a Tensor. A number or array that is none yet takes `dtype`, unless that would drop an imaginary part."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and like.data.dtype.kind in "fc":
-        return Tensor(value, dtype=None if np.iscomplexobj(value) else like.data.dtype)
-    return Tensor(value)
+    return Tensor(value, dtype=None if dtype is None or np.iscomplexobj(value) else dtype)
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
     """The operands of an op as Tensors of one dtype.
 
-    Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them.
+    Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them. Without
+    one, integers and booleans meet Python floats in float32, and each other as in NumPy.
 
     Raises:
         TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
     """
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    floating = [tensor for tensor in tensors if tensor.data.dtype.kind in "fc"]
-    complex_ones = [tensor for tensor in floating if tensor.data.dtype.kind == "c"]
-    like = (complex_ones or floating or tensors or [None])[0]  # type: ignore[list-item]
-    result = []
-    for value in values:
-        tensor = as_tensor(value, like)
-        if like is not None and tensor.data.dtype != like.data.dtype:
-            if tensor.data.dtype.kind == like.data.dtype.kind == "f" and isinstance(value, Tensor):
-                raise TypeError(
-                    f"operands have dtypes {like.data.dtype} and {tensor.data.dtype}; nothing is promoted "
-                    "silently, so convert one of them with .astype(...)"
-                )
-            if like.data.dtype.kind == "c" or (like.data.dtype.kind == "f" and tensor.data.dtype.kind != "f"):
-                tensor = Tensor(tensor.data.astype(like.data.dtype))
-        result.append(tensor)
-    return tuple(result)
+    given = [value.data.dtype for value in values if isinstance(value, Tensor)]
+    floating = [dtype for dtype in given if dtype.kind == "f"]
+    if any(dtype != floating[0] for dtype in floating):
+        raise TypeError(
+            f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floating)))}; nothing is promoted silently, "
+            "so convert one of them with .astype(...)"
+        )
+    dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
+    if dtype is not None and all(known == dtype for known in given):
+        return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
+    tensors = [as_tensor(value, dtype) for value in values]
+    if dtype is None:
+        dtype = np.result_type(*[x.data.dtype for x in tensors])
+        if dtype == np.float64 and not any(hasattr(value, "dtype") and value.dtype == dtype for value in values):
+            dtype = np.dtype(np.float32)
+    return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
 
 
 def gradients(
@@ -521,7 +519,7 @@ def propagate(
                     value = _conform(op, position, x, value)
                 known = pending.get(id(x))
                 if known is not None:
-                    value = known + value
+                    value = _added(known, value)
                 elif x.op is None or id(x) in stop:
                     leaves[id(x)] = x
                     value = _owned(value, gradient, results, position)
@@ -598,7 +596,16 @@ def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
         axis for axis, n in enumerate((1,) * extra + shape) if n == 1 and gradient.shape[axis] != 1
     )
     axes = tuple(range(extra)) + tuple(axis for axis in stretched if axis >= extra)
-    return gradient.sum(axis=axes).reshape(shape)
+    with enable_grad():  # as in _added
+        return gradient.sum(axis=axes).reshape(shape)
+
+
+def _added(known: Any, value: Any) -> Any:
+    """The sum of two gradients; of Tensors with a graph, even where the backward pass runs in no_grad."""
+    if not isinstance(value, Tensor):
+        return known + value
+    with enable_grad():
+        return known + value
 
 
 def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:

@@ -107,7 +107,7 @@ class TrainConfig:
             raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
 
 
-# These may differ when a run is resumed: they do not change what a step computes.
+# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads.
 CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every", "log_every",
               "sample_tokens", "sample_temperature"}  # fmt: skip
 

@@ -160,13 +160,13 @@ def matmul(a: Any, b: Any) -> Tensor:
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     """x W^T + b. x: (..., D_in), weight: (D_out, D_in), bias: (D_out,) -> (..., D_out)."""
-    x, weight = operands(x, weight)
+    x, weight, *biases = operands(x, weight) if bias is None else operands(x, weight, bias)
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"linear: x has shape {x.shape} and weight {weight.shape}; "
             "x needs as many features last as weight has columns"
         )
-    return Linear()(x, weight) if bias is None else Linear()(x, weight, bias)
+    return Linear()(x, weight, *biases)
 
 
 def einsum(subscripts: str, *tensors: Any) -> Tensor:
