@@ -45,7 +45,7 @@ BACKWARD_STOPS = {
         every character, less 1 at the right one. `self.safe_targets` are the right ones, `self.logsumexp` is
         ln sum e^z.""",
     "scaled_dot_product_attention.backward": """
-        `gradient` is dL/dO, (B, H, T, K). The softmax's part is dS = P (dP - sum(P dP)): look for `mean`. `self.p`
+        `gradient` is dL/dO, (B, H, T, K). The softmax's part is dS = P (dP - sum(P dP)). `self.p`
         is P, `self.q` holds the queries times 1/sqrt(K), and what is returned is dL/dq, dL/dk, dL/dv.""",
     "embedding.backward": """
         Where backward ends. `gradient` is dL/dx for each token, (B, T, D). A row of `gradient_weight` is the sum over

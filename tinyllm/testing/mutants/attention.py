@@ -1,0 +1,322 @@
+"""Mistakes in attention, its mask, its heads, rotary positions and the cache."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyllm import backend, ops
+from tinyllm.backend import Array
+from tinyllm.nn import MultiHeadAttention, RotaryEmbedding
+from tinyllm.ops import attention
+from tinyllm.ops.attention import ScaledDotProductAttention
+from tinyllm.tensor import Tensor
+from tinyllm.testing.mutants.planting import mutant
+
+# As attributes of their packages, these two are the functions.
+generate = importlib.import_module("tinyllm.generate")
+rope = importlib.import_module("tinyllm.ops.rope")
+
+# ---- The attention op --------------------------------------------------------------------------
+
+_init = ScaledDotProductAttention.__init__
+_backward = ScaledDotProductAttention.backward
+
+
+@mutant(ScaledDotProductAttention, "__init__")
+def attention_not_scaled(
+    self: Any,
+    causal: bool = False,
+    mask: Any = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_key: Any = None,
+) -> None:
+    """Scores are not divided by sqrt(d). They grow with the width of a head, softmax saturates, and gradients vanish
+    in wide heads; in narrow ones, training is a little worse and nothing else."""
+    _init(self, causal, mask, 1.0 if scale is None else scale, dropout_p, dropout_key)
+
+
+@mutant(ScaledDotProductAttention, "backward")
+def attention_query_gradient_not_scaled(self: Any, gradient: Any) -> Any:
+    """The forward divides by sqrt(d), and the backward does not do so for the queries: their gradient is sqrt(d) times
+    too large."""
+    gradient_q, gradient_k, gradient_v = _backward(self, gradient)
+    return gradient_q / self.factor, gradient_k, gradient_v
+
+
+@mutant(ScaledDotProductAttention, "backward")
+def attention_key_gradient_scaled_twice(self: Any, gradient: Any) -> Any:
+    """The kept queries are scaled already, and the gradient of the keys, which is formed from them, is scaled once
+    more."""
+    gradient_q, gradient_k, gradient_v = _backward(self, gradient)
+    return gradient_q, gradient_k * self.factor, gradient_v
+
+
+def _written_out(self: Any, gradient: Any, mean: bool = True) -> Any:
+    """The backward once more, plainly; without `mean`, the softmax's off-diagonal part is left out."""
+    B, H, T, _ = gradient.shape
+    gradient = attention._grouped(gradient, self.k.shape[1])
+    gradient_p = gradient @ self.v.swapaxes(-1, -2)
+    if self.dropout_p > 0:
+        gradient_p = gradient_p * self.keep
+    average = (self.p * gradient_p).sum(axis=-1, keepdims=True) if mean else 0
+    gradient_scores = self.p * (gradient_p - average)
+    gradient_q = (gradient_scores @ self.k * self.factor).reshape((B, H, T, self.k.shape[-1]))
+    return gradient_q, gradient_scores.swapaxes(-1, -2) @ self.q, self.dropped.swapaxes(-1, -2) @ gradient
+
+
+@mutant(ScaledDotProductAttention, "backward")
+def attention_backward_without_the_mean(self: Any, gradient: Any) -> Any:
+    """The softmax inside attention is differentiated element by element: dS = P dP, without -P sum(P dP)."""
+    return _written_out(self, gradient, mean=False)
+
+
+@mutant(ScaledDotProductAttention, "backward")
+def attention_key_and_value_gradients_swapped(self: Any, gradient: Any) -> Any:
+    """The gradients of keys and values are returned in the wrong order. Their shapes are the same, so nothing
+    complains."""
+    gradient_q, gradient_k, gradient_v = _backward(self, gradient)
+    return (gradient_q, gradient_v, gradient_k) if gradient_k.shape == gradient_v.shape else (
+        gradient_q, gradient_k, gradient_v
+    )  # fmt: skip
+
+
+@mutant(ScaledDotProductAttention, "backward")
+def attention_value_gradient_ignores_dropout(self: Any, gradient: Any) -> Any:
+    """The gradient of the values is formed with the probabilities before dropout, where those after it were used."""
+    gradient_q, gradient_k, _ = _backward(self, gradient)
+    grouped = attention._grouped(gradient, self.k.shape[1])
+    return gradient_q, gradient_k, self.p.swapaxes(-1, -2) @ grouped
+
+
+# ---- The attention module ----------------------------------------------------------------------
+
+
+def attend(
+    self: MultiHeadAttention,
+    x: Tensor,
+    cache: Any,
+    rotate_keys: bool = True,
+    rotate_values: bool = False,
+    norm_after_rotation: bool = False,
+    tiled_heads: bool = False,
+    merge_without_transpose: bool = False,
+    visible: Callable[[int, int], Array] = lambda T, S: np.tri(T, S, S - T, dtype=bool),
+) -> Tensor:
+    """The module's forward once more, with the mistakes that its arguments name; without any it is the same.
+
+    visible: from the numbers of queries T and keys S, which query sees which key, (T, S).
+    """
+    B, T, _ = x.shape
+    offset = 0 if cache is None else cache.length
+    query_norm, key_norm = (None, None) if norm_after_rotation else (self.query_norm, self.key_norm)
+    q = self.position.rotate(self.heads(self.query(x), query_norm), offset)  # (B, T, H, K)
+    k = self.heads(self.key(x), key_norm)  # (B, T, G, K)
+    v = self.heads(self.value(x), None)
+    k = self.position.rotate(k, offset) if rotate_keys else k
+    v = self.position.rotate(v, offset) if rotate_values else v
+    if norm_after_rotation and self.query_norm is not None and self.key_norm is not None:
+        q, k = self.query_norm(q), self.key_norm(k)
+    q, k, v = (part.transpose(0, 2, 1, 3) for part in (q, k, v))
+    if cache is not None:
+        all_keys, all_values = cache.append(k.data, v.data)
+        k, v = Tensor(all_keys), Tensor(all_values)
+    if tiled_heads:
+        heads = np.tile(np.arange(k.shape[1]), q.shape[1] // k.shape[1])
+        k, v = k[:, heads], v[:, heads]
+    mask = backend.asarray(visible(T, k.shape[2]))
+    attended = ops.scaled_dot_product_attention(q, k, v, mask=mask)
+    H, K = attended.shape[1], attended.shape[3]
+    ordered = attended if merge_without_transpose else attended.transpose(0, 2, 1, 3)
+    return self.output(ordered.reshape(B, T, H * K))
+
+
+@mutant(MultiHeadAttention, "forward")
+def keys_used_before_rope(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """Queries are rotated and keys are not. Scores then depend on the position of the query instead of on the
+    distance: a text that begins a few tokens later is read in another way."""
+    return attend(self, x, cache, rotate_keys=False)
+
+
+@mutant(MultiHeadAttention, "forward")
+def values_rotated_too(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """RoPE is applied to the values as well. What attention reads then depends on where it stood; the model learns
+    around it, a little worse."""
+    return attend(self, x, cache, rotate_values=True)
+
+
+@mutant(MultiHeadAttention, "forward")
+def qk_norm_after_rope(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """Queries and keys are normalised after their rotation instead of before. With weights of ones both are the same,
+    so that nothing shows before training has moved them."""
+    return attend(self, x, cache, norm_after_rotation=True)
+
+
+@mutant(MultiHeadAttention, "forward")
+def grouped_heads_tiled(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """Key heads are repeated with tile (0 1 0 1) instead of repeat (0 0 1 1): query head h uses key head h mod G. A
+    model trained this way works; weights from elsewhere give nonsense."""
+    return attend(self, x, cache, tiled_heads=True)
+
+
+@mutant(MultiHeadAttention, "forward")
+def heads_merged_without_transpose(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """(B, H, T, K) is reshaped to (B, T, H K) without exchanging H and T first: the shape fits, and positions see
+    pieces of other positions, those after them among them."""
+    return attend(self, x, cache, merge_without_transpose=True)
+
+
+@mutant(MultiHeadAttention, "forward")
+def causal_mask_forgotten(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """No causal mask: every position sees the whole window. The training loss is wonderful."""
+    return attend(self, x, cache, visible=lambda T, S: np.ones((T, S), dtype=bool))
+
+
+@mutant(MultiHeadAttention, "forward")
+def mask_sees_one_token_ahead(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """The causal mask is off by one: each position sees the token after it, which is the one that it must predict.
+    The training loss falls to nearly zero, and generated text is nonsense."""
+    return attend(self, x, cache, visible=lambda T, S: np.tri(T, S, S - T + 1, dtype=bool))
+
+
+@mutant(MultiHeadAttention, "forward")
+def mask_hides_the_token_itself(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """The causal mask is off by one the other way: a position does not see itself, and the first sees nothing."""
+    return attend(self, x, cache, visible=lambda T, S: np.tri(T, S, S - T - 1, dtype=bool))
+
+
+@mutant(MultiHeadAttention, "forward")
+def mask_ignores_the_cache(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """The causal mask of T new queries and S cached keys begins at the first key instead of at S - T. Training is
+    right; with a cache, a new token sees the first key alone."""
+    return attend(self, x, cache, visible=lambda T, S: np.tri(T, S, dtype=bool))
+
+
+@mutant(MultiHeadAttention, "forward")
+def mask_transposed(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+    """The mask is the upper triangle: each position sees itself and what comes after it, not what came before."""
+    return attend(self, x, cache, visible=lambda T, S: ~np.tri(T, S, S - T - 1, dtype=bool))
+
+
+@mutant(MultiHeadAttention, "heads")
+def heads_split_in_the_wrong_order(self: Any, x: Tensor, norm: Any) -> Tensor:
+    """The last axis is cut into heads as if it were laid out (K, H) instead of (H, K): features of all heads are
+    mixed. A model trained this way works; weights from elsewhere give nonsense."""
+    B, T, width = x.shape
+    x = x.reshape(B, T, self.head_dim, width // self.head_dim).transpose(0, 1, 3, 2)
+    return x if norm is None else norm(x)
+
+
+@mutant(MultiHeadAttention, "heads")
+def qk_norm_never_applied(self: Any, x: Tensor, norm: Any) -> Tensor:
+    """The norms of queries and keys are made, saved and loaded, and never called: their weights get no gradient."""
+    return _heads(self, x, None)
+
+
+_heads = MultiHeadAttention.heads
+
+# ---- Rotary positions --------------------------------------------------------------------------
+
+
+@mutant(rope, "rotation_tables")
+def rope_turns_the_other_way(*arguments: Any, **keywords: Any) -> Any:
+    """The sine has the wrong sign: positions are rotated backwards. Scores still depend on the distance, so a model
+    trained this way works; weights from elsewhere see the text mirrored."""
+    cos, sin = _rotation_tables(*arguments, **keywords)
+    return cos, -sin
+
+
+_rotation_tables = rope.rotation_tables
+
+
+@mutant(rope.Rope, "backward")
+def rope_backward_not_inverted(self: Any, gradient: Any) -> Any:
+    """The gradient is rotated forwards once more instead of back: it points twice the angle away from where it should,
+    a little at early positions and anywhere at late ones."""
+    return rope._rotate(gradient, self.cos, self.sin)
+
+
+@mutant(rope.Rope, "__init__")
+def rope_exponent_without_the_two(self: Any, offset: int, theta: float, *more: Any, **named: Any) -> None:
+    """Frequencies are theta^(-i/K) instead of theta^(-2i/K): all wavelengths are too short, as if theta were its square
+    root."""
+    _rope_init(self, offset, theta**0.5, *more, **named)
+
+
+_rope_init = rope.Rope.__init__
+_rotate = RotaryEmbedding.rotate
+
+
+@mutant(RotaryEmbedding, "rotate")
+def rope_offset_ignored(self: Any, x: Tensor, offset: int) -> Tensor:
+    """Positions are counted from 0 in every call. Training is right; in decoding with a cache each new token believes
+    that it is the first."""
+    return _rotate(self, x, 0)
+
+
+@mutant(RotaryEmbedding, "rotate")
+def rope_theta_of_the_config_ignored(self: Any, x: Tensor, offset: int) -> Tensor:
+    """The base of the frequencies is always 10000, whatever the config says: a model that was trained with another
+    base reads nonsense."""
+    theta, self.theta = self.theta, 10000.0
+    try:
+        return _rotate(self, x, offset)
+    finally:
+        self.theta = theta
+
+
+@mutant(RotaryEmbedding, "rotate")
+def position_always_zero(self: Any, x: Tensor, offset: int) -> Tensor:
+    """Every token is told that it stands at position 0, so that nothing is rotated: the model sees a bag of words,
+    but for what the causal mask gives away."""
+    return x * 1
+
+
+@mutant(RotaryEmbedding, "rotate")
+def rope_pairs_neighbours(self: Any, x: Tensor, offset: int) -> Tensor:
+    """Pairs are neighbours (x_0, x_1) as in the paper, instead of (x_0, x_(K/2)) as in Llama's half rotation. Each is
+    right by itself; weights trained with one give nonsense with the other."""
+    K = x.shape[-1]
+    order = np.concatenate([np.arange(0, K, 2), np.arange(1, K, 2)])
+    return _rotate(self, x[..., order], offset)[..., np.argsort(order)]
+
+
+# ---- The cache ---------------------------------------------------------------------------------
+
+_append = generate.KeyValues.append
+
+
+@mutant(generate.KeyValues, "append")
+def cache_not_extended(self: Any, keys: Any, values: Any) -> Any:
+    """The cache does not count what it holds: each new token overwrites the one before, and all stand at position
+    0."""
+    result = _append(self, keys, values)
+    self.length = 0
+    return result
+
+
+@mutant(generate.KeyValues, "append")
+def cache_prepends(self: Any, keys: Any, values: Any) -> Any:
+    """New keys and values are put before the old ones. One token at a time still sees all of them; the mask of several
+    at once hides the wrong ones."""
+    T = keys.shape[2]
+    return tuple(np.concatenate([a[:, :, -T:], a[:, :, :-T]], axis=2) for a in _append(self, keys, values))
+
+
+@mutant(generate.KeyValues, "append")
+def cache_keeps_keys_as_values(self: Any, keys: Any, values: Any) -> Any:
+    """A slip of the pen stores the keys in both arrays. The shapes are the same, and generation with a cache repeats
+    itself."""
+    all_keys, _ = _append(self, keys, keys)
+    return all_keys, all_keys
+
+
+@mutant(generate.KeyValues, "append")
+def cache_returns_the_new_alone(self: Any, keys: Any, values: Any) -> Any:
+    """The cache stores everything and returns only what is new: each token attends to itself alone."""
+    _append(self, keys, values)
+    return backend.xp.array(keys), backend.xp.array(values)
