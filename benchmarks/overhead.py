@@ -26,9 +26,10 @@ import numpy as np
 
 from tinyllm import tensor
 from tinyllm.config import from_mapping
+from tinyllm.mode import Observer, observe
 from tinyllm.nn import ModelConfig, Module, TransformerLM
 from tinyllm.presets import PRESETS
-from tinyllm.tensor import Observer, Op, Tensor, observe
+from tinyllm.tensor import Op, Tensor
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.train import TrainConfig, Trainer
 from tinyllm.workers import Workers, physical_cores
@@ -85,7 +86,7 @@ STRIPPED: list[tuple[Any, str, Callable[..., Any]]] = [
         "for observer in mode.observers:", "for observer in mode.observers:", "self.modules = module_stack.get()",
     ])),
     (tensor, "propagate", stripped(tensor.propagate, [
-        "watching = _mode.get().observers", "for observer in watching:", "for observer in watching:",
+        "watching = current_mode.get().observers", "for observer in watching:", "for observer in watching:",
     ])),
 ]  # fmt: skip
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from tinyllm import Tensor, ops, use_reference
 from tinyllm.debug import break_on
+from tinyllm.mode import Observer, observe
 from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.tensor import Observer, Op, observe
+from tinyllm.tensor import Op
 
 TEXT = "to tea"
 CHARACTERS = sorted(set(TEXT))

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm import ops
+from tinyllm.mode import use_reference
 from tinyllm.ops.loss import CHUNK_ELEMENTS
 from tinyllm.philox import Key, keep_mask, philox_4x32, random_words
-from tinyllm.tensor import Tensor, gradients, use_reference
+from tinyllm.tensor import Tensor, gradients
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 
 import tinyllm.ops  # noqa: F401 (registers the ops)
-from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients, use_reference
+from tinyllm.mode import use_reference
+from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.testing import GradcheckResult, gradcheck, gradient_function
 
 Array = npt.NDArray[Any]

@@ -12,20 +12,8 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
-from tinyllm.tensor import (
-    REGISTRY,
-    Case,
-    FusedOp,
-    Op,
-    Tensor,
-    enable_grad,
-    gradients,
-    is_grad_enabled,
-    no_grad,
-    propagate,
-    register,
-    use_reference,
-)
+from tinyllm.mode import enable_grad, is_grad_enabled, no_grad, use_reference
+from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients, propagate, register
 
 
 def leaf(values: Any, dtype: Any = np.float64) -> Tensor:

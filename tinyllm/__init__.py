@@ -5,7 +5,8 @@ from tinyllm.backend import use_backend
 from tinyllm.checkpoint import load
 from tinyllm.errors import InputError
 from tinyllm.generate import generate, generate_text
-from tinyllm.tensor import Tensor, gradients, no_grad, use_reference
+from tinyllm.mode import no_grad, use_reference
+from tinyllm.tensor import Tensor, gradients
 
 __version__ = "0.1.0"
 

@@ -10,8 +10,8 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.backend import Array
 from tinyllm.errors import InputError
+from tinyllm.mode import no_grad
 from tinyllm.nn import TransformerLM
-from tinyllm.tensor import no_grad
 from tinyllm.tokenizer import Tokenizer
 
 

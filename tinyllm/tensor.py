@@ -7,103 +7,24 @@ are attached by `tinyllm.ops`, so that this module imports nothing above the bac
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import copy
 import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, overload
 
 import numpy as np
 
 from tinyllm import backend
 from tinyllm.backend import Array
+from tinyllm.mode import current_mode, enable_grad, mode_set, module_stack
 
 if TYPE_CHECKING:
     from tinyllm.ops.methods import TensorMethods as _Methods
 else:
     _Methods = object
-
-
-class Observer:
-    """Told of every op and module that runs within `observe`; the tools of `tinyllm.debug` are its subclasses.
-
-    Methods do nothing here. They may raise, which stops the computation where it stands.
-    """
-
-    def before_forward(self, op: Op, inputs: tuple[Tensor, ...]) -> None:
-        """`op` is about to compute its output."""
-
-    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Any) -> None:
-        """`op` has computed the array `output`."""
-
-    def before_backward(self, op: Op, gradient: Any) -> None:
-        """`op` is about to compute the gradients of its inputs."""
-
-    def after_backward(self, op: Op, gradient: Any, results: tuple[Any, ...]) -> None:
-        """`op` has computed `results`, one gradient or None for each input."""
-
-    def enter_module(self, module: Any) -> None:
-        """A module's forward is about to run."""
-
-
-class Mode(NamedTuple):
-    """How ops behave in the current context."""
-
-    gradient: bool = True
-    reference: bool = False
-    observers: tuple[Observer, ...] = ()
-
-
-module_stack: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("tinyllm_modules", default=())
-"""The modules whose forward is running, outermost first; each op keeps it, so that a graph knows its modules."""
-
-_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("tinyllm_mode", default=Mode())  # noqa: B039 (a named tuple is immutable)
-
-
-@contextlib.contextmanager
-def _mode_set(**changes: Any) -> Iterator[None]:
-    token = _mode.set(_mode.get()._replace(**changes))
-    try:
-        yield
-    finally:
-        _mode.reset(token)
-
-
-def no_grad() -> contextlib.AbstractContextManager[None]:
-    """Within this context ops record no graph: `with no_grad(): logits = model(tokens)`."""
-    return _mode_set(gradient=False)
-
-
-def enable_grad() -> contextlib.AbstractContextManager[None]:
-    """Undo an outer `no_grad` within this context."""
-    return _mode_set(gradient=True)
-
-
-def use_reference(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Within this context every fused op runs as its reference, composed of primitives.
-
-    This is the mode for stepping through the mathematics, and the oracle of the tests.
-    """
-    return _mode_set(reference=enabled)
-
-
-def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
-    """Within this context `observer` is told of every op and module that runs."""
-    return _mode_set(observers=(*_mode.get().observers, observer))
-
-
-def observers() -> tuple[Observer, ...]:
-    """The observers in the current context, outermost first."""
-    return _mode.get().observers
-
-
-def is_grad_enabled() -> bool:
-    """Whether ops record a graph in the current context."""
-    return _mode.get().gradient
 
 
 class Tensor(_Methods):
@@ -331,7 +252,7 @@ class Op:
     def __call__(self, *inputs: Any) -> Any:
         if not isinstance(inputs[0], Tensor):
             return self.forward(*inputs)
-        mode = _mode.get()
+        mode = current_mode.get()
         if mode.reference and isinstance(self, FusedOp):
             return self.reference(*inputs)
         for observer in mode.observers:
@@ -400,7 +321,7 @@ def register(op: OpClass) -> OpClass:
 
 
 def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
-    """`value` as a Tensor. A number or array that is none yet takes `dtype`, unless that would drop an imaginary part."""
+    """`value` as a Tensor. A number or array that is none yet takes `dtype`, but keeps an imaginary part."""
     if isinstance(value, Tensor):
         return value
     return Tensor(value, dtype=None if dtype is None or np.iscomplexobj(value) else dtype)
@@ -428,7 +349,9 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     tensors = [as_tensor(value, dtype) for value in values]
     if dtype is None:
         dtype = np.result_type(*[x.data.dtype for x in tensors])
-        if dtype == np.float64 and not any(hasattr(value, "dtype") and value.dtype == dtype for value in values):
+        if dtype == np.float64 and not any(
+            hasattr(value, "dtype") and value.dtype == dtype for value in values
+        ):
             dtype = np.dtype(np.float32)
     return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
 
@@ -490,7 +413,7 @@ def propagate(
     tensors = ancestors(output, stop)
     pending = {id(output): cotangent}
     leaves = {} if tensors else {id(output): output}
-    watching = _mode.get().observers
+    watching = current_mode.get().observers
     while tensors:
         tensor = tensors.pop()
         gradient = pending.pop(id(tensor), None)
@@ -622,7 +545,7 @@ def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -
 
 def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
     """The backward of `op` as Tensors: differentiable in the gradient and in the op's inputs."""
-    with _mode_set(gradient=True):
+    with mode_set(gradient=True):
         if isinstance(op, FusedOp):
             return _reference_backward(op, gradient)
         # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
@@ -633,7 +556,7 @@ def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
 
 
 def _reference_backward(op: FusedOp, gradient: Tensor) -> tuple[Any, ...]:
-    with _mode_set(reference=True):
+    with mode_set(reference=True):
         output = op.reference(*op.inputs)
     found: dict[int, Any] = {}
     if output.requires_grad:

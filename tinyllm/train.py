@@ -20,6 +20,7 @@ from tinyllm.callbacks import Callback
 from tinyllm.config import field, require_known, to_mapping
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
 from tinyllm.errors import InputError
+from tinyllm.mode import no_grad
 from tinyllm.nn import TransformerLM, dropout_position
 from tinyllm.optim import (
     OPTIMIZERS,
@@ -30,7 +31,7 @@ from tinyllm.optim import (
     cosine_schedule,
     linear_schedule,
 )
-from tinyllm.tensor import gradients, no_grad
+from tinyllm.tensor import gradients
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.workers import Workers, physical_cores
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.tensor import Tensor, gradients, no_grad
+from tinyllm.mode import no_grad
+from tinyllm.tensor import Tensor, gradients
 
 Function = Callable[..., Tensor]
 STEP = 1e-20
@@ -35,7 +36,9 @@ def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
         inputs = _tracked(arguments)
         output = fn(*inputs)
         if output.size != 1:
-            raise ValueError(f"grad needs a function with one output element; got shape {output.shape}. Use vjp")
+            raise ValueError(
+                f"grad needs a function with one output element; got shape {output.shape}. Use vjp"
+            )
         if not output.requires_grad:
             return Tensor(backend.xp.zeros_like(inputs[argument].data))
         (result,) = gradients(output, [inputs[argument]], create_graph=True)
@@ -77,7 +80,9 @@ def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[T
         )
     with no_grad():
         output = fn(*xs)
-        dual = fn(*[Tensor(x.data.astype(np.complex128) + 1j * STEP * v) for x, v in zip(xs, vs, strict=True)])
+        dual = fn(
+            *[Tensor(x.data.astype(np.complex128) + 1j * STEP * v) for x, v in zip(xs, vs, strict=True)]
+        )
     slope = dual.data.imag / STEP if dual.data.dtype.kind == "c" else backend.xp.zeros(dual.shape)
     return output, Tensor(backend.asarray(slope, output.dtype))
 

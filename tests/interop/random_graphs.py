@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm import ops
+from tinyllm.mode import Observer, observe, use_reference
 from tinyllm.philox import Key, keep_mask
-from tinyllm.tensor import REGISTRY, Observer, Op, Tensor, observe, use_reference
+from tinyllm.tensor import REGISTRY, Op, Tensor
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]

@@ -7,7 +7,8 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.debug.origin import module_path, source_line
-from tinyllm.tensor import Observer, Op, Tensor, observe
+from tinyllm.mode import Observer, observe
+from tinyllm.tensor import Op, Tensor
 
 
 class AnomalyError(ArithmeticError):

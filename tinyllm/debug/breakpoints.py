@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tinyllm.config import nearest
+from tinyllm.mode import Observer, module_stack, observe
 from tinyllm.nn import Module
-from tinyllm.tensor import REGISTRY, Observer, module_stack, observe
+from tinyllm.tensor import REGISTRY
 
 METHODS = ("forward", "backward", "reference")
 _FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})

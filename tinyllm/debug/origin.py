@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from tinyllm.mode import module_stack
 from tinyllm.nn.module import path_of
-from tinyllm.tensor import module_stack
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _MODELS = str(Path(_PACKAGE) / "nn")

@@ -9,8 +9,9 @@ from typing import Any
 
 from tinyllm import backend, ops
 from tinyllm.debug.origin import module_path
+from tinyllm.mode import Observer, observe
 from tinyllm.nn import Module
-from tinyllm.tensor import Observer, Op, Tensor, gradients, observe
+from tinyllm.tensor import Op, Tensor, gradients
 
 
 @dataclass

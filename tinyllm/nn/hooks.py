@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinyllm.tensor import Op, Tensor, is_grad_enabled
+from tinyllm.mode import is_grad_enabled
+from tinyllm.tensor import Op, Tensor
 
 Hook = Callable[..., Any]
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from tinyllm import backend
 from tinyllm.config import nearest
+from tinyllm.mode import module_stack, observers
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.tensor import Tensor, module_stack, observers
+from tinyllm.tensor import Tensor
 
 
 class Parameter(Tensor):

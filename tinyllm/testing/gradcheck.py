@@ -11,8 +11,9 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.backend import Array
+from tinyllm.mode import enable_grad, no_grad
 from tinyllm.ops import concatenate
-from tinyllm.tensor import Tensor, enable_grad, gradients, no_grad
+from tinyllm.tensor import Tensor, gradients
 from tinyllm.testing.compare import Comparison, GradcheckResult, Problem
 from tinyllm.testing.numeric import METHODS, Function, Method
 from tinyllm.testing.report import GradientError, shape_cause

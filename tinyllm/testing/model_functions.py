@@ -10,8 +10,9 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.backend import Array
+from tinyllm.mode import no_grad
 from tinyllm.nn import Module
-from tinyllm.tensor import Tensor, no_grad
+from tinyllm.tensor import Tensor
 
 Model = Callable[[Array], Any]
 """Tokens (B, T) -> logits (B, T, V)."""

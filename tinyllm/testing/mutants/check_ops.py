@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import Array
-from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients, use_reference
+from tinyllm.mode import use_reference
+from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.testing.gradcheck import gradcheck
 from tinyllm.testing.invariants import check_forward_mode
 from tinyllm.testing.mutants.checking import check

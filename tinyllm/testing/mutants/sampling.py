@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.data import windows
-from tinyllm.tensor import no_grad
+from tinyllm.mode import no_grad
 from tinyllm.testing.mutants.planting import mutant
 
 generate = importlib.import_module("tinyllm.generate")  # tinyllm.generate as an attribute is the function
