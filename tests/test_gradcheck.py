@@ -370,3 +370,22 @@ def test_docstrings_hold() -> None:
     results = [doctest.testmod(m, optionflags=doctest.ELLIPSIS, raise_on_error=False) for m in modules]
     assert sum(result.attempted for result in results) > 8
     assert sum(result.failed for result in results) == 0
+
+
+def test_a_running_sum_the_wrong_way_is_named() -> None:
+    x = np.random.default_rng(3).normal(size=(3, 4))
+    with pytest.raises(GradientError, match="wrong end along axis 1"):
+        check_vjp(lambda x: x.cumsum(axis=1), lambda u, x: u.cumsum(axis=1), x)
+    check_vjp(lambda x: x.cumsum(axis=1), lambda u, x: u[:, ::-1].cumsum(axis=1)[:, ::-1], x)
+
+
+def test_overwritten_rows_are_named_with_the_index_that_repeats_them() -> None:
+    table, rows = np.random.default_rng(4).normal(size=(5, 2)), np.array([3, 1, 3, 0, 1])
+
+    def overwrites(u: np.ndarray, table: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        gradient = np.zeros_like(table)
+        gradient[rows] = u
+        return gradient
+
+    with pytest.raises(GradientError, match=r"rows 1, 3 of 5.*argument 1 \(rows\).*overwrite each other"):
+        check_vjp(lambda table, rows: table[rows], overwrites, [table, rows])

@@ -301,11 +301,12 @@ class _Level:
             downward = sweep % 2 == 0
             for layer in self.layers if downward else reversed(self.layers):
                 _settle_layer(layer, downward)
-        # Chains that are a little bent because the widths of boxes differ, downwards and then upwards.
-        for layer in self.layers:
-            _straighten(layer, downward=True)
-        for layer in reversed(self.layers):
-            _straighten(layer, downward=False)
+        # Edges that pass layers become straight; then chains of boxes that are bent a little because widths differ.
+        for move in (_align_lanes, _straighten):
+            for layer in reversed(self.layers):
+                move(layer, downward=False)
+            for layer in self.layers:
+                move(layer, downward=True)
 
     def _spread(self) -> None:
         """Where several edges end on a box, they end beside each other, in the order in which they come."""
@@ -390,6 +391,20 @@ def _settle_layer(layer: Sequence[_Vertex], downward: bool) -> None:
             moment += link.weight * x
         desired.append(moment / total if total else vertex.x)
         weights.append((WEAK if vertex.passing else 1.0) * (total or 0.1))
+    distances = [_distance(a, b) for a, b in itertools.pairwise(layer)]
+    for vertex, x in zip(layer, nearest_apart(desired, weights, distances), strict=True):
+        vertex.x = x
+
+
+def _align_lanes(layer: Sequence[_Vertex], downward: bool) -> None:
+    """Move the edges that pass a layer to where they pass the next one, as far as boxes, which stay, let them."""
+    desired, weights = [], []
+    for vertex in layer:
+        links = vertex.above if downward else vertex.below
+        ends = [link.upper if downward else link.lower for link in links]
+        lanes = [end for end in ends if end.passing] if vertex.passing else []
+        desired.append(lanes[0].x if lanes else vertex.x)
+        weights.append((WEAK if lanes else WEAK * WEAK) if vertex.passing else 1.0)
     distances = [_distance(a, b) for a, b in itertools.pairwise(layer)]
     for vertex, x in zip(layer, nearest_apart(desired, weights, distances), strict=True):
         vertex.x = x

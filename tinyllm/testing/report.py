@@ -89,7 +89,11 @@ class Finding:
 
     def cause(self) -> str:
         """The likely cause, the most specific first."""
-        for guess in (self._factor, self._reordered, self._exchanged, self._slice, self._mean_left):
+        guesses = (
+            self._factor, self._reordered, self._accumulated, self._exchanged,
+            self._slice, self._mean_left, self._partly,
+        )  # fmt: skip
+        for guess in guesses:
             cause = guess()
             if cause is not None:
                 return cause
@@ -151,6 +155,39 @@ class Finding:
                 if self._close(self._known(np.roll(gradient, -shift, axis)), numeric):
                     return f"shifted by {shift} along axis {axis}"
         return None
+
+    def _accumulated(self) -> str | None:
+        """Whether a running sum goes the wrong way: what came last must be added up first."""
+        gradient = self.gradients[self.position].astype(np.float64)
+        for axis in range(gradient.ndim):
+            steps = np.diff(gradient, axis=axis, prepend=0)
+            turned = np.flip(np.cumsum(np.flip(steps, axis), axis=axis), axis)
+            if gradient.shape[axis] > 1 and self._close(self._known(turned), self.numeric.values):
+                return f"accumulated from the wrong end along axis {axis}: flip, add up, and flip back"
+        return None
+
+    def _partly(self) -> str | None:
+        """Whether whole rows are right and others wrong, such as those that an index names twice."""
+        gradient = self.gradients[self.position]
+        if self.numeric.indices.size != gradient.size or gradient.ndim == 0:
+            return None
+        numeric = self.numeric.values.reshape(gradient.shape)
+        off = np.abs(gradient - numeric) > self.closeness * float(np.abs(numeric).max(initial=0))
+        wrong = [int(row) for row in np.flatnonzero(off.reshape(len(off), -1).any(axis=1))]
+        if not 0 < len(wrong) < len(off):
+            return None
+        text = (
+            f"right but for {'row' if len(wrong) == 1 else 'rows'} {', '.join(map(str, wrong))} of {len(off)}"
+        )
+        for position, indices in enumerate(self.inputs):
+            if indices.dtype.kind in "iu" and indices.size:
+                rows, counts = np.unique(indices % len(off), return_counts=True)
+                if wrong == [int(row) for row in rows[counts > 1]]:
+                    return (
+                        f"{text}, exactly those that argument {position} ({self.names[position]}) names more "
+                        "than once: repeated rows overwrite each other; add them up, as np.add.at does"
+                    )
+        return text
 
     def _exchanged(self) -> str | None:
         gradient = self.gradients[self.position]
