@@ -382,10 +382,10 @@ def test_a_running_sum_the_wrong_way_is_named() -> None:
 def test_overwritten_rows_are_named_with_the_index_that_repeats_them() -> None:
     table, rows = np.random.default_rng(4).normal(size=(5, 2)), np.array([3, 1, 3, 0, 1])
 
-    def overwrites(u: np.ndarray, table: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def overwrites(u: np.ndarray, table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, None]:
         gradient = np.zeros_like(table)
         gradient[rows] = u
-        return gradient
+        return gradient, None
 
     with pytest.raises(GradientError, match=r"rows 1, 3 of 5.*argument 1 \(rows\).*overwrite each other"):
         check_vjp(lambda table, rows: table[rows], overwrites, [table, rows])
