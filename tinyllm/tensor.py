@@ -8,6 +8,7 @@ are attached by `tinyllm.ops`, so that this module imports nothing above the bac
 from __future__ import annotations
 
 import copy
+import html
 import itertools
 import math
 import re
@@ -132,8 +133,7 @@ class Tensor(_Methods):
         return int(self.data)
 
     def __repr__(self) -> str:
-        values = np.array2string(backend.to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100)
-        parts = [values, f"shape={self.shape}", f"dtype={self.dtype}"]
+        parts = [self._values_text("Tensor("), f"shape={self.shape}", f"dtype={self.dtype}"]
         if self.op is not None:
             parts.append(f"op={self.op.name}")
         elif self.requires_grad:
@@ -141,6 +141,34 @@ class Tensor(_Methods):
         if self.name is not None:
             parts.append(f"name={self.name!r}")
         return f"Tensor({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        rows = {"shape": str(self.shape), "dtype": str(self.dtype), "values": self._values_text("")}
+        if self.name is not None:
+            rows = {"name": self.name} | rows
+        if self.op is not None:
+            rows["op"] = self.op.name
+        elif self.requires_grad:
+            rows["requires_grad"] = "True"
+        if self.grad is not None:
+            rows["grad"] = Tensor(self.grad)._values_text("")
+        cells = (
+            f'<tr><th style="text-align:left">{key}</th>'
+            f'<td style="text-align:left"><pre style="margin:0">{html.escape(value)}</pre></td></tr>'
+            for key, value in rows.items()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+    def _values_text(self, prefix: str) -> str:
+        """The values, cut in the middle where they are many, and to 4 digits where they are not a single number."""
+        return np.array2string(
+            backend.to_numpy(self.data),
+            separator=", ",
+            prefix=prefix,
+            threshold=100,
+            precision=4 if self.shape else None,
+        )
 
     __hash__ = object.__hash__
 

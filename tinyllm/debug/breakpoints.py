@@ -6,7 +6,6 @@ import __future__
 import ast
 import contextlib
 import inspect
-import textwrap
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -71,17 +70,25 @@ class _ModuleBreakpoints(Observer):
                 near = nearest(path, [*modules, *REGISTRY])
                 hint = f"did you mean {near!r}?" if near else "see dict(model.named_modules())"
                 raise ValueError(f"{path!r} is no op, and no module of this {type(module).__name__}; {hint}")
-            self.stack.enter_context(_stopping(modules[path]))
+        for place in {id(modules[path]): modules[path] for path in self.paths}.values():
+            self.stack.enter_context(_stopping(place))
 
 
 @contextlib.contextmanager
 def _stopping(module: Module) -> Iterator[None]:
-    function = with_breakpoint(type(module).forward)
-    module.forward = types.MethodType(function, module)  # type: ignore[method-assign]
+    own, current = vars(module).get("forward"), module.forward
+    if isinstance(current, types.MethodType):
+        current = types.MethodType(with_breakpoint(current.__func__), module)
+    else:  # somebody put a function there
+        current = with_breakpoint(current)
+    module.forward = current  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del module.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -105,13 +112,15 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     code = function.__code__
     try:
-        source = textwrap.dedent(inspect.getsource(function))
+        source = inspect.getsource(function)
     except OSError as error:
         raise ValueError(
             f"{function.__qualname__} has no source file, so no breakpoint can be put into it"
         ) from error
-    tree = ast.parse(source)
-    definition = tree.body[0]
+    # A method is indented. Its indentation stays, because strings in it may have lines of their own.
+    indented = source[:1].isspace()
+    tree = ast.parse("if True:\n" + source if indented else source)
+    definition = tree.body[0].body[0] if isinstance(tree.body[0], ast.If) else tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
     definition.decorator_list = []
     stop = ast.parse("breakpoint()").body[0]
@@ -120,13 +129,17 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
         ast.copy_location(node, definition)
     has_docstring = ast.get_docstring(definition) is not None
     definition.body.insert(1 if has_docstring else 0, stop)
-    ast.increment_lineno(tree, code.co_firstlineno - 1)
-    if code.co_freevars:
-        # Names of an enclosing scope, `super()`'s __class__ among them, stay free in a function inside another.
-        enclosing = ast.parse(f"def enclosing({', '.join(code.co_freevars)}): pass").body[0]
-        assert isinstance(enclosing, ast.FunctionDef)
-        enclosing.body = [definition]
-        tree.body = [enclosing]
+    ast.increment_lineno(tree, code.co_firstlineno - 1 - indented)
+    # Names of an enclosing scope, `super()`'s __class__ among them, stay free in a function inside another, and
+    # private names (`self.__p`) are those of a class of the same name.
+    enclosing = ast.parse(
+        f"def enclosing({', '.join(code.co_freevars)}):\n class {_owner(function)}: pass"
+    ).body[0]
+    assert isinstance(enclosing, ast.FunctionDef)
+    owner = enclosing.body[0]
+    assert isinstance(owner, ast.ClassDef)
+    owner.body = [definition]
+    tree.body = [enclosing]
     ast.fix_missing_locations(tree)
     flags = code.co_flags & _FUTURE_FLAGS
     compiled = _find(compile(tree, code.co_filename, "exec", flags, dont_inherit=True), code.co_name)
@@ -138,6 +151,12 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     result.__kwdefaults__ = function.__kwdefaults__
     result.__doc__ = function.__doc__
     return result
+
+
+def _owner(function: Callable[..., Any]) -> str:
+    """The name of the class that a method is written in."""
+    names = function.__qualname__.split(".")
+    return names[-2] if len(names) > 1 and names[-2].isidentifier() else "_"
 
 
 def _find(code: types.CodeType, name: str) -> types.CodeType:

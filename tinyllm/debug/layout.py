@@ -2,28 +2,23 @@
 
 A frame is laid out by itself and is then one large box of the frame around it, so nothing foreign stands in it.
 Edges that enter or leave it pass through ports on its upper and lower side. Within a frame: layers by longest path,
-order in the layers by barycentres (Sugiyama, Tagawa and Toda, 1981), positions by isotonic regression. Between two
-layers edges are curves, beside a layer's boxes they are vertical, so that no edge runs through a box.
+then their order and places across (`layers.py`). Between two layers edges are curves, beside a layer's boxes they are
+vertical, so that no edge runs through a box.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from tinyllm.debug.layers import WEAK, Link, Vertex, order, place_across
 
 Point = tuple[float, float]
 Edge = tuple[str, str]
 
-SEPARATION = 30.0
-"""The least distance between two boxes of a layer."""
 LANE = 8.0
 """The width that an edge takes where it passes a layer."""
 PADDING = 16.0
-WEAK = 1e-4
-"""The weight of links that should not bend others."""
-SWEEPS = 8
 _OUT = ""
 """The target of routes to a frame's lower side."""
 
@@ -125,52 +120,21 @@ def _joined(
     return points
 
 
-class _Vertex:
-    """A box, a frame, a port of the frame being laid out, or the place where an edge passes a layer."""
-
-    def __init__(self, item: Box | Frame | None, passing: bool = False) -> None:
-        self.item, self.passing = item, passing
-        self.width = item.width if item else LANE if passing else 1.0
-        self.height = item.height if item else 0.0
-        self.layer = 0
-        self.x = 0.0  # of its middle
-        self.above: list[_Link] = []
-        self.below: list[_Link] = []
-
-
-class _Link:
-    """The piece of an edge from one layer to the next."""
-
-    def __init__(self, source: str, upper: _Vertex, lower: _Vertex) -> None:
-        self.upper, self.lower = upper, lower
-        # From the middle of a vertex to where the edge touches it.
-        self.upper_offset = (
-            upper.item.exits[source] - upper.width / 2 if isinstance(upper.item, Frame) else 0.0
-        )
-        self.lower_offset = (
-            lower.item.entries[source] - lower.width / 2 if isinstance(lower.item, Frame) else 0.0
-        )
-        # A passing edge gives way to boxes that want to stand under each other.
-        self.weight = 1.0 if upper.passing == lower.passing else WEAK
-        upper.below.append(self)
-        lower.above.append(self)
-
-
 class _Level:
     """The layout of one frame."""
 
     def __init__(self, frame: Frame, edges: Sequence[Edge], around: dict[str, tuple[Frame, ...]]) -> None:
         self.frame = frame
-        self.members = {member.id: _Vertex(member) for member in frame.members}
-        self.entries: dict[str, _Vertex] = {}
-        self.exits: dict[str, _Vertex] = {}
-        self.edges: dict[tuple[str, str], tuple[_Vertex, _Vertex]] = {}
+        self.members = {member.id: Vertex(member.width, member.height, member) for member in frame.members}
+        self.entries: dict[str, Vertex] = {}
+        self.exits: dict[str, Vertex] = {}
+        self.edges: dict[tuple[str, str], tuple[Vertex, Vertex]] = {}
         for source, target in edges:
             start, end = self._member(source, around[source]), self._member(target, around[target])
             if start is not None and start == end:
                 continue
-            upper = self.members[start] if start else self.entries.setdefault(source, _Vertex(None))
-            lower = self.members[end] if end else self.exits.setdefault(source, _Vertex(None))
+            upper = self.members[start] if start else self.entries.setdefault(source, _port())
+            lower = self.members[end] if end else self.exits.setdefault(source, _port())
             self.edges[source, end or _OUT] = (upper, lower)
 
     def _member(self, box: str, frames: tuple[Frame, ...]) -> str | None:
@@ -184,9 +148,8 @@ class _Level:
         """Places for the members, and the routes of edges to members and to the frame's lower side."""
         self._assign_layers()
         paths = self._connect()
-        if max(map(len, self.layers)) > 1:
-            self._order()
-        self._place_across()
+        order(self.layers)
+        place_across(self.layers)
         self._spread()
         self._place_down()
         self._finish()
@@ -194,8 +157,8 @@ class _Level:
 
     def _assign_layers(self) -> None:
         """The longest path from above to each vertex; what has nothing above it moves down to what it feeds."""
-        feeds: dict[_Vertex, list[_Vertex]] = {}
-        waiting: dict[_Vertex, int] = {}
+        feeds: dict[Vertex, list[Vertex]] = {}
+        waiting: dict[Vertex, int] = {}
         for upper, lower in self.edges.values():
             feeds.setdefault(upper, []).append(lower)
             waiting[lower] = waiting.get(lower, 0) + 1
@@ -219,24 +182,24 @@ class _Level:
         for vertex in self.exits.values():
             vertex.layer = last
 
-    def _connect(self) -> dict[Edge, list[_Link]]:
+    def _connect(self) -> dict[Edge, list[Link]]:
         """Fill the layers and join them by links; edges from one source share what they can."""
         vertices = [*self.entries.values(), *self.members.values(), *self.exits.values()]
-        self.layers: list[list[_Vertex]] = [[] for _ in range(max(vertex.layer for vertex in vertices) + 1)]
+        self.layers: list[list[Vertex]] = [[] for _ in range(max(vertex.layer for vertex in vertices) + 1)]
         for vertex in vertices:
             self.layers[vertex.layer].append(vertex)
-        lanes: dict[str, list[_Link]] = {}
+        lanes: dict[str, list[Link]] = {}
         paths = {}
         for (source, target), (upper, lower) in self.edges.items():
             lane = lanes.setdefault(source, [])
             while upper.layer + len(lane) + 1 < lower.layer:
-                passing = _Vertex(None, passing=True)
+                passing = Vertex(LANE, passing=True)
                 passing.layer = upper.layer + len(lane) + 1
                 self.layers[passing.layer].append(passing)
-                lane.append(_Link(source, lane[-1].lower if lane else upper, passing))
+                lane.append(_link(source, lane[-1].lower if lane else upper, passing))
             shared = lane[: lower.layer - upper.layer - 1]
             last = shared[-1].lower if shared else upper
-            paths[source, target] = [*shared, _Link(source, last, lower)]
+            paths[source, target] = [*shared, _link(source, last, lower)]
         for vertex in self.members.values():
             # A parameter or constant stands beside the main line and does not bend it.
             leaves = [link for link in vertex.above if link.upper.item and not link.upper.above]
@@ -246,67 +209,6 @@ class _Level:
         for layer in self.layers:
             layer.sort(key=lambda vertex: not vertex.above and vertex.item is not None)
         return paths
-
-    def _order(self) -> None:
-        """Sort each layer by the mean place of its neighbours, down and up, and keep the order with least crossings."""
-        best, fewest = [list(layer) for layer in self.layers], self._crossings()
-        for sweep in range(2 * SWEEPS):
-            if not fewest:
-                break
-            downward = sweep % 2 == 0
-            for i in range(1, len(self.layers)) if downward else range(len(self.layers) - 2, -1, -1):
-                places = _places(self.layers[i - 1 if downward else i + 1])
-                keys = {}
-                for index, vertex in enumerate(self.layers[i]):
-                    links = vertex.above if downward else vertex.below
-                    ends = [
-                        places[link.upper] + link.upper_offset / (link.upper.width + 1)
-                        if downward
-                        else places[link.lower] + link.lower_offset / (link.lower.width + 1)
-                        for link in links
-                    ]
-                    keys[vertex] = sum(ends) / len(ends) if ends else float(index)
-                self.layers[i].sort(key=keys.__getitem__)
-            crossings = self._crossings()
-            if crossings < fewest:
-                best, fewest = [list(layer) for layer in self.layers], crossings
-        self.layers = best
-
-    def _crossings(self) -> int:
-        count = 0
-        for upper, lower in itertools.pairwise(self.layers):
-            places, below = _places(upper), _places(lower)
-            ends = sorted(
-                (
-                    places[link.upper] + link.upper_offset / (link.upper.width + 1),
-                    below[vertex] + link.lower_offset / (vertex.width + 1),
-                )
-                for vertex in lower
-                for link in vertex.above
-            )
-            passed: list[float] = []
-            for _, end in ends:
-                count += len(passed) - bisect.bisect_right(passed, end)
-                bisect.insort(passed, end)
-        return count
-
-    def _place_across(self) -> None:
-        """Each vertex as near to above or below its neighbours as the distances in its layer let it be."""
-        for layer in self.layers:
-            x = 0.0
-            for left, vertex in zip([None, *layer], layer, strict=False):
-                x += _distance(left, vertex) if left else 0.0
-                vertex.x = x
-        for sweep in range(3 * SWEEPS + 1):
-            downward = sweep % 2 == 0
-            for layer in self.layers if downward else reversed(self.layers):
-                _settle_layer(layer, downward)
-        # Edges that pass layers become straight; then chains of boxes that are bent a little because widths differ.
-        for move in (_align_lanes, _straighten):
-            for layer in reversed(self.layers):
-                move(layer, downward=False)
-            for layer in self.layers:
-                move(layer, downward=True)
 
     def _spread(self) -> None:
         """Where several edges end on a box, they end beside each other, in the order in which they come."""
@@ -352,7 +254,7 @@ class _Level:
         frame.exits = {source: vertex.x for source, vertex in self.exits.items()}
         frame.label_x, frame.width = _label_place(frame)
 
-    def _route(self, links: Sequence[_Link]) -> list[Point]:
+    def _route(self, links: Sequence[Link]) -> list[Point]:
         points: list[Point] = []
         first, last = links[0], links[-1]
         start = first.upper.x + first.upper_offset
@@ -368,92 +270,15 @@ class _Level:
         return points
 
 
-def _places(layer: Sequence[_Vertex]) -> dict[_Vertex, int]:
-    return {vertex: place for place, vertex in enumerate(layer)}
+def _port() -> Vertex:
+    return Vertex(1.0)
 
 
-def _distance(left: _Vertex, right: _Vertex) -> float:
-    """The least distance between the middles of two neighbours in a layer."""
-    gap = SEPARATION / 2 if left.passing or right.passing else SEPARATION
-    return left.width / 2 + gap + right.width / 2
-
-
-def _settle_layer(layer: Sequence[_Vertex], downward: bool) -> None:
-    """Move a layer's vertices to their neighbours in the layer above, or in the one below."""
-    desired, weights = [], []
-    for vertex in layer:
-        total = moment = 0.0
-        for link in vertex.above if downward else vertex.below:
-            x = link.upper.x + link.upper_offset - link.lower_offset
-            if not downward:
-                x = link.lower.x + link.lower_offset - link.upper_offset
-            total += link.weight
-            moment += link.weight * x
-        desired.append(moment / total if total else vertex.x)
-        weights.append((WEAK if vertex.passing else 1.0) * (total or 0.1))
-    distances = [_distance(a, b) for a, b in itertools.pairwise(layer)]
-    for vertex, x in zip(layer, nearest_apart(desired, weights, distances), strict=True):
-        vertex.x = x
-
-
-def _align_lanes(layer: Sequence[_Vertex], downward: bool) -> None:
-    """Move the edges that pass a layer to where they pass the next one, as far as boxes, which stay, let them."""
-    desired, weights = [], []
-    for vertex in layer:
-        links = vertex.above if downward else vertex.below
-        ends = [link.upper if downward else link.lower for link in links]
-        lanes = [end for end in ends if end.passing] if vertex.passing else []
-        desired.append(lanes[0].x if lanes else vertex.x)
-        weights.append((WEAK if lanes else WEAK * WEAK) if vertex.passing else 1.0)
-    distances = [_distance(a, b) for a, b in itertools.pairwise(layer)]
-    for vertex, x in zip(layer, nearest_apart(desired, weights, distances), strict=True):
-        vertex.x = x
-
-
-def _straighten(layer: Sequence[_Vertex], downward: bool) -> None:
-    """Move what stands almost under (above) its only neighbour exactly there, if half of the gaps is left."""
-    for _ in range(2):
-        for place, vertex in enumerate(layer):
-            links = [link for link in (vertex.above if downward else vertex.below) if link.weight == 1.0]
-            if len(links) != 1:
-                continue
-            (link,) = links
-            x = link.upper.x + link.upper_offset - link.lower_offset
-            if not downward:
-                x = link.lower.x + link.lower_offset - link.upper_offset
-            clear = abs(x - vertex.x) <= SEPARATION
-            if place > 0:
-                clear &= x - layer[place - 1].x >= _distance(layer[place - 1], vertex) - SEPARATION / 4
-            if place + 1 < len(layer):
-                clear &= layer[place + 1].x - x >= _distance(vertex, layer[place + 1]) - SEPARATION / 4
-            if clear:
-                vertex.x = x
-
-
-def nearest_apart(
-    desired: Sequence[float], weights: Sequence[float], distances: Sequence[float]
-) -> list[float]:
-    """The positions with at least these distances that are nearest to the desired ones in weighted least squares.
-
-    After subtracting the distances this is isotonic regression, which pooling adjacent violators solves exactly.
-
-    Example:
-        >>> nearest_apart([0.0, 0.0], [1.0, 1.0], [10.0])
-        [-5.0, 5.0]
-    """
-    shifts = [0.0]
-    for distance in distances:
-        shifts.append(shifts[-1] + distance)
-    pools: list[tuple[float, float, int]] = []  # mean, weight, how many
-    for value, shift, weight in zip(desired, shifts, weights, strict=True):
-        mean, count = value - shift, 1
-        while pools and pools[-1][0] >= mean:
-            other_mean, other_weight, other_count = pools.pop()
-            mean = (mean * weight + other_mean * other_weight) / (weight + other_weight)
-            weight, count = weight + other_weight, count + other_count
-        pools.append((mean, weight, count))
-    means = [mean for mean, _, count in pools for _ in range(count)]
-    return [mean + shift for mean, shift in zip(means, shifts, strict=True)]
+def _link(source: str, upper: Vertex, lower: Vertex) -> Link:
+    """A link that touches boxes in the middle, and frames where they say."""
+    leaves = upper.item.exits[source] - upper.width / 2 if isinstance(upper.item, Frame) else 0.0
+    enters = lower.item.entries[source] - lower.width / 2 if isinstance(lower.item, Frame) else 0.0
+    return Link(upper, lower, leaves, enters)
 
 
 def _label_place(frame: Frame) -> tuple[float, float]:

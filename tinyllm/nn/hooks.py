@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinyllm.mode import is_grad_enabled
-from tinyllm.tensor import Op, Tensor
+from tinyllm.tensor import Op, Tensor, ancestors
 
 Hook = Callable[..., Any]
 
@@ -18,7 +18,8 @@ class Boundary:
         self.module, self.hooks = module, hooks
         self.input_gradients: list[Any] = []
         self.output_gradient: Any = None
-        self.awaited = 0
+        self.entered: frozenset[int] = frozenset()
+        self.expected = self.awaited = 0
 
     def enter(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The positional inputs, with an op behind each Tensor whose gradient the hooks are told."""
@@ -26,7 +27,7 @@ class Boundary:
         for value in args:
             if isinstance(value, Tensor):
                 if value.requires_grad and is_grad_enabled():
-                    self.awaited += 1
+                    self.entered |= {id(value)}
                     value = _Input(self, len(self.input_gradients))(value)
                 self.input_gradients.append(None)
             entered.append(value)
@@ -39,11 +40,16 @@ class Boundary:
                 f"backward hooks need a module whose output is one Tensor; "
                 f"{type(self.module).__name__} returned {type(output).__name__}"
             )
+        # An input that the output does not depend on gets no gradient, and is not waited for.
+        inside = ancestors(output, self.entered)
+        self.expected = sum(isinstance(x.op, _Input) and x.op.boundary is self for x in inside)
         return _Output(self)(output)
 
     def output_known(self, gradient: Any) -> Any:
         """Keep the output's gradient; the hooks run now if no input will have one."""
         self.output_gradient = gradient
+        self.input_gradients = [None] * len(self.input_gradients)
+        self.awaited = self.expected
         if self.awaited == 0:
             self.run()
         return gradient
