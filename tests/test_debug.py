@@ -20,8 +20,6 @@ from tinyllm.debug import AnomalyError, break_on, detect_anomaly, summary, trace
 from tinyllm.debug.breakpoints import with_breakpoint
 from tinyllm.mode import Observer, observe
 from tinyllm.nn import Linear, ModelConfig, Module, MultiHeadAttention, TransformerLM
-from tinyllm.ops.attention import ScaledDotProductAttention
-from tinyllm.ops.elementwise import Absolute
 from tinyllm.ops.reduce import Sum
 from tinyllm.ops.softmax import LogSoftmax, Softmax
 from tinyllm.tensor import Op
@@ -88,7 +86,9 @@ def test_a_stop_is_in_the_own_frame_of_the_op_with_the_names_of_its_formula(stop
         y.backward(np.array([1.0, 0.0, 0.0]))
     (stop,) = stops
     assert stop.file == inspect.getsourcefile(Softmax)
-    assert stop.line == original.__code__.co_firstlineno, "the line of def: the next one is the first statement"
+    assert stop.line == original.__code__.co_firstlineno, (
+        "the line of def: the next one is the first statement"
+    )
     assert stop.lines == lines_of(original), "every line is where the file has it"
     assert stop.function.endswith("backward")
     assert stop.caller == "propagate"
@@ -194,21 +194,14 @@ def test_the_forward_that_somebody_gave_one_module_is_stopped_in_and_stays(stops
     model.norm.forward = instead  # type: ignore[method-assign]
     with break_on("norm"):
         model(TOKENS[:, :4])
-    assert [stop.function for stop in stops] == ["instead"] or stops[0].function.endswith("instead")
+    (stop,) = stops
+    assert stop.function.endswith("instead")
     assert model.norm.forward is instead
 
 
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        ("softmax.backwards", "op 'softmax' has no method 'backwards'; there are: forward, backward, reference"),
-        ("softmax.", "no method"),
-    ],
-)
-def test_an_unknown_method_of_an_op_is_an_error_at_once(place: str, message: str) -> None:
-    if place == "softmax.":
-        place, message = "softmax.p", "has no method 'p'"
-    with pytest.raises(ValueError, match=message), break_on(place):
+def test_an_unknown_method_of_an_op_is_an_error_at_once() -> None:
+    message = "op 'softmax' has no method 'backwards'; there are: forward, backward, reference"
+    with pytest.raises(ValueError, match=message), break_on("softmax.backwards"):
         pass
 
 
@@ -219,7 +212,10 @@ def test_an_unknown_place_is_an_error_that_names_the_near_miss(
     place: str, near: str, stops: list[Stop]
 ) -> None:
     model = small_model()
-    with pytest.raises(ValueError, match=f"no module of this TransformerLM; did you mean '{near}'"), break_on(place):
+    with (
+        pytest.raises(ValueError, match=f"no module of this TransformerLM; did you mean '{near}'"),
+        break_on(place),
+    ):
         model(TOKENS[:, :4])
     assert not stops
     model(TOKENS[:, :4])
@@ -261,7 +257,7 @@ def test_a_function_without_a_source_is_an_error() -> None:
         with_breakpoint(names["f"])
 
 
-SESSION = '''
+SESSION = """
 import numpy as np
 from tinyllm import Tensor, ops
 from tinyllm.debug import break_on
@@ -274,7 +270,7 @@ def main():
     print("gradient", x.grad.tolist())
 
 main()
-'''
+"""
 
 
 def test_in_pdb_two_frames_lie_between_backward_and_the_op(tmp_path: Path) -> None:
@@ -443,7 +439,11 @@ class Everything(Observer):
 
 
 def test_an_observer_is_told_everything_in_order_and_only_within_its_context() -> None:
-    layer, x, watch = Linear(2, 3, np.random.default_rng(0)), Tensor(np.ones((1, 2), np.float32)), Everything()
+    layer, x, watch = (
+        Linear(2, 3, np.random.default_rng(0)),
+        Tensor(np.ones((1, 2), np.float32)),
+        Everything(),
+    )
     with observe(watch):
         loss = layer(x).sum()
     loss.backward()
@@ -573,8 +573,14 @@ def test_summary_counts_tied_weights_once() -> None:
         (lambda: vector(1, 2).sum(), "Tensor(3., shape=(), dtype=float64, op=sum)"),
         (lambda: Tensor([[1, 2]], name="x"), "Tensor([[1, 2]], shape=(1, 2), dtype=int64, name='x')"),
         (lambda: Tensor(np.zeros((0, 3))), "Tensor([], shape=(0, 3), dtype=float64)"),
-        (lambda: vector(1 / 3, -2), "Tensor([ 0.3333, -2.    ], shape=(2,), dtype=float64, requires_grad=True)"),
-        (lambda: vector(1e-7, 2e-6), "Tensor([1.e-07, 2.e-06], shape=(2,), dtype=float64, requires_grad=True)"),
+        (
+            lambda: vector(1 / 3, -2),
+            "Tensor([ 0.3333, -2.    ], shape=(2,), dtype=float64, requires_grad=True)",
+        ),
+        (
+            lambda: vector(1e-7, 2e-6),
+            "Tensor([1.e-07, 2.e-06], shape=(2,), dtype=float64, requires_grad=True)",
+        ),
     ],
 )
 def test_repr(tensor: Any, text: str) -> None:

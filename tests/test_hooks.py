@@ -138,7 +138,7 @@ def test_a_returned_gradient_replaces_the_one_of_the_only_input() -> None:
 def test_a_hook_may_not_replace_gradients_of_several_inputs() -> None:
     module = Product()
     module.register_full_backward_hook(lambda module, inputs, outputs: inputs)
-    with pytest.raises(ValueError, match="exactly one input.* this call had 2"):
+    with pytest.raises(ValueError, match=r"exactly one input.* this call had 2"):
         module(x64(1), x64(2)).sum().backward()
 
 
