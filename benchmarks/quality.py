@@ -1,6 +1,6 @@
 """The validation loss that `tinyllm train` reaches, over seeds and optimizers.
 
-    python benchmarks/quality.py --data FILE [--seeds 1 2 3] [--optimizers adamw muon] [SETTING=VALUE ...]
+    python benchmarks/quality.py --data FILE [--seeds 1 2 3] [--optimizers adamw muon] [--set NAME=VALUE ...]
     python benchmarks/quality.py --quick
 
 The loss is the mean over the whole validation split at the last step. --quick makes 200 steps on Python's own help
@@ -58,11 +58,11 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument(
-        "settings", nargs="*", metavar="SETTING=VALUE", help="passed on as flags of tinyllm train"
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="passed on as flags of tinyllm train"
     )
     args = parser.parse_args()
     common = ["--data", *args.data] if args.data else []
-    for setting in args.settings:
+    for setting in args.set:
         name, _, value = setting.partition("=")
         common += [f"--{name.replace('_', '-')}", value]
     if args.quick:

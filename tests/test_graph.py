@@ -1,5 +1,6 @@
 """The drawing of a graph: what is in it, what its numbers are, and that one can read it."""
 
+import itertools
 import math
 import re
 import time
@@ -64,7 +65,7 @@ def test_a_transformer_collapses_to_its_parts() -> None:
     drawn = graph(loss)
     chain = ["embedding", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "norm", "head", "cross_entropy"]
     assert labels(drawn) == chain
-    assert joined(drawn) == set(zip(chain, chain[1:], strict=False))
+    assert joined(drawn) == set(itertools.pairwise(chain))
     assert drawn.groups == ()
     for path, module in model.named_modules():
         if path.startswith("blocks.") and path.count(".") == 1:
@@ -399,7 +400,7 @@ def check_edge(edge: ElementTree.Element, boxes: dict[str, Rectangle], labels: l
         )
         assert not any(inside(point, label) for label in labels), "an edge runs through the label of a frame"
     heights = [y for _, y in points]
-    assert all(b >= a - 1e-9 for a, b in zip(heights, heights[1:], strict=False)), "edges go down"
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(heights)), "edges go down"
 
 
 PICTURES: dict[str, Callable[[], Graph]] = {
@@ -490,7 +491,7 @@ def test_any_graph_in_any_frames_is_laid_out_without_overlap(
     for (source, target), points in routes.items():
         assert points[0][1] == pytest.approx(boxes[source][3])
         assert points[-1][1] == pytest.approx(boxes[target][1])
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
             assert y1 >= y0 - 1e-9
             # A curve stays in the rectangle of its ends.
             piece = (min(x0, x1), y0 + 1e-6, max(x0, x1), y1 - 1e-6)
@@ -636,7 +637,7 @@ def test_a_thousand_boxes_are_laid_out_without_recursion() -> None:
 def test_an_unknown_path_is_an_error_that_names_the_near_miss() -> None:
     _, loss = model_and_loss()
     with pytest.raises(
-        ValueError, match="expand='blocks.0.atention' is no module .* did you mean 'blocks.0.attention'"
+        ValueError, match=r"expand='blocks\.0\.atention' is no module .* did you mean 'blocks.0.attention'"
     ):
         graph(loss, expand="blocks.0.atention")
     with pytest.raises(ValueError, match="there are: none"):
