@@ -127,8 +127,32 @@ def test_expanding_a_part_opens_what_leads_to_it_and_single_ops_show_their_param
     assert {"key", "value", "scaled_dot_product_attention", "rope", "output"} <= set(labels(drawn, inner))
 
 
+class Halves(Module):
+    """x to its two halves, the second doubled."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:1], x[1:] * 2
+
+
+class Swapped(Module):
+    def __init__(self) -> None:
+        self.halves = Halves()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.halves(x)
+        return second * 10 - first
+
+
+def test_a_module_with_two_outputs_shows_both_and_the_later_first() -> None:
+    node = graph(Swapped()(Tensor(np.array([1.0, 2, 3]), requires_grad=True)).sum()).find("halves")
+    assert [part.shape for part in node.outputs] == [(1,), (2,)]
+    assert (node.shape, node.value.mean) == ((2,), 5)
+    assert "2 outputs, the last:" in node.lines()[0]
+
+
 def test_tied_weights_are_one_node_with_two_users() -> None:
     _, loss = model_and_loss(tie_embeddings=True)
+    assert graph(loss, depth=9).find("embedding.weight").group is None, "not in the frame of one of them"
     drawn = graph(loss)
     weight = drawn.find("embedding.weight")
     assert weight.kind == "parameter"
@@ -441,6 +465,10 @@ def test_the_width_of_text_is_estimated_from_above_and_closely(text: str, pixels
     assert pixels <= text_width(text, 12) <= 1.1 * pixels
 
 
+def test_bold_text_is_wider() -> None:
+    assert 199.39 <= text_width("scaled_dot_product_attention", 12, bold=True) <= 1.2 * 199.39
+
+
 @st.composite
 def nested_graphs(draw: st.DrawFn) -> tuple[Frame, list[tuple[str, str]]]:
     """Boxes of many sizes in nested frames, in an order such that edges go forward and frames close no cycle."""
@@ -484,6 +512,10 @@ def test_any_graph_in_any_frames_is_laid_out_without_overlap(
     spans["root"] = (0.0, 0.0, root.width, root.height)
     for frame in [root, *(item for item in placed(root) if isinstance(item, Frame))]:
         members = [spans[member.id] for member in frame.members]
+        label = (frame.label_x, frame.label_x + frame.label_width)
+        assert label[0] >= 0
+        assert label[1] <= frame.width
+        assert not any(label[0] < entry < label[1] for entry in frame.entries.values())
         assert all(encloses(spans[frame.id], member) for member in members)
         assert not any(overlap(a, b) for i, a in enumerate(members) for b in members[i + 1 :])
     boxes = {item.id: spans[item.id] for item in placed(root) if isinstance(item, Box)}
@@ -493,6 +525,7 @@ def test_any_graph_in_any_frames_is_laid_out_without_overlap(
         assert points[-1][1] == pytest.approx(boxes[target][1])
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             assert y1 >= y0 - 1e-9
+            assert abs(x1 - x0) < 1e-6 or y1 - y0 >= 30 - 1e-6, "a curve has the room of a gap"
             # A curve stays in the rectangle of its ends.
             piece = (min(x0, x1), y0 + 1e-6, max(x0, x1), y1 - 1e-6)
             assert not any(overlap(piece, box) for box in boxes.values())

@@ -41,11 +41,12 @@ def break_on(*places: str) -> Iterator[None]:
         paths = []
         for place in places:
             op, _, method = place.partition(".")
-            if op in REGISTRY and method in ("", *METHODS):
+            there = [name for name in METHODS if hasattr(REGISTRY.get(op), name)]
+            if op in REGISTRY and method in ("", *there):
                 for name in (method,) if method else METHODS[:2]:
                     stack.enter_context(_replaced(REGISTRY[op], name))
             elif op in REGISTRY:
-                raise ValueError(f"op {op!r} has no method {method!r}; there are: {', '.join(METHODS)}")
+                raise ValueError(f"op {op!r} has no method {method!r}; there are: {', '.join(there)}")
             else:
                 paths.append(place)
         if paths:
@@ -70,8 +71,7 @@ class _ModuleBreakpoints(Observer):
                 near = nearest(path, [*modules, *REGISTRY])
                 hint = f"did you mean {near!r}?" if near else "see dict(model.named_modules())"
                 raise ValueError(f"{path!r} is no op, and no module of this {type(module).__name__}; {hint}")
-        for place in {id(modules[path]): modules[path] for path in self.paths}.values():
-            self.stack.enter_context(_stopping(place))
+            self.stack.enter_context(_stopping(modules[path]))
 
 
 @contextlib.contextmanager

@@ -92,7 +92,8 @@ def graph(loss: Tensor, expand: str | Sequence[str] = (), depth: int = 1, gradie
             through is opened too.
         depth: how many levels of modules are opened: 0 shows a model as one box, 1 its parts.
         gradients: compute the gradients of everything shown, for their statistics; nothing is stored in `.grad`.
-            Otherwise those that are in `.grad` already are shown. It needs a loss of one element.
+            Otherwise those that are in `.grad` already are shown. It needs a loss of one element, and runs the
+            backward hooks of modules.
 
     Raises:
         RuntimeError: no graph leads to `loss`, or it was freed by a backward pass.
