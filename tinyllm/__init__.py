@@ -7,6 +7,7 @@ from tinyllm.errors import InputError
 from tinyllm.generate import generate, generate_text
 from tinyllm.mode import no_grad, use_reference
 from tinyllm.tensor import Tensor, gradients
+from tinyllm.transforms import grad, hessian, hvp, jvp, vjp
 
 __version__ = "0.1.0"
 
@@ -16,7 +17,11 @@ __all__ = [
     "data",
     "generate",
     "generate_text",
+    "grad",
     "gradients",
+    "hessian",
+    "hvp",
+    "jvp",
     "load",
     "nn",
     "no_grad",
@@ -25,4 +30,5 @@ __all__ = [
     "tokenizer",
     "use_backend",
     "use_reference",
+    "vjp",
 ]

@@ -145,6 +145,7 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = _find(compile(tree, code.co_filename, "exec", flags, dont_inherit=True), code.co_name)
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     closure = tuple(cells[name] for name in compiled.co_freevars)
+    compiled = compiled.replace(co_qualname=code.co_qualname)
     result = types.FunctionType(
         compiled, function.__globals__, function.__name__, function.__defaults__, closure
     )
