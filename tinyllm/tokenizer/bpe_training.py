@@ -1,0 +1,316 @@
+"""Learning the merges of byte-pair encoding (Sennrich et al., 2016, algorithm 1) with array work.
+
+First the text is counted: each distinct piece once, with the number of times that it occurs. Then the pair of
+neighbouring tokens with the highest count becomes a token, again and again. Two facts make that fast:
+
+- All places of a pair come into being at once, when the younger of its two tokens does; after that its count can
+  only fall. So counts of old pairs are not kept up to date: the pair with the highest recorded count is counted
+  anew, and goes back if it has fallen below the next.
+- Of the pairs that a merge makes, only the most frequent need be in the heap; the next follows when that one
+  leaves it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllm.tokenizer.patterns import Pattern
+from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_lengths, split_text
+from tinyllm.tokenizer.pretokenize import chunks
+from tinyllm.tokenizer.symbols import Symbols
+
+NUM_BYTES = 256
+Pair = tuple[int, int]
+
+
+def _totals(first: Keys, second: Keys, counts: Integers) -> tuple[Keys, Keys, Integers]:
+    """The counts of equal pairs of keys added up."""
+    if second.any():
+        # Sorted by a mixture: equal pairs become neighbours. Should two others share it, a pair may stay twice.
+        order = np.argsort(first ^ (second * np.uint64(0x9E3779B97F4A7C15)), kind="stable")
+    else:
+        order = np.argsort(first)
+    first, second, counts = first[order], second[order], counts[order]
+    new = np.ones(len(first), dtype=np.bool_)
+    new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    begins = np.flatnonzero(new)
+    sums = np.add.reduceat(counts, begins) if begins.size else counts
+    return first[begins], second[begins], sums
+
+
+class PieceCounts:
+    """How often each distinct piece occurs in all texts added so far."""
+
+    # Keys held before those that are equal are added up.
+    _PENDING = 1 << 22
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Keys, Keys, Integers]] = []
+        self._pending = 0
+        self.others: Counter[bytes] = Counter()
+        self.characters = 0
+
+    def add(self, text: str, pattern: Pattern) -> None:
+        """Count the pieces of `text`."""
+        self.join([_count(text, pattern)])
+
+    def join(self, counted: Iterable[_Counted]) -> None:
+        """Add what was counted elsewhere."""
+        for part in counted:
+            self.characters += part.characters
+            self.others.update(part.others)
+            self._parts += part.keyed
+            self._pending += sum(len(first) for first, _, _ in part.keyed)
+            if self._pending > self._PENDING:
+                self._add_up()
+                self._pending = 0
+
+    def _add_up(self) -> None:
+        # Pieces of up to eight bytes apart from the others: theirs are sorted by one key.
+        short, long = [], []
+        for part in self._parts:
+            (long if part[1].any() else short).append(part)
+        self._parts = [
+            _totals(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            for parts in (short, long)
+            if parts
+        ]
+
+    def table(self) -> tuple[list[tuple[Keys, Keys, Integers]], Counter[bytes]]:
+        """The pieces with keys, as (first keys, second keys, counts), and those without."""
+        self._add_up()
+        return self._parts, self.others
+
+    def as_dict(self) -> dict[bytes, int]:
+        """Every piece and its count; what the reference is trained on."""
+        result: Counter[bytes] = Counter(self.others)
+        for first, second, counts in self.table()[0]:
+            data = np.stack([first, second], axis=1).astype("<u8").tobytes()
+            lengths = key_lengths(first, second)
+            for i, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
+                result[data[16 * i : 16 * i + length]] += count
+        return dict(result)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """The distinct pieces of one chunk."""
+
+    keyed: list[tuple[Keys, Keys, Integers]]
+    others: Counter[bytes]
+    characters: int
+
+
+def _count(text: str, pattern: Pattern) -> _Counted:
+    if not text:
+        return _Counted([], Counter(), 0)
+    pieces: Pieces = split_text(text, pattern)
+    keyed = pieces.keyed
+    others = Counter(pieces.bytes_of(i) for i in np.flatnonzero(~keyed).tolist())
+    first, second = pieces.keys()
+    short, long = keyed & (pieces.lengths <= 8), keyed & (pieces.lengths > 8)
+    parts = []
+    if short.any():
+        keys, counts = np.unique(first[short], return_counts=True)
+        parts.append((keys, np.zeros_like(keys), counts))
+    if long.any():
+        ones = np.ones(int(long.sum()), dtype=np.int64)
+        parts.append(_totals(first[long], second[long], ones))
+    return _Counted(parts, others, len(text))
+
+
+def count_pieces(
+    texts: Iterable[str], pattern: Pattern, threads: int = 1, progress: Callable[[int], None] | None = None
+) -> PieceCounts:
+    """Count the pieces of all `texts`, each text on its own, in memory that does not grow with their length.
+
+    `progress` is told the number of characters after each chunk.
+    """
+    counts = PieceCounts()
+
+    def take(counted: _Counted) -> None:
+        counts.join([counted])
+        if progress:
+            progress(counted.characters)
+
+    parts: Iterator[str] = (chunk for text in texts for chunk in chunks(text, pattern))
+    if threads == 1:
+        for part in parts:
+            take(_count(part, pattern))
+        return counts
+    with ThreadPoolExecutor(threads) as pool:
+        running: list[Future[_Counted]] = []
+        for part in parts:
+            running.append(pool.submit(_count, part, pattern))
+            if len(running) > 2 * threads:
+                take(running.pop(0).result())
+        for future in running:
+            take(future.result())
+    return counts
+
+
+def _lay_out(counts: PieceCounts, border: int, dtype: npt.DTypeLike) -> tuple[Any, Any]:
+    """All distinct pieces end to end with borders between: (tokens, the count of the piece at each byte)."""
+    keyed, others = counts.table()
+    token_parts, count_parts = [np.array([border], dtype)], [np.zeros(1, np.int64)]
+    for first, second, piece_counts in keyed:
+        lengths = key_lengths(first, second)
+        width = int(lengths.max()) + 1
+        rows = np.zeros((len(first), LONGEST_KEYED + 1), dtype)
+        rows[:, :8] = first.astype("<u8").view(np.uint8).reshape(-1, 8)
+        rows[:, 8:16] = second.astype("<u8").view(np.uint8).reshape(-1, 8)
+        rows[np.arange(len(first)), lengths] = border
+        used = np.arange(width) <= lengths[:, None]
+        token_parts.append(rows[:, :width][used])
+        count_parts.append(np.repeat(piece_counts, lengths + 1))
+    if others:
+        lengths = np.fromiter(map(len, others), np.int64, len(others))
+        data = np.frombuffer(b"\0".join([*others, b""]), np.uint8).astype(dtype)
+        data[np.cumsum(lengths + 1) - 1] = border
+        token_parts.append(data)
+        count_parts.append(np.repeat(np.fromiter(others.values(), np.int64, len(others)), lengths + 1))
+    weights = np.concatenate(count_parts)
+    if weights.size and weights.max() < 1 << 32:
+        weights = weights.astype(np.uint32)
+    return np.concatenate(token_parts), weights
+
+
+@dataclass
+class _Group:
+    """The pairs made by one merge: pair i is (lefts[i], rights[i]) at positions[begins[i] : ends[i]].
+
+    They are in the order in which they are to be merged as far as is known: by falling count, then by tokens.
+    """
+
+    lefts: Any
+    rights: Any
+    counts: Integers
+    begins: Integers
+    ends: Integers
+    positions: Any
+
+
+class _Merger:
+    """Learns merges one at a time from laid-out pieces."""
+
+    def __init__(self, symbols: Symbols, weights: Any, min_frequency: int, vocab_size: int) -> None:
+        self.symbols = symbols
+        self.weights = weights
+        self.min_frequency = min_frequency
+        self.vocab_size = vocab_size
+        # (-count, left, right, group, index in it); tokens are equal only where the group is the same.
+        self.heap: list[tuple[int, int, int, int, int]] = []
+        self.groups: dict[int, _Group] = {}
+        self._next_group = 0
+        self._add_byte_pairs()
+
+    def _add_byte_pairs(self) -> None:
+        tokens, border = self.symbols.first, self.symbols.border
+        at = np.flatnonzero((tokens[:-1] != border) & (tokens[1:] != border)).astype(np.int32)
+        if at.size:
+            keys = tokens[at].astype(np.uint16) * NUM_BYTES + tokens[at + 1].astype(np.uint16)
+            order = np.argsort(keys, kind="stable")
+            self._add(keys[order], at[order], keys_to_pair=lambda keys: (keys // NUM_BYTES, keys % NUM_BYTES))
+
+    def _add(self, keys: Any, at: Any, keys_to_pair: Callable[[Any], tuple[Any, Any]]) -> None:
+        """Record the pairs at the positions `at`, which are sorted by `keys`, of which each pair has its own."""
+        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        counts = np.add.reduceat(self.weights[at], begins, dtype=np.int64)
+        ends = np.append(begins[1:], len(keys))
+        order = np.argsort(-counts, kind="stable")
+        order = order[: int(np.searchsorted(-counts[order], -self.min_frequency, side="right"))]
+        if not order.size:
+            return
+        begins = begins[order]
+        lefts, rights = keys_to_pair(keys[begins].astype(np.int64))
+        self.groups[self._next_group] = _Group(lefts, rights, counts[order], begins, ends[order], at)
+        self._push(self._next_group, 0)
+        self._next_group += 1
+
+    def _push(self, number: int, i: int) -> None:
+        group = self.groups[number]
+        if i == len(group.counts):
+            del self.groups[number]
+            return
+        entry = (-int(group.counts[i]), int(group.lefts[i]), int(group.rights[i]), number, i)
+        heapq.heappush(self.heap, entry)
+
+    def _pop(self) -> tuple[Pair, Any] | None:
+        """The most frequent pair and its positions; None when no pair reaches min_frequency."""
+        while self.heap:
+            negative, left, right, number, i = heapq.heappop(self.heap)
+            group = self.groups[number]
+            at = group.positions[group.begins[i] : group.ends[i]]
+            self._push(number, i + 1)
+            at = self.symbols.still(at, left, right)
+            count = int(self.weights[at].sum(dtype=np.int64))
+            if count == -negative:
+                return (left, right), at
+            if count >= self.min_frequency:
+                one = np.array([0]), np.array([len(at)])
+                self.groups[self._next_group] = _Group([left], [right], np.array([count]), *one, at)
+                self._push(self._next_group, 0)
+                self._next_group += 1
+        return None
+
+    def next_merge(self, token: int) -> Pair | None:
+        """Merge the most frequent pair into `token`; None when no pair is frequent enough."""
+        found = self._pop()
+        if found is None:
+            return None
+        (left, right), at = found
+        symbols = self.symbols
+        symbols.lengths[token] = symbols.lengths[left] + symbols.lengths[right]
+        at = symbols.merge(at, left, right, token)
+        before, after = symbols.before(at), symbols.after(at, token)
+        # A pair of two new tokens is seen from both; it counts as one after the first.
+        has_before = np.flatnonzero((before != symbols.border) & (before != token))
+        has_after = np.flatnonzero(after != symbols.border)
+        before, after = before[has_before], after[has_after]
+        # The key of a pair on the left is the left token, of one on the right the right token on top: the order of
+        # keys is the order of pairs, since no token is above the newest. Each half is sorted on its own, which
+        # for 16 bits is a radix sort.
+        order_before, order_after = np.argsort(before, kind="stable"), np.argsort(after, kind="stable")
+        keys = np.concatenate([before[order_before].astype(np.int32), after[order_after].astype(np.int32)])
+        keys[len(before) :] += self.vocab_size
+        positions_before = at[has_before] - symbols.lengths[before]
+        positions = np.concatenate([positions_before[order_before], at[has_after][order_after]])
+        if keys.size:
+            self._add(keys, positions.astype(np.int32, copy=False), lambda keys: self._pair(keys, token))
+        return left, right
+
+    def _pair(self, keys: Any, token: int) -> tuple[Any, Any]:
+        on_right = keys >= self.vocab_size
+        return np.where(on_right, token, keys), np.where(on_right, keys - self.vocab_size, token)
+
+
+def learn_merges(
+    counts: PieceCounts, num_merges: int, min_frequency: int, progress: Callable[[int], None] | None = None
+) -> list[Pair]:
+    """The merges of reference.train on the same pieces, in the same order; merge r makes token 256 + r.
+
+    `progress` is told 1 after each merge.
+    """
+    vocab_size = NUM_BYTES + num_merges
+    border = vocab_size
+    dtype = np.uint16 if vocab_size < 1 << 16 else np.int32
+    tokens, weights = _lay_out(counts, border, dtype)
+    lengths = np.ones(vocab_size, dtype=np.int32)
+    merger = _Merger(Symbols(tokens, border, lengths), weights, min_frequency, vocab_size)
+    merges: list[Pair] = []
+    for token in range(NUM_BYTES, vocab_size):
+        pair = merger.next_merge(token)
+        if pair is None:
+            break
+        merges.append(pair)
+        if progress:
+            progress(1)
+    return merges

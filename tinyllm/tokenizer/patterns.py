@@ -1,0 +1,148 @@
+"""The regular expressions that split text into pieces before byte-pair encoding, by name.
+
+A merge never crosses the border of a piece. The named patterns are those of published models; every
+match is at least one character long, and together the matches are the whole text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from tinyllm.config import shown
+from tinyllm.errors import InputError
+
+# The suffixes of English that o200k and llama3 split off, in either case.
+_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+_LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_LLAMA3 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# No possessive quantifiers: Oniguruma, which the tokenizers library uses, reads {1,3}+ otherwise than
+# `regex` and Rust do. For the same reason the end of the text is (?![\s\S]) and not $.
+PATTERNS: dict[str, str] = {
+    # Radford et al. (2019), GPT-2
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    # cl100k_base: white space at the end of the text stays in one piece, unlike in llama3
+    "gpt4": _LLAMA3.replace(r"|\s*[\r\n]+", r"|\s+(?![\s\S])|\s*[\r\n]+"),
+    # Dubey et al. (2024), Llama 3; llama.cpp calls it llama-bpe
+    "llama3": _LLAMA3,
+    # o200k_base: words split where a capital follows a small letter
+    "o200k": "|".join(
+        (
+            rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}?",
+            rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}?",
+            r"\p{N}{1,3}",
+            r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        )
+    ),
+}
+
+# What other files call the same splits: expression -> name.
+_ALIASES: dict[str, str] = {
+    **{expression: name for name, expression in PATTERNS.items()},
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt2",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s": "gpt4",
+}
+
+# Longest time that an expression may take on a text: this many seconds, and as many again for each
+# million characters. The named patterns take about 0.3.
+_SECONDS_PER_MILLION = 10.0
+
+
+class Pattern:
+    """A compiled pattern: its expression, its name if it is one of PATTERNS, and the splitting by `regex`.
+
+    Args:
+        pattern: a name of PATTERNS, or a regular expression in the syntax of `regex`. Text between its matches
+            becomes pieces too, so nothing is lost.
+
+    Raises:
+        InputError: the expression is not valid.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.expression = PATTERNS.get(pattern, pattern)
+        self.name: str | None = _ALIASES.get(self.expression)
+        if self.name is not None:
+            self.expression = PATTERNS[self.name]
+        try:
+            self._regex = regex.compile(self.expression)
+        except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+            raise InputError(
+                f"the pattern {shown(pattern)} is neither one of {', '.join(PATTERNS)} nor a regular "
+                f"expression: {error}"
+            ) from None
+
+    def split(self, text: str) -> list[str]:
+        """The pieces of `text`, in order; joined they are the text.
+
+        Raises:
+            InputError: the expression takes far longer than a text of this length should.
+        """
+        return [text[start:end] for start, end in self.spans(text)]
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """(start, end) of each piece of `text`, in characters."""
+        seconds = _SECONDS_PER_MILLION * (1 + len(text) / 1e6)
+        end = 0
+        try:
+            for match in self._regex.finditer(text, timeout=seconds):
+                if match.start() > end:
+                    yield end, match.start()
+                if match.end() > match.start():
+                    yield match.start(), match.end()
+                end = match.end()
+        except TimeoutError:
+            raise InputError(
+                f"the pattern {shown(self.expression)} took more than {seconds:.0f} s on a text of {len(text):,} "
+                "characters; it backtracks too much, so take one of " + ", ".join(PATTERNS)
+            ) from None
+        if end < len(text):
+            yield end, len(text)
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.name or self.expression!r})"
+
+
+# What a code point is to the patterns: one flag each, in one byte.
+LETTER, NUMBER, SPACE, MARK, UPPER, LOWER, NEWLINE = (1 << i for i in range(7))
+_CLASSES = (
+    (r"[\p{Lu}\p{Lt}]", LETTER | UPPER),
+    (r"\p{Ll}", LETTER | LOWER),
+    (r"[\p{Lm}\p{Lo}]", LETTER),
+    (r"\p{N}", NUMBER),
+    (r"\p{M}", MARK),
+    (r"\s", SPACE),
+)
+
+
+@functools.cache
+def code_point_classes() -> npt.NDArray[np.uint8]:
+    """(0x110000,) the flags of each code point, asked of `regex`, so that both agree on what a letter is."""
+    codes = np.arange(0x110000, dtype="<u4")
+    codes[0xD800:0xE000] = 0xFFFF  # half pairs cannot be in a text; U+FFFF is no character
+    text = codes.tobytes().decode("utf-32-le")
+    flags = np.zeros(0x110000, dtype=np.uint8)
+    values = [value for _, value in _CLASSES]
+    expression = "|".join(f"({characters}+)" for characters, _ in _CLASSES)
+    match: Any
+    for match in regex.finditer(expression, text):
+        flags[match.start() : match.end()] = values[match.lastindex - 1]
+    flags[[0x0A, 0x0D]] |= NEWLINE
+    flags.flags.writeable = False
+    return flags
