@@ -185,80 +185,82 @@ def _lay_out(counts: PieceCounts, border: int, dtype: npt.DTypeLike) -> tuple[An
 
 @dataclass
 class _Group:
-    """The pairs made by one merge: pair i is (lefts[i], rights[i]) at positions[begins[i] : ends[i]].
+    """The pairs of one token with its neighbours, in the order in which they are to be merged as far as is known.
 
-    They are in the order in which they are to be merged as far as is known: by falling count, then by tokens.
+    keys[i] is x for the pair (x, token) and V + y for the pair (token, y); it is at positions[begins[i] : ends[i]].
+    Lists, since they are read one number at a time.
     """
 
-    lefts: Any
-    rights: Any
-    counts: Integers
-    begins: Integers
-    ends: Integers
-    positions: Any
+    token: int
+    keys: list[int]
+    counts: list[int]
+    begins: list[int]
+    ends: list[int]
+    positions: npt.NDArray[np.int32]
 
 
 class _Merger:
-    """Learns merges one at a time from laid-out pieces."""
+    """Learns merges one at a time from pieces laid end to end."""
 
     def __init__(self, symbols: Symbols, weights: Any, min_frequency: int, vocab_size: int) -> None:
         self.symbols = symbols
         self.weights = weights
         self.min_frequency = min_frequency
         self.vocab_size = vocab_size
-        # (-count, left, right, group, index in it); tokens are equal only where the group is the same.
-        self.heap: list[tuple[int, int, int, int, int]] = []
-        self.groups: dict[int, _Group] = {}
-        self._next_group = 0
+        # (-count, left, right, positions, group, index in it). The group is what follows in the heap when this
+        # pair leaves it. A pair is in the heap once, so no two entries compare beyond it.
+        self.heap: list[tuple[int, int, int, Any, _Group | None, int]] = []
+        # Radix sort, which NumPy has for 16 bits, sorts large keys fastest.
+        self._key_dtype = np.uint16 if 2 * vocab_size <= 1 << 16 else np.int32
         self._add_byte_pairs()
 
     def _add_byte_pairs(self) -> None:
         tokens, border = self.symbols.first, self.symbols.border
         at = np.flatnonzero((tokens[:-1] != border) & (tokens[1:] != border)).astype(np.int32)
-        if at.size:
-            keys = tokens[at].astype(np.uint16) * NUM_BYTES + tokens[at + 1].astype(np.uint16)
-            order = np.argsort(keys, kind="stable")
-            self._add(keys[order], at[order], keys_to_pair=lambda keys: (keys // NUM_BYTES, keys % NUM_BYTES))
+        lefts = tokens[at].astype(np.uint16)
+        keys = lefts * NUM_BYTES + tokens[at + 1].astype(np.uint16)
+        order = np.argsort(keys, kind="stable")
+        keys, at = keys[order], at[order]
+        borders = np.searchsorted(keys, np.arange(0, (NUM_BYTES + 1) * NUM_BYTES, NUM_BYTES))
+        for left in range(NUM_BYTES):
+            of_left = slice(int(borders[left]), int(borders[left + 1]))
+            if of_left.start < of_left.stop:
+                self._add(left, keys[of_left] % NUM_BYTES + np.int32(self.vocab_size), at[of_left])
 
-    def _add(self, keys: Any, at: Any, keys_to_pair: Callable[[Any], tuple[Any, Any]]) -> None:
-        """Record the pairs at the positions `at`, which are sorted by `keys`, of which each pair has its own."""
-        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    def _add(self, token: int, keys: Any, at: Any) -> None:
+        """Record the pairs of `token`, given the sorted keys of _Group for all their positions."""
+        change = (keys[1:] != keys[:-1]).nonzero()[0]
+        begins = np.zeros(len(change) + 1, dtype=np.int64)
+        np.add(change, 1, out=begins[1:])
         counts = np.add.reduceat(self.weights[at], begins, dtype=np.int64)
-        ends = np.append(begins[1:], len(keys))
-        order = np.argsort(-counts, kind="stable")
-        order = order[: int(np.searchsorted(-counts[order], -self.min_frequency, side="right"))]
-        if not order.size:
-            return
-        begins = begins[order]
-        lefts, rights = keys_to_pair(keys[begins].astype(np.int64))
-        self.groups[self._next_group] = _Group(lefts, rights, counts[order], begins, ends[order], at)
-        self._push(self._next_group, 0)
-        self._next_group += 1
+        order = (-counts).argsort(kind="stable")
+        if counts[order[-1]] < self.min_frequency:
+            order = order[counts[order] >= self.min_frequency]
+        ends = np.full_like(begins, len(keys))
+        ends[:-1] = begins[1:]
+        lists = [array[order].tolist() for array in (keys[begins], counts, begins, ends)]
+        self._push(_Group(token, *lists, at.astype(np.int32, copy=False)), 0)
 
-    def _push(self, number: int, i: int) -> None:
-        group = self.groups[number]
-        if i == len(group.counts):
-            del self.groups[number]
-            return
-        entry = (-int(group.counts[i]), int(group.lefts[i]), int(group.rights[i]), number, i)
-        heapq.heappush(self.heap, entry)
+    def _push(self, group: _Group, i: int) -> None:
+        if i < len(group.counts):
+            key = group.keys[i]
+            on_right = key >= self.vocab_size
+            left, right = (group.token, key - self.vocab_size) if on_right else (key, group.token)
+            at = group.positions[group.begins[i] : group.ends[i]]
+            heapq.heappush(self.heap, (-group.counts[i], left, right, at, group, i))
 
-    def _pop(self) -> tuple[Pair, Any] | None:
+    def _pop(self) -> tuple[int, int, Integers] | None:
         """The most frequent pair and its positions; None when no pair reaches min_frequency."""
         while self.heap:
-            negative, left, right, number, i = heapq.heappop(self.heap)
-            group = self.groups[number]
-            at = group.positions[group.begins[i] : group.ends[i]]
-            self._push(number, i + 1)
-            at = self.symbols.still(at, left, right)
-            count = int(self.weights[at].sum(dtype=np.int64))
+            negative, left, right, at, group, i = heapq.heappop(self.heap)
+            if group is not None:
+                self._push(group, i + 1)
+            at = self.symbols.still(at.astype(np.int64), left, right)
+            count = int(self.weights[at].sum())
             if count == -negative:
-                return (left, right), at
+                return left, right, at
             if count >= self.min_frequency:
-                one = np.array([0]), np.array([len(at)])
-                self.groups[self._next_group] = _Group([left], [right], np.array([count]), *one, at)
-                self._push(self._next_group, 0)
-                self._next_group += 1
+                heapq.heappush(self.heap, (-count, left, right, at, None, 0))
         return None
 
     def next_merge(self, token: int) -> Pair | None:
@@ -266,30 +268,24 @@ class _Merger:
         found = self._pop()
         if found is None:
             return None
-        (left, right), at = found
-        symbols = self.symbols
-        symbols.lengths[token] = symbols.lengths[left] + symbols.lengths[right]
+        left, right, at = found
+        symbols, border = self.symbols, self.symbols.border
+        symbols.set_length(token, left, right)
         at = symbols.merge(at, left, right, token)
         before, after = symbols.before(at), symbols.after(at, token)
         # A pair of two new tokens is seen from both; it counts as one after the first.
-        has_before = np.flatnonzero((before != symbols.border) & (before != token))
-        has_after = np.flatnonzero(after != symbols.border)
+        has_before = (before != border) & (before != token)
+        has_after = after != border
         before, after = before[has_before], after[has_after]
-        # The key of a pair on the left is the left token, of one on the right the right token on top: the order of
-        # keys is the order of pairs, since no token is above the newest. Each half is sorted on its own, which
-        # for 16 bits is a radix sort.
-        order_before, order_after = np.argsort(before, kind="stable"), np.argsort(after, kind="stable")
-        keys = np.concatenate([before[order_before].astype(np.int32), after[order_after].astype(np.int32)])
-        keys[len(before) :] += self.vocab_size
-        positions_before = at[has_before] - symbols.lengths[before]
-        positions = np.concatenate([positions_before[order_before], at[has_after][order_after]])
+        # Pairs with a token before come first and are sorted by it: the order of the keys is the order of the
+        # pairs, since no token is above the newest.
+        keys = np.concatenate((before, after), dtype=self._key_dtype, casting="unsafe")
+        keys[len(before) :] += self._key_dtype(self.vocab_size)
         if keys.size:
-            self._add(keys, positions.astype(np.int32, copy=False), lambda keys: self._pair(keys, token))
+            positions = np.concatenate((symbols.step_back(at[has_before], before), at[has_after]))
+            order = keys.argsort(kind="stable")
+            self._add(token, keys[order], positions[order])
         return left, right
-
-    def _pair(self, keys: Any, token: int) -> tuple[Any, Any]:
-        on_right = keys >= self.vocab_size
-        return np.where(on_right, token, keys), np.where(on_right, keys - self.vocab_size, token)
 
 
 def learn_merges(
@@ -303,8 +299,7 @@ def learn_merges(
     border = vocab_size
     dtype = np.uint16 if vocab_size < 1 << 16 else np.int32
     tokens, weights = _lay_out(counts, border, dtype)
-    lengths = np.ones(vocab_size, dtype=np.int32)
-    merger = _Merger(Symbols(tokens, border, lengths), weights, min_frequency, vocab_size)
+    merger = _Merger(Symbols(tokens, border, [1] * vocab_size), weights, min_frequency, vocab_size)
     merges: list[Pair] = []
     for token in range(NUM_BYTES, vocab_size):
         pair = merger.next_merge(token)

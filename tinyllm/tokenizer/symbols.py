@@ -19,26 +19,33 @@ class Symbols:
     Args:
         tokens: (n,) the token of each byte, `border` between pieces and at both ends.
         border: a number that is no token.
-        lengths: (V,) the bytes of each token, also of those that merges will make.
+        lengths: the bytes of each token; those that merges will make can be set later.
     """
 
-    def __init__(self, tokens: npt.NDArray[Any], border: int, lengths: npt.NDArray[np.int32]) -> None:
+    def __init__(self, tokens: npt.NDArray[Any], border: int, lengths: list[int]) -> None:
         self.first = tokens
         self.last = tokens.copy()
         self.border = border
-        self.lengths = lengths
+        # Twice, since one number is read faster from a list and many faster from an array.
+        self._length = lengths
+        self._lengths = np.array(lengths, dtype=np.int64)
+
+    def set_length(self, token: int, left: int, right: int) -> None:
+        """Say that `token` is `left` and `right` together."""
+        self._lengths[token] = self._length[token] = self._length[left] + self._length[right]
 
     def still(self, at: Integers, left: int, right: int) -> Integers:
         """Those of the positions `at` where the token `left` is, with `right` after it."""
-        after = at + int(self.lengths[left])
-        return at[(self.first[at] == left) & (self.first[after] == right)]
+        there = self.first[at] == left
+        there &= self.first[at + self._length[left]] == right
+        return at[there]
 
     def merge(self, at: Integers, left: int, right: int, merged: int) -> Integers:
         """Make each pair (left, right) at the ascending positions `at` one token; returns where that was done.
 
         In a run of equal tokens the pairs overlap, and are taken from the left.
         """
-        left_length, length = int(self.lengths[left]), int(self.lengths[merged])
+        left_length = self._length[left]
         if left == right and at.size > 1:
             begins = np.diff(at, prepend=-1) != left_length
             place = np.arange(at.size)
@@ -46,7 +53,7 @@ class Symbols:
             at = at[in_run & 1 == 0]
         self.first[at + left_length] = self.border
         self.first[at] = merged
-        self.last[at + (length - 1)] = merged
+        self.last[at + (self._length[merged] - 1)] = merged
         return at
 
     def before(self, at: Integers) -> npt.NDArray[Any]:
@@ -55,4 +62,8 @@ class Symbols:
 
     def after(self, at: Integers, token: int) -> npt.NDArray[Any]:
         """The token that begins after `token` at each of the positions `at`."""
-        return self.first[at + int(self.lengths[token])]
+        return self.first[at + self._length[token]]
+
+    def step_back(self, at: Integers, before: npt.NDArray[Any]) -> Integers:
+        """Where the tokens `before`, which end before the positions `at`, begin."""
+        return at - self._lengths[before]
