@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from the lines above its own. Within a folder everything is one subject.
 RANKS = (
     ("errors",),
-    ("backend", "config", "memory", "mode"),
+    ("backend", "config", "files", "memory", "mode", "progress"),
     ("workers", "philox"),
     ("tensor",),
     ("ops", "transforms"),

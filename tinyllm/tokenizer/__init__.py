@@ -5,12 +5,13 @@ from pathlib import Path
 from tinyllm.config import StrPath, read_json, shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
+from tinyllm.tokenizer.bpe import BPETokenizer
 from tinyllm.tokenizer.char import CharTokenizer
 
-__all__ = ["CharTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["BPETokenizer", "CharTokenizer", "Tokenizer", "load_tokenizer"]
 
 # The "type" of the "model" in tokenizer.json -> the class that reads it.
-_CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer}
+_CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer, "BPE": BPETokenizer}
 
 
 def load_tokenizer(path: StrPath) -> Tokenizer:

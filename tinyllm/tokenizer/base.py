@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +46,35 @@ class Tokenizer(ABC):
         """The ids of `text` as a list; for long text encode_to_array is faster and smaller."""
         ids: list[int] = self.encode_to_array(text).tolist()
         return ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of each text on its own."""
+        return [self.encode(text) for text in texts]
+
+    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
+        """The ids of the parts of one text, such as an open file, one after the other, in bounded memory.
+
+        They are those of all parts joined, wherever one part ends and the next begins.
+        """
+        for text in texts:
+            yield from self.encode(text)
+
+    def decode_bytes(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> bytes:
+        """The UTF-8 of `ids`; unlike decode, exact also where a token ends inside a character."""
+        return self.decode(ids).encode()
+
+    def offsets(self, text: str) -> npt.NDArray[np.int64]:
+        """Where each token of `text` lies: (num_tokens, 2), the first character and the one after the last.
+
+        A token that holds a part of a character counts as holding all of it, so neighbours may overlap.
+        """
+        ids = self.encode_to_array(text)
+        distinct, which = np.unique(ids, return_inverse=True)
+        sizes = np.array([len(self.decode_bytes([id])) for id in distinct.tolist()], dtype=np.int64)[which]
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        character = np.cumsum(data & 0xC0 != 0x80) - 1  # of each byte
+        ends = np.cumsum(sizes)
+        return np.stack([character[ends - sizes], character[ends - 1] + 1], axis=1)
 
     @abstractmethod
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> str:

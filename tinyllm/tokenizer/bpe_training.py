@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_lengths, split_text
-from tinyllm.tokenizer.pretokenize import chunks
+from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_bytes, key_lengths, split_text
 from tinyllm.tokenizer.symbols import Symbols
 
 NUM_BYTES = 256
@@ -46,6 +46,15 @@ def _totals(first: Keys, second: Keys, counts: Integers) -> tuple[Keys, Keys, In
     return first[begins], second[begins], sums
 
 
+@dataclass(frozen=True)
+class Counted:
+    """The distinct pieces of one chunk."""
+
+    keyed: list[tuple[Keys, Keys, Integers]]
+    others: Counter[bytes]
+    characters: int
+
+
 class PieceCounts:
     """How often each distinct piece occurs in all texts added so far."""
 
@@ -56,22 +65,15 @@ class PieceCounts:
         self._parts: list[tuple[Keys, Keys, Integers]] = []
         self._pending = 0
         self.others: Counter[bytes] = Counter()
-        self.characters = 0
 
-    def add(self, text: str, pattern: Pattern) -> None:
-        """Count the pieces of `text`."""
-        self.join([_count(text, pattern)])
-
-    def join(self, counted: Iterable[_Counted]) -> None:
+    def join(self, counted: Counted) -> None:
         """Add what was counted elsewhere."""
-        for part in counted:
-            self.characters += part.characters
-            self.others.update(part.others)
-            self._parts += part.keyed
-            self._pending += sum(len(first) for first, _, _ in part.keyed)
-            if self._pending > self._PENDING:
-                self._add_up()
-                self._pending = 0
+        self.others.update(counted.others)
+        self._parts += counted.keyed
+        self._pending += sum(len(first) for first, _, _ in counted.keyed)
+        if self._pending > self._PENDING:
+            self._add_up()
+            self._pending = 0
 
     def _add_up(self) -> None:
         # Pieces of up to eight bytes apart from the others: theirs are sorted by one key.
@@ -93,28 +95,19 @@ class PieceCounts:
         """Every piece and its count; what the reference is trained on."""
         result: Counter[bytes] = Counter(self.others)
         for first, second, counts in self.table()[0]:
-            data = np.stack([first, second], axis=1).astype("<u8").tobytes()
+            data = key_bytes(first, second).tobytes()
             lengths = key_lengths(first, second)
             for i, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
                 result[data[16 * i : 16 * i + length]] += count
         return dict(result)
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """The distinct pieces of one chunk."""
-
-    keyed: list[tuple[Keys, Keys, Integers]]
-    others: Counter[bytes]
-    characters: int
-
-
-def _count(text: str, pattern: Pattern) -> _Counted:
+def _count(text: str, pattern: Pattern) -> Counted:
     if not text:
-        return _Counted([], Counter(), 0)
+        return Counted([], Counter(), 0)
     pieces: Pieces = split_text(text, pattern)
     keyed = pieces.keyed
-    others = Counter(pieces.bytes_of(i) for i in np.flatnonzero(~keyed).tolist())
+    others = Counter(pieces.bytes_of(np.flatnonzero(~keyed)))
     first, second = pieces.keys()
     short, long = keyed & (pieces.lengths <= 8), keyed & (pieces.lengths > 8)
     parts = []
@@ -124,36 +117,21 @@ def _count(text: str, pattern: Pattern) -> _Counted:
     if long.any():
         ones = np.ones(int(long.sum()), dtype=np.int64)
         parts.append(_totals(first[long], second[long], ones))
-    return _Counted(parts, others, len(text))
+    return Counted(parts, others, len(text))
 
 
 def count_pieces(
-    texts: Iterable[str], pattern: Pattern, threads: int = 1, progress: Callable[[int], None] | None = None
+    parts: Iterable[str], pattern: Pattern, workers: int = 1, progress: Callable[[int], None] | None = None
 ) -> PieceCounts:
-    """Count the pieces of all `texts`, each text on its own, in memory that does not grow with their length.
+    """Count the pieces of all `parts`, each on its own, with so many processes.
 
-    `progress` is told the number of characters after each chunk.
+    `progress` is told the number of characters after each part.
     """
     counts = PieceCounts()
-
-    def take(counted: _Counted) -> None:
-        counts.join([counted])
+    for counted in ordered_map(partial(_count, pattern=pattern), parts, workers):
+        counts.join(counted)
         if progress:
             progress(counted.characters)
-
-    parts: Iterator[str] = (chunk for text in texts for chunk in chunks(text, pattern))
-    if threads == 1:
-        for part in parts:
-            take(_count(part, pattern))
-        return counts
-    with ThreadPoolExecutor(threads) as pool:
-        running: list[Future[_Counted]] = []
-        for part in parts:
-            running.append(pool.submit(_count, part, pattern))
-            if len(running) > 2 * threads:
-                take(running.pop(0).result())
-        for future in running:
-            take(future.result())
     return counts
 
 
@@ -165,8 +143,7 @@ def _lay_out(counts: PieceCounts, border: int, dtype: npt.DTypeLike) -> tuple[An
         lengths = key_lengths(first, second)
         width = int(lengths.max()) + 1
         rows = np.zeros((len(first), LONGEST_KEYED + 1), dtype)
-        rows[:, :8] = first.astype("<u8").view(np.uint8).reshape(-1, 8)
-        rows[:, 8:16] = second.astype("<u8").view(np.uint8).reshape(-1, 8)
+        rows[:, :LONGEST_KEYED] = key_bytes(first, second)
         rows[np.arange(len(first)), lengths] = border
         used = np.arange(width) <= lengths[:, None]
         token_parts.append(rows[:, :width][used])
@@ -210,6 +187,9 @@ class _Merger:
         # (-count, left, right, positions, group, index in it). The group is what follows in the heap when this
         # pair leaves it. A pair is in the heap once, so no two entries compare beyond it.
         self.heap: list[tuple[int, int, int, Any, _Group | None, int]] = []
+        # What each token stands for. A vocabulary maps strings to ids, so no two tokens may be the same string.
+        self.strings = [bytes([i]) for i in range(NUM_BYTES)]
+        self.known = set(self.strings)
         # Radix sort, which NumPy has for 16 bits, sorts large keys fastest.
         self._key_dtype = np.uint16 if 2 * vocab_size <= 1 << 16 else np.int32
         self._add_byte_pairs()
@@ -255,6 +235,8 @@ class _Merger:
             negative, left, right, at, group, i = heapq.heappop(self.heap)
             if group is not None:
                 self._push(group, i + 1)
+            if self.strings[left] + self.strings[right] in self.known:
+                continue
             at = self.symbols.still(at.astype(np.int64), left, right)
             count = int(self.weights[at].sum())
             if count == -negative:
@@ -269,6 +251,8 @@ class _Merger:
         if found is None:
             return None
         left, right, at = found
+        self.strings.append(self.strings[left] + self.strings[right])
+        self.known.add(self.strings[token])
         symbols, border = self.symbols, self.symbols.border
         symbols.set_length(token, left, right)
         at = symbols.merge(at, left, right, token)

@@ -28,9 +28,11 @@ _TAGS = np.array([0, *((_TAG + n) << 56 for n in range(1, 8)), 0], dtype="<u8")
 class Pieces:
     """The pieces of a text: piece i is buffer[starts[i] : starts[i] + lengths[i]].
 
-    The buffer has LONGEST_KEYED zero bytes behind the text. `plain`: all bytes of it are UTF-8, so it has keys.
+    The buffer has LONGEST_KEYED zero bytes behind the text; `data` is the same bytes, of which slices are made
+    faster. `plain`: all of it is UTF-8 without NUL, so that its pieces have keys.
     """
 
+    data: bytes
     buffer: Bytes
     starts: Integers
     lengths: Integers
@@ -53,10 +55,10 @@ class Pieces:
         second[long] = words[self.starts[long] + 8] & _MASKS[left] | _TAGS[left]
         return first, second
 
-    def bytes_of(self, i: int) -> bytes:
-        """Piece i."""
-        start = int(self.starts[i])
-        return self.buffer[start : start + int(self.lengths[i])].tobytes()
+    def bytes_of(self, indices: Integers) -> list[bytes]:
+        """The pieces of these indices."""
+        starts, ends = self.starts[indices], self.starts[indices] + self.lengths[indices]
+        return [self.data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def key_lengths(first: Keys, second: Keys) -> Integers:
@@ -72,17 +74,22 @@ def key_lengths(first: Keys, second: Keys) -> Integers:
 def split_text(text: str, pattern: Pattern) -> Pieces:
     """The pieces of a text that is not empty, in UTF-8."""
     starts = piece_starts(text, pattern)
-    data = text.encode()
-    buffer = np.frombuffer(data + bytes(LONGEST_KEYED), dtype=np.uint8)
-    if len(data) != len(text):
-        starts = np.flatnonzero((buffer[: len(data)] & 0xC0) != 0x80)[starts]
-    lengths = np.diff(starts, append=len(data))
-    # NUL is a byte like others, but eight of them would be the empty key.
-    return Pieces(buffer, starts, lengths, plain="\0" not in text)
+    data = text.encode() + bytes(LONGEST_KEYED)
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    num_bytes = len(data) - LONGEST_KEYED
+    if num_bytes != len(text):
+        starts = np.flatnonzero((buffer[:num_bytes] & 0xC0) != 0x80)[starts]
+    lengths = np.diff(starts, append=num_bytes)
+    return Pieces(data, buffer, starts, lengths, plain="\0" not in text)
+
+
+def key_bytes(first: Keys, second: Keys) -> Bytes:
+    """(n, 16) the bytes that pairs of keys stand for; what lies behind the length of a piece is no part of it."""
+    return np.stack([first, second], axis=1).astype("<u8").view(np.uint8)
 
 
 class PieceTable:
-    """From the keys of pieces to where their tokens lie in a pool: a hash table in arrays.
+    """From the keys of pieces to where their tokens lie in a pool: a hash table in an array.
 
     Open addressing with linear probing, at most half full. Readers need no lock: what a slot holds is written
     before the key that makes it found. Writers need one among themselves.
@@ -90,17 +97,11 @@ class PieceTable:
 
     def __init__(self, capacity: int = 1 << 14) -> None:
         """`capacity`: the number of slots, a power of two."""
-        self._capacity = capacity
-        self._shift = np.uint64(64 - (capacity.bit_length() - 1))
-        self._first = np.zeros(capacity, dtype=np.uint64)
-        self._second = np.zeros(capacity, dtype=np.uint64)
-        self._place = np.zeros(capacity, dtype=np.int32)
-        self._count = np.zeros(capacity, dtype=np.int32)
+        self.capacity = capacity
         self.size = 0
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
+        self._shift = np.uint64(64 - (capacity.bit_length() - 1))
+        # first key, second key, place, count: beside each other, so that a look-up is one access to memory.
+        self._slots = np.zeros((capacity, 4), dtype=np.uint64)
 
     def _home(self, first: Keys, second: Keys) -> Integers:
         # Multiplicative hashing (Knuth, volume 3, section 6.4) by odd constants near 2^64 over the golden ratio.
@@ -109,45 +110,44 @@ class PieceTable:
         mixed *= np.uint64(0x9E3779B97F4A7C15)
         return (mixed >> self._shift).astype(np.int64)
 
-    def find(self, first: Keys, second: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def find(self, first: Keys, second: Keys) -> tuple[Integers, Integers]:
         """(place, count) of the tokens of each piece; count is 0 where the table does not have it."""
-        slots = self._home(first, second)
-        known = (self._first[slots] == first) & (self._second[slots] == second)
-        place, count = self._place[slots], self._count[slots]
-        count[~known] = 0
-        rest = np.flatnonzero(~known)
-        slots = slots[rest]
+        at = self._home(first, second)
+        slots = self._slots[at]
+        places, counts = slots[:, 2].astype(np.int64), slots[:, 3].astype(np.int64)
+        rest = np.flatnonzero((slots[:, 0] != first) | (slots[:, 1] != second))
+        counts[rest] = 0
+        collided = slots[rest, 0] != 0
+        rest, at = rest[collided], at[rest[collided]]
         while rest.size:
-            collided = self._first[slots] != 0
-            rest, slots = rest[collided], (slots[collided] + 1) & (self._capacity - 1)
-            known = (self._first[slots] == first[rest]) & (self._second[slots] == second[rest])
-            place[rest[known]] = self._place[slots[known]]
-            count[rest[known]] = self._count[slots[known]]
-            rest, slots = rest[~known], slots[~known]
-        return place, count
+            at = (at + 1) & (self.capacity - 1)
+            slots = self._slots[at]
+            same = (slots[:, 0] == first[rest]) & (slots[:, 1] == second[rest])
+            places[rest[same]], counts[rest[same]] = slots[same, 2], slots[same, 3]
+            go_on = ~same & (slots[:, 0] != 0)
+            rest, at = rest[go_on], at[go_on]
+        return places, counts
 
-    def insert(
-        self, first: Keys, second: Keys, place: npt.NDArray[np.int32], count: npt.NDArray[np.int32]
-    ) -> None:
+    def insert(self, first: Keys, second: Keys, places: Integers, counts: Integers) -> None:
         """Add pieces that are not in the table, each once; at most half of the capacity in all."""
         self.size += len(first)
-        slots = self._home(first, second)
+        at = self._home(first, second)
         while first.size:
-            free = np.flatnonzero(self._first[slots] == 0)
+            free = np.flatnonzero(self._slots[at, 0] == 0)
             # Of several that want one slot, the first takes it.
-            _, winners = np.unique(slots[free], return_index=True)
+            _, winners = np.unique(at[free], return_index=True)
             won = free[winners]
-            at = slots[won]
-            self._place[at], self._count[at], self._second[at] = place[won], count[won], second[won]
-            self._first[at] = first[won]
+            self._slots[at[won], 1], self._slots[at[won], 2] = second[won], places[won]
+            self._slots[at[won], 3] = counts[won]
+            self._slots[at[won], 0] = first[won]
             left = np.ones(len(first), dtype=np.bool_)
             left[won] = False
-            first, second, place, count = first[left], second[left], place[left], count[left]
-            slots = (slots[left] + 1) & (self._capacity - 1)
+            first, second, places, counts = first[left], second[left], places[left], counts[left]
+            at = (at[left] + 1) & (self.capacity - 1)
 
     def grown(self, factor: int) -> PieceTable:
         """A table with the same content and `factor` times the slots."""
-        table = PieceTable(self._capacity * factor)
-        full = np.flatnonzero(self._first)
-        table.insert(self._first[full], self._second[full], self._place[full], self._count[full])
+        table = PieceTable(self.capacity * factor)
+        first, second, places, counts = self._slots[self._slots[:, 0] != 0].T
+        table.insert(first, second, places.astype(np.int64), counts.astype(np.int64))
         return table

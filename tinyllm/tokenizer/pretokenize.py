@@ -69,15 +69,21 @@ def chunks(text: str, pattern: Pattern, size: int = CHUNK) -> Iterator[str]:
 def _safe_end(text: str, start: int, size: int) -> int:
     """The end of the chunk from `start`: the last certain border in the window, or in ever larger ones."""
     while start + size < len(text):
-        # Most windows have a border near their end, so that is looked at first.
-        for length in (1 << 10, size):
-            begin = start + size - min(length, size)
-            window = text[begin : start + size + 1]
-            borders = safe_borders(code_point_classes()[code_points(window)])
-            if borders.size:
-                return begin + int(borders[-1])
+        border = last_border(text[start : start + size + 1])
+        if border:
+            return start + border
         size *= 2
     return len(text)
+
+
+def last_border(text: str) -> int:
+    """The last place, before the end of `text`, where every named pattern ends a piece; 0 if there is none."""
+    for length in (1 << 10, len(text)):
+        begin = max(0, len(text) - length)
+        borders = safe_borders(code_point_classes()[code_points(text[begin:])])
+        if borders.size:
+            return begin + int(borders[-1])
+    return 0
 
 
 def safe_borders(classes: npt.NDArray[np.uint8]) -> Positions:

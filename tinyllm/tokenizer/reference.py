@@ -27,22 +27,23 @@ def train(pieces: Mapping[bytes, int], num_merges: int, min_frequency: int = 1) 
     """The merges learned from `pieces`, each with the number of times that it occurs.
 
     The most frequent pair of neighbours is merged first; among equally frequent ones the pair with the smaller left
-    token, then the smaller right token.
+    token, then the smaller right token. A pair that spells an existing token is passed over.
     """
     words = [(list(piece), count) for piece, count in pieces.items()]
+    strings = [bytes([i]) for i in range(256)]
     merges: list[Pair] = []
     while len(merges) < num_merges:
         frequencies: Counter[Pair] = Counter()
         for symbols, count in words:
-            for pair in zip(symbols, symbols[1:], strict=False):
-                frequencies[pair] += count
-        if not frequencies:
+            for a, b in zip(symbols, symbols[1:], strict=False):
+                if strings[a] + strings[b] not in strings:
+                    frequencies[a, b] += count
+        if not frequencies or max(frequencies.values()) < min_frequency:
             break
-        pair = min(frequencies, key=lambda pair: (-frequencies[pair], pair))
-        if frequencies[pair] < min_frequency:
-            break
-        words = [(merge(symbols, pair, 256 + len(merges)), count) for symbols, count in words]
-        merges.append(pair)
+        a, b = min(frequencies, key=lambda pair: (-frequencies[pair], pair))
+        words = [(merge(symbols, (a, b), len(strings)), count) for symbols, count in words]
+        merges.append((a, b))
+        strings.append(strings[a] + strings[b])
     return merges
 
 

@@ -1,0 +1,53 @@
+"""A progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+
+class Bar:
+    """Shows how much of a long work is done: `with Bar("merging", 32512, "merges") as bar: bar(1)`.
+
+    Args:
+        total: None where it is not known. stream: where to show it; standard error by default.
+        seconds: without a terminal, the time between two lines; work that is done before shows none.
+    """
+
+    def __init__(
+        self, label: str, total: int | None, unit: str, stream: TextIO | None = None, seconds: float = 10.0
+    ) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.seconds = seconds
+        self._stream = sys.stderr if stream is None else stream
+        self._done = 0
+        self._told = time.monotonic()
+        self._bar: Any = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total, desc=label, unit=f" {unit}", unit_scale=True, file=self._stream, dynamic_ncols=True,
+                leave=False,
+            )
+
+    def __call__(self, amount: int) -> None:
+        """So much more is done."""
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(amount)
+        elif time.monotonic() - self._told > self.seconds:
+            self._told = time.monotonic()
+            of_total = f" of {self.total:,}" if self.total is not None else ""
+            print(f"{self.label}: {self._done:,}{of_total} {self.unit}", file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
