@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -176,5 +177,8 @@ def generate_text(
 ) -> Iterator[str]:
     """Continue the text `prompt`, yielding new text as it comes; `settings` as for `generate`."""
     settings.setdefault("vocab_size", tokenizer.vocab_size)
-    tokens = generate(model, tokenizer.encode(prompt), max_new_tokens, **settings)
-    return (tokenizer.decode([token]) for token in tokens)
+    # A character may end in a later token than it begins in; what is whole by then is yielded.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in generate(model, tokenizer.encode(prompt), max_new_tokens, **settings):
+        yield decoder.decode(tokenizer.decode_bytes([token]))
+    yield decoder.decode(b"", final=True)

@@ -18,7 +18,7 @@ from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by
 from tinyllm.errors import InputError
 from tinyllm.generate import generate_text
 from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.tokenizer import CharTokenizer
+from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from tinyllm.train import TrainConfig, Trainer, mean_loss
 from tinyllm.workers import Workers, physical_cores
 
@@ -28,7 +28,7 @@ CONFIG_FILE = "run.toml"
 def train(
     model_config: ModelConfig, train_config: TrainConfig, resume: bool = False, overwrite: bool = False
 ) -> Path:
-    """Train a character-level model on text, as the configs say, and print a sample of what it learned.
+    """Train a model on text, as the configs say, and print a sample of what it learned.
 
     Writes into `train_config.out`: run.toml, metrics.jsonl, loss.png, checkpoints.
 
@@ -43,17 +43,21 @@ def train(
     folder = Path(train_config.out)
     _prepare(folder, resume, overwrite)
     text = read_text(train_config.data) if train_config.data else embedded_corpus()
-    tokenizer = CharTokenizer.train(text)
-    if model_config.vocab_size == 0:
+    # Split as text, so that runs with different tokenizers are validated on the same characters.
+    texts = split_by_position(text, train_config.validation_fraction)
+    workers = train_config.threads or physical_cores()
+    if resume and train_config.tokenizer == "bpe":
+        tokenizer: Tokenizer = load_tokenizer(checkpoint.find(folder, ("latest",)))
+    else:
+        tokenizer = build_tokenizer(train_config.tokenizer, text, texts[0], model_config.vocab_size, workers)
+    if model_config.vocab_size == 0 or train_config.tokenizer == "bpe":
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     if model_config.vocab_size < tokenizer.vocab_size:
         raise InputError(
-            f"vocab_size={model_config.vocab_size}, the text has {tokenizer.vocab_size} different characters; "
+            f"vocab_size={model_config.vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens; "
             "set it to that, or to 0"
         )
-    train_tokens, validation_tokens = split_by_position(
-        tokenizer.encode_to_array(text), train_config.validation_fraction
-    )
+    train_tokens, validation_tokens = (tokenizer.encode_to_array(part) for part in texts)
     _require_memory(model_config)
     model = TransformerLM(model_config, train_config.seed)
     callbacks = [Progress(), MetricsFile(folder, train_config.log_every), LossCurve(folder)]
@@ -65,7 +69,7 @@ def train(
         checkpoint.remove_run(folder)
     write_toml(folder / CONFIG_FILE, {"model": model_config, "train": train_config})
     _say(
-        f"{model.num_parameters():,} parameters, {tokenizer.vocab_size} characters, {len(train_tokens):,} tokens "
+        f"{model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, {len(train_tokens):,} tokens "
         f"to train on, {len(validation_tokens):,} to validate, {trainer.threads} threads"
     )
     if resume and trainer.step < train_config.steps:
@@ -80,7 +84,11 @@ def train(
         else:
             _say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
         raise
-    _say(f"best validation loss {trainer.best_loss:.4f} nats a character; the run is in {folder}")
+    bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
+    _say(
+        f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
+        f"the run is in {folder}"
+    )
     if train_config.sample_tokens:
         prompt = first_prompt(tokenizer)
         pieces = generate_text(
@@ -131,9 +139,36 @@ def _resume_command(folder: Path) -> str:
     return f"tinyllm train --resume --out {shlex.quote(str(folder))}"
 
 
-def first_prompt(tokenizer: CharTokenizer) -> str:
+def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, workers: int = 1) -> Tokenizer:
+    """The tokenizer that TrainConfig.tokenizer names.
+
+    A character tokenizer has all characters of `text`; byte-pair encoding is learned from `train_text`, up to
+    `vocab_size` tokens (4096 if that is 0).
+
+    Raises InputError for a name that is neither known nor a file, and for a file that cannot be used.
+    """
+    if choice == "char":
+        return CharTokenizer.train(text)
+    if choice == "byte":
+        return ByteTokenizer()
+    if choice == "bpe":
+        return BPETokenizer.train([train_text], vocab_size or 4096, workers=workers, progress=True)
+    if not Path(choice).exists():
+        raise InputError(
+            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; `tinyllm tokenizer train` makes one"
+        )
+    return load_tokenizer(choice)
+
+
+def _unit(tokenizer: Tokenizer) -> str:
+    return "character" if isinstance(tokenizer, CharTokenizer) else "token"
+
+
+def first_prompt(tokenizer: Tokenizer) -> str:
     """What a sample begins with when nobody says: a line end, or the first character there is."""
-    return "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
+        return tokenizer.characters[0]
+    return "\n"
 
 
 @dataclass(frozen=True)
@@ -164,7 +199,6 @@ def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any)
     """The prompt and its continuation by the model at `path`, piece by piece; see `generate`."""
     model, tokenizer = checkpoint.load(path)
     if prompt is None:
-        assert isinstance(tokenizer, CharTokenizer)
         prompt = first_prompt(tokenizer)
     pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
     yield prompt.lstrip("\n")

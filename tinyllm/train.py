@@ -47,6 +47,9 @@ class TrainConfig:
         (), "text to train on: files or folders; without it, Python's own help pages"
     )
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
+    tokenizer: str = field(
+        "char", "char: a token for each character; byte: for each byte; bpe: learned from the text; or a tokenizer.json"
+    )
     steps: int = field(2000, "optimizer steps")
     batch_size: int = field(12, "windows in a batch")
     gradient_accumulation: int = field(1, "batches whose gradients are averaged in one step")

@@ -7,7 +7,7 @@ memory-mapped file of any length): only the windows asked for are copied.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from tinyllm.errors import InputError
 
 Tokens = npt.NDArray[np.integer[Any]]
 Ids = npt.NDArray[np.int64]
+Splittable = TypeVar("Splittable", str, Tokens)
 
 IGNORE_INDEX = -100
 """The target that marks a place without a target; the loss leaves it out, as torch's does."""
@@ -55,8 +56,8 @@ def _gather(tokens: Tokens, starts: Ids, context_length: int) -> tuple[Ids, Ids]
     return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 
 
-def split_by_position(tokens: Tokens, validation_fraction: float) -> tuple[Tokens, Tokens]:
-    """(train, validation): the last part is for validation. Both are views.
+def split_by_position(tokens: Splittable, validation_fraction: float) -> tuple[Splittable, Splittable]:
+    """(train, validation) of an array or a text: the last part is for validation. Parts of an array are views.
 
     The split is by position and not by drawing windows, because a drawn validation window would
     overlap the training text around it.

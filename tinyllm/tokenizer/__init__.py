@@ -6,9 +6,10 @@ from tinyllm.config import StrPath, read_json, shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
 from tinyllm.tokenizer.bpe import BPETokenizer
+from tinyllm.tokenizer.byte import ByteTokenizer
 from tinyllm.tokenizer.char import CharTokenizer
 
-__all__ = ["BPETokenizer", "CharTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "Tokenizer", "load_tokenizer"]
 
 # The "type" of the "model" in tokenizer.json -> the class that reads it.
 _CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer, "BPE": BPETokenizer}

@@ -25,7 +25,7 @@ from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pretokenize import chunks, code_points, last_border
+from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
 
 DEFAULT_PATTERN = "llama3"
 
@@ -137,7 +137,7 @@ class BPETokenizer(Tokenizer):
             raise InputError(f"special tokens must be different and not empty, got {shown(list(special_tokens))}")
         compiled = Pattern(pattern)
         special = regex.compile("|".join(map(regex.escape, sorted(special_tokens, key=len, reverse=True))))
-        parts = _parts(texts, compiled, special if special_tokens else None)
+        parts = _lists(_parts(texts, compiled, special if special_tokens else None))
         first = next(parts, None)
         if first is None:
             raise InputError("no text to learn from: all of it is empty; give text")
@@ -220,9 +220,12 @@ class BPETokenizer(Tokenizer):
         for part, special in self._without_special(text, allowed_special, disallowed_special):
             if special is not None:
                 arrays.append(np.array([special], dtype))
+            elif not self.merges:
+                code_points(part)  # refuses what no bytes can stand for
+                arrays.append(self._id_of_symbol[np.frombuffer(part.encode(), np.uint8)].astype(dtype))
             elif part:
-                groups = self._groups(part, workers if len(part) >= _WORTH_A_PROCESS else 1)
-                arrays += ordered_map(self._encode_chunks, groups, min(workers, len(part) // _WORTH_A_PROCESS + 1))
+                useful = min(workers, 1 + len(part) // _WORTH_A_PROCESS)
+                arrays += ordered_map(self._encode_chunks, self._groups(part, useful), useful)
         return np.concatenate(arrays)
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -315,10 +318,15 @@ class BPETokenizer(Tokenizer):
         return [int(self._id_of_symbol[symbol]) for symbol in self._merges.merge_one(piece)]
 
     def _groups(self, text: str, workers: int) -> Iterator[list[str]]:
-        """The chunks of `text` in groups to be encoded together; enough groups that all processes end together."""
+        """The chunks of `text` in groups to be encoded together, smaller ones last, so that all workers end together."""
         parts = chunks(text, self._pattern)
-        size = _CHUNKS_TOGETHER if workers == 1 else _CHUNKS_TOGETHER // 4
-        while group := list(itertools.islice(parts, size)):
+        left = len(text)
+        while True:
+            size = max(1, min(_CHUNKS_TOGETHER, left // (2 * workers * CHUNK)))
+            group = list(itertools.islice(parts, size))
+            if not group:
+                return
+            left -= sum(map(len, group))
             yield group
 
     def _encode_chunks(self, group: list[str]) -> TokenArray:
@@ -433,6 +441,20 @@ def _parts(
                 yield from _chunks_between(pending[:end], pattern, special)
                 pending = pending[end:]
             yield from _chunks_between(pending, pattern, special)
+
+
+def _lists(parts: Iterator[str]) -> Iterator[list[str]]:
+    """The parts in lists that are about a chunk together, so that many short ones cost no more than a few long."""
+    held: list[str] = []
+    length = 0
+    for part in parts:
+        held.append(part)
+        length += len(part) + 1
+        if length >= CHUNK // 2:
+            yield held
+            held, length = [], 0
+    if held:
+        yield held
 
 
 def _chunks_between(text: str, pattern: Pattern, special: regex.Pattern[str] | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_bytes, key_lengths, split_text
+from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_bytes, key_lengths, split_texts
 from tinyllm.tokenizer.symbols import Symbols
 
 NUM_BYTES = 256
@@ -102,10 +102,11 @@ class PieceCounts:
         return dict(result)
 
 
-def _count(text: str, pattern: Pattern) -> Counted:
-    if not text:
+def _count(texts: Sequence[str], pattern: Pattern) -> Counted:
+    characters = sum(map(len, texts))
+    if not characters:
         return Counted([], Counter(), 0)
-    pieces: Pieces = split_text(text, pattern)
+    pieces: Pieces = split_texts(texts, pattern)
     keyed = pieces.keyed
     others = Counter(pieces.bytes_of(np.flatnonzero(~keyed)))
     first, second = pieces.keys()
@@ -117,15 +118,16 @@ def _count(text: str, pattern: Pattern) -> Counted:
     if long.any():
         ones = np.ones(int(long.sum()), dtype=np.int64)
         parts.append(_totals(first[long], second[long], ones))
-    return Counted(parts, others, len(text))
+    return Counted(parts, others, characters)
 
 
 def count_pieces(
-    parts: Iterable[str], pattern: Pattern, workers: int = 1, progress: Callable[[int], None] | None = None
+    parts: Iterable[Sequence[str]], pattern: Pattern, workers: int = 1, progress: Callable[[int], None] | None = None
 ) -> PieceCounts:
-    """Count the pieces of all `parts`, each on its own, with so many processes.
+    """Count the pieces of all texts, each on its own, with so many processes.
 
-    `progress` is told the number of characters after each part.
+    `parts` are the texts in lists, each to be worked on at once; `progress` is told the number of characters after
+    each list.
     """
     counts = PieceCounts()
     for counted in ordered_map(partial(_count, pattern=pattern), parts, workers):

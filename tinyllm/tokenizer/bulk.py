@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tinyllm.tokenizer.merging import Merged, Merges
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, PieceTable, key_bytes, key_lengths, split_text
+from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, PieceTable, key_bytes, key_lengths, split_texts
 
 Ids = npt.NDArray[np.int32]
 
@@ -102,7 +102,7 @@ class BulkEncoder:
         return [self._assemble(known, chunk, others, numbers) for chunk in chunks]
 
     def _look_up(self, known: _KnownPieces, text: str) -> _Chunk:
-        pieces = split_text(text, self._pattern)
+        pieces = split_texts([text], self._pattern)
         has_keys = pieces.keyed
         first, second = pieces.keys()
         keyed: Any = slice(None)
@@ -156,8 +156,9 @@ class BulkEncoder:
 
 
 def _distinct(first: Keys, second: Keys) -> Integers:
-    """Indices of one of each of the pairs of keys."""
-    order = np.lexsort((second, first))
+    """Indices of one of each of the pairs of keys, now and then of two."""
+    # Sorted by a mixture, equal pairs are neighbours; should two different pairs share it, one may come twice.
+    order = np.argsort(first ^ (second * np.uint64(0x9E3779B97F4A7C15)))
     first, second = first[order], second[order]
     new = np.ones(len(first), dtype=np.bool_)
     new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])

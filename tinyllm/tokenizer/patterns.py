@@ -120,7 +120,11 @@ class Pattern:
 
 
 # What a code point is to the patterns: one flag each, in one byte.
-LETTER, NUMBER, SPACE, MARK, UPPER, LOWER, NEWLINE = (1 << i for i in range(7))
+LETTER, NUMBER, SPACE, MARK, UPPER, LOWER, NEWLINE, END = (1 << i for i in range(8))
+
+# Stands between texts that are split together, as if each were alone. No text can hold it: it is half of a UTF-16 pair.
+END_CHARACTER = "\ud800"
+
 _CLASSES = (
     (r"[\p{Lu}\p{Lt}]", LETTER | UPPER),
     (r"\p{Ll}", LETTER | LOWER),
@@ -144,5 +148,6 @@ def code_point_classes() -> npt.NDArray[np.uint8]:
     for match in regex.finditer(expression, text):
         flags[match.start() : match.end()] = values[match.lastindex - 1]
     flags[[0x0A, 0x0D]] |= NEWLINE
+    flags[ord(END_CHARACTER)] = END
     flags.flags.writeable = False
     return flags

@@ -3,13 +3,14 @@ million of them is array work."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pretokenize import piece_starts
+from tinyllm.tokenizer.pretokenize import joined_piece_starts
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -71,15 +72,17 @@ def key_lengths(first: Keys, second: Keys) -> Integers:
     return np.where(second == 0, of(first), 8 + of(second))
 
 
-def split_text(text: str, pattern: Pattern) -> Pieces:
-    """The pieces of a text that is not empty, in UTF-8."""
-    starts = piece_starts(text, pattern)
-    data = text.encode() + bytes(LONGEST_KEYED)
+def split_texts(texts: Sequence[str], pattern: Pattern) -> Pieces:
+    """The pieces, in UTF-8, of texts each split on its own; at least one of them is not empty."""
+    text, starts, are_pieces = joined_piece_starts(texts, pattern)
+    data = text.encode("utf-8", "surrogatepass") + bytes(LONGEST_KEYED)
     buffer = np.frombuffer(data, dtype=np.uint8)
     num_bytes = len(data) - LONGEST_KEYED
     if num_bytes != len(text):
         starts = np.flatnonzero((buffer[:num_bytes] & 0xC0) != 0x80)[starts]
     lengths = np.diff(starts, append=num_bytes)
+    if len(texts) > 1:
+        starts, lengths = starts[are_pieces], lengths[are_pieces]
     return Pieces(data, buffer, starts, lengths, plain="\0" not in text)
 
 
@@ -114,7 +117,8 @@ class PieceTable:
         """(place, count) of the tokens of each piece; count is 0 where the table does not have it."""
         at = self._home(first, second)
         slots = self._slots[at]
-        places, counts = slots[:, 2].astype(np.int64), slots[:, 3].astype(np.int64)
+        # As signed numbers, which need no conversion.
+        places, counts = slots.view(np.int64)[:, 2:].T
         rest = np.flatnonzero((slots[:, 0] != first) | (slots[:, 1] != second))
         counts[rest] = 0
         collided = slots[rest, 0] != 0

@@ -7,7 +7,7 @@ afterwards at the few places concerned. `cut` is a boolean array (n,): whether a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.patterns import (
+    END,
+    END_CHARACTER,
     LETTER,
     LOWER,
     MARK,
@@ -32,7 +34,7 @@ Positions = npt.NDArray[np.int64]
 Splitter = Callable[[str, Codes, Pattern], Cut]
 
 # The classes a piece is made of. A mark counts as a letter for o200k alone.
-_OTHER, _WORD, _NUMBER, _SPACE = 0, 1, 2, 3
+_OTHER, _WORD, _NUMBER, _SPACE, _END = range(5)
 
 # Characters worked on at a time: more falls out of the cache, fewer leaves NumPy's calls to be paid.
 CHUNK = 1 << 18
@@ -87,8 +89,9 @@ def last_border(text: str) -> int:
 
 
 def safe_borders(classes: npt.NDArray[np.uint8]) -> Positions:
-    """Where, between a letter or number and white space, every named pattern ends a piece."""
-    return np.flatnonzero((classes[:-1] & (LETTER | NUMBER) != 0) & (classes[1:] & SPACE != 0)) + 1
+    """Where every named pattern ends a piece: between a letter or number and white space, and around an END."""
+    before, here = classes[:-1], classes[1:]
+    return np.flatnonzero((before & (LETTER | NUMBER) != 0) & (here & SPACE != 0) | ((before | here) & END != 0)) + 1
 
 
 def piece_starts(text: str, pattern: Pattern) -> Positions:
@@ -98,6 +101,31 @@ def piece_starts(text: str, pattern: Pattern) -> Positions:
         code_points(text)
         return np.array([start for start, _ in pattern.spans(text)], dtype=np.int64)
     return np.flatnonzero(splitter(text, code_points(text), pattern))
+
+
+def joined_piece_starts(texts: Sequence[str], pattern: Pattern) -> tuple[str, Positions, Cut]:
+    """Several texts joined by END_CHARACTER; where in that each piece of each text begins, and each run of joints;
+    which of these are pieces.
+
+    Raises:
+        InputError: a text holds half of a UTF-16 pair.
+    """
+    text = END_CHARACTER.join(texts)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    if np.count_nonzero((codes >= 0xD800) & (codes <= 0xDFFF)) != len(texts) - 1:
+        for one in texts:
+            code_points(one)  # raises the error that says where
+    splitter = _SPLITTERS.get(pattern.name) if pattern.name else None
+    if splitter is not None:
+        cut = splitter(text, codes, pattern)
+    else:
+        cut = codes == ord(END_CHARACTER)
+        begin = 0
+        for one in texts:
+            cut[[begin + start for start, _ in pattern.spans(one)]] = True
+            begin += len(one) + 1
+    starts = np.flatnonzero(cut)
+    return text, starts, codes[starts] != ord(END_CHARACTER)
 
 
 def _cut_at_changes(kinds: npt.NDArray[np.uint8]) -> Cut:
@@ -114,6 +142,7 @@ def _kinds(flags: npt.NDArray[np.uint8], word: int) -> npt.NDArray[np.uint8]:
     of_flags[values & word != 0] = _WORD
     of_flags[values & NUMBER != 0] = _NUMBER
     of_flags[values & SPACE != 0] = _SPACE
+    of_flags[values & END != 0] = _END
     return of_flags[flags]
 
 
@@ -143,7 +172,7 @@ def _gpt2(text: str, codes: Codes, pattern: Pattern) -> Cut:
     kinds = _kinds(code_point_classes()[codes], LETTER)
     cut = _cut_at_changes(kinds)
     # \s+(?!\S) leaves the last white space of a run; a space joins what follows, others stand alone.
-    after = np.flatnonzero(cut[1:] & (kinds[:-1] == _SPACE)) + 1
+    after = np.flatnonzero(cut[1:] & (kinds[:-1] == _SPACE) & (kinds[1:] != _END)) + 1
     cut[after - 1] = True
     cut[after[codes[after - 1] == ord(" ")]] = False
     _split_contractions(cut, codes, both_cases=False)
@@ -177,14 +206,15 @@ def _split_spaces(
     ends = np.flatnonzero(newline & ~np.concatenate([newline[1:], [False]])) + 1
     run = np.searchsorted(run_ends, ends)  # the run of white space that these line ends are in
     last_in_run = np.append(run[1:] != run[:-1], True) if run.size else np.zeros(0, dtype=np.bool_)
+    at_end = np.append(kinds[run_ends[:-1]] == _END, True)
     if end_whole:
-        last_in_run &= run_ends[run] != n
+        last_in_run &= ~at_end[run]
     joined = (begins > 0) & (kinds[begins - 1] == _OTHER)
     cut[begins[joined]] = False
     to_cut = ends[joined | last_in_run]
     cut[to_cut[to_cut < n]] = True
 
-    after = run_ends[:-1]
+    after = run_ends[~at_end]
     after = after[~newline[after - 1]]
     cut[after - 1] = True
     joins = (kinds[after] == _WORD) | (kinds[after] == _OTHER) & (codes[after - 1] == ord(" "))

@@ -36,8 +36,10 @@ def train(pieces: Mapping[bytes, int], num_merges: int, min_frequency: int = 1) 
         frequencies: Counter[Pair] = Counter()
         for symbols, count in words:
             for a, b in zip(symbols, symbols[1:], strict=False):
-                if strings[a] + strings[b] not in strings:
-                    frequencies[a, b] += count
+                frequencies[a, b] += count
+        for a, b in list(frequencies):
+            if strings[a] + strings[b] in strings:
+                del frequencies[a, b]
         if not frequencies or max(frequencies.values()) < min_frequency:
             break
         a, b = min(frequencies, key=lambda pair: (-frequencies[pair], pair))
