@@ -28,6 +28,8 @@ from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_
 from tinyllm.tokenizer.symbols import Symbols
 
 NUM_BYTES = 256
+# How many of the pairs that lose occurrences by a merge are told so.
+_LOSSES = 24
 Pair = tuple[int, int]
 
 
@@ -189,6 +191,8 @@ class _Merger:
         # (-count, left, right, positions, group, index in it). The group is what follows in the heap when this
         # pair leaves it. A pair is in the heap once, so no two entries compare beyond it.
         self.heap: list[tuple[int, int, int, Any, _Group | None, int]] = []
+        # By how much the count of a pair has fallen since it was recorded, as far as that was noted.
+        self.lost: dict[Pair, int] = {}
         # What each token stands for. A vocabulary maps strings to ids, so no two tokens may be the same string.
         self.strings = [bytes([i]) for i in range(NUM_BYTES)]
         self.known = set(self.strings)
@@ -209,7 +213,7 @@ class _Merger:
             if of_left.start < of_left.stop:
                 self._add(left, keys[of_left] % NUM_BYTES + np.int32(self.vocab_size), at[of_left])
 
-    def _add(self, token: int, keys: Any, at: Any) -> None:
+    def _add(self, token: int, keys: Any, at: Any) -> _Group:
         """Record the pairs of `token`, given the sorted keys of _Group for all their positions."""
         change = (keys[1:] != keys[:-1]).nonzero()[0]
         begins = np.zeros(len(change) + 1, dtype=np.int64)
@@ -221,7 +225,23 @@ class _Merger:
         ends = np.full_like(begins, len(keys))
         ends[:-1] = begins[1:]
         lists = [array[order].tolist() for array in (keys[begins], counts, begins, ends)]
-        self._push(_Group(token, *lists, at.astype(np.int32, copy=False)), 0)
+        group = _Group(token, *lists, at.astype(np.int32, copy=False))
+        self._push(group, 0)
+        return group
+
+    def _record_losses(self, group: _Group, left: int, right: int) -> None:
+        """What the merge of (left, right) to the token of `group` took from other pairs.
+
+        Where (x, token) is now, (x, left) was; where (token, y) is, (right, y) was. The largest losses are enough:
+        they save most counting, and a count without the others is still no lower than the truth.
+        """
+        for key, count in zip(group.keys[:_LOSSES], group.counts, strict=False):
+            if key < self.vocab_size:
+                pair = (key, left)
+            else:
+                after = key - self.vocab_size
+                pair = (right, left if after == group.token else after)
+            self.lost[pair] = self.lost.get(pair, 0) + count
 
     def _push(self, group: _Group, i: int) -> None:
         if i < len(group.counts):
@@ -238,6 +258,11 @@ class _Merger:
             if group is not None:
                 self._push(group, i + 1)
             if self.strings[left] + self.strings[right] in self.known:
+                continue
+            lost = self.lost.pop((left, right), 0)
+            if lost:
+                if -negative - lost >= self.min_frequency:
+                    heapq.heappush(self.heap, (negative + lost, left, right, at, None, 0))
                 continue
             at = self.symbols.still(at.astype(np.int64), left, right)
             count = int(self.weights[at].sum())
@@ -270,7 +295,7 @@ class _Merger:
         if keys.size:
             positions = np.concatenate((symbols.step_back(at[has_before], before), at[has_after]))
             order = keys.argsort(kind="stable")
-            self._add(token, keys[order], positions[order])
+            self._record_losses(self._add(token, keys[order], positions[order]), left, right)
         return left, right
 
 
