@@ -1,6 +1,7 @@
 """Byte-pair encoding against rustbpe, tiktoken and tokenizers, on any text: python benchmarks/tokenizer.py FILE...
 
-Ours and a peer's runs alternate in one process; the figures are medians. The peers are extras: pip install -e '.[bench]'.
+Ours and a peer's runs alternate in one process; the figures are medians.
+The peers are extras: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ import numpy as np
 
 from tinyllm.tokenizer import BPETokenizer
 
-REPEATS = {"'a'": "a", "' '": " ", "emoji": "\U0001f600", "combining marks": "\u0301", "one Chinese character": "中"}
+REPEATS = {
+    "'a'": "a",
+    "' '": " ",
+    "emoji": "\U0001f600",
+    "combining marks": "\u0301",
+    "one Chinese character": "中",
+}
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -73,7 +80,9 @@ def train_tokenizers(documents: list[str], expression: str, vocab_size: int) -> 
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(expression), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -108,9 +117,13 @@ def encoding(text: str, tokenizer: BPETokenizer, rounds: int) -> None:
     for name, median in medians.items():
         each = ", ".join(f"{t:.2f}" for t in times[name])
         ratio = median / medians["ours, 1 process"]
-        print(f"  {name:18s} {median:6.2f} s  {megabytes / median:5.1f} MB/s  {ratio:.2f} of one process  ({each})")
+        print(
+            f"  {name:18s} {median:6.2f} s  {megabytes / median:5.1f} MB/s  {ratio:.2f} of one process  ({each})"
+        )
     taken, decoded = seconds(lambda: tokenizer.decode(ids))
-    print(f"  decode             {taken:6.2f} s  {megabytes / taken:5.1f} MB/s  {'equal' if decoded == text else 'DIFFERS'}")
+    print(
+        f"  decode             {taken:6.2f} s  {megabytes / taken:5.1f} MB/s  {'equal' if decoded == text else 'DIFFERS'}"
+    )
 
 
 def repeats(tokenizer: BPETokenizer, rounds: int) -> None:
@@ -140,7 +153,9 @@ def memory(paths: list[str], pattern: str, vocab_size: int, megabytes: int) -> N
     command = [sys.executable, "-c", program, pattern, str(vocab_size), str(times), *paths]
     taken, _ = seconds(lambda: subprocess.run(command, check=True))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"memory: {total * times:,.0f} MB streamed in {taken:.0f} s, peak of the largest process {peak:,.0f} MiB")
+    print(
+        f"memory: {total * times:,.0f} MB streamed in {taken:.0f} s, peak of the largest process {peak:,.0f} MiB"
+    )
 
 
 def main() -> None:

@@ -212,7 +212,7 @@ def test_half_pairs_are_refused(name: str, text: str) -> None:
         code_points(text)
 
 
-@pytest.mark.parametrize("expression", ["(a|aa)+$", "(?:a|a)+$", "(a|b|ab)+$"])
+@pytest.mark.parametrize("expression", ["(a|aa)+$", "(?:a|a)+$"])
 def test_catastrophic_expression_ends(monkeypatch: pytest.MonkeyPatch, expression: str) -> None:
     monkeypatch.setattr(patterns_module, "_SECONDS_PER_MILLION", 0.1)
     text = "a" * 40 + "!"

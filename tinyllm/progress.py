@@ -29,7 +29,12 @@ class Bar:
         self._bar: Any = None
         if self._stream.isatty():
             self._bar = tqdm(
-                total=total, desc=label, unit=f" {unit}", unit_scale=True, file=self._stream, dynamic_ncols=True,
+                total=total,
+                desc=label,
+                unit=f" {unit}",
+                unit_scale=True,
+                file=self._stream,
+                dynamic_ncols=True,
                 leave=False,
             )
 

@@ -69,8 +69,8 @@ def train(
         checkpoint.remove_run(folder)
     write_toml(folder / CONFIG_FILE, {"model": model_config, "train": train_config})
     _say(
-        f"{model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, {len(train_tokens):,} tokens "
-        f"to train on, {len(validation_tokens):,} to validate, {trainer.threads} threads"
+        f"{model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
+        f"{len(train_tokens):,} tokens to train on, {len(validation_tokens):,} to validate, {trainer.threads} threads"
     )
     if resume and trainer.step < train_config.steps:
         _say(f"going on from step {trainer.step}")

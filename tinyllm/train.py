@@ -48,7 +48,8 @@ class TrainConfig:
     )
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
     tokenizer: str = field(
-        "char", "char: a token for each character; byte: for each byte; bpe: learned from the text; or a tokenizer.json"
+        "char",
+        "char: a token for each character; byte: for each byte; bpe: learned from the text; or a tokenizer.json",
     )
     steps: int = field(2000, "optimizer steps")
     batch_size: int = field(12, "windows in a batch")

@@ -7,16 +7,14 @@ import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
-from tinyllm.config import StrPath, shown
+from tinyllm.config import shown
 from tinyllm.errors import InputError
-from tinyllm.files import blocks, text_files
 from tinyllm.progress import Bar
 from tinyllm.tokenizer import bpe_json
 from tinyllm.tokenizer.base import TokenArray, Tokenizer
@@ -26,6 +24,8 @@ from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
+from tinyllm.tokenizer.sources import joined, lists_of_parts
+from tinyllm.tokenizer.vocabulary import by_id, numbered
 
 DEFAULT_PATTERN = "llama3"
 
@@ -75,7 +75,7 @@ class BPETokenizer(Tokenizer):
         self.vocab = dict(vocab)
         self.merges = list(merges)
         self.ignore_merges = ignore_merges
-        self._tokens = _by_id(self.vocab, self._special)
+        self._tokens = by_id(self.vocab, self._special)
         # Inside, the bytes come first, so that a byte is its own symbol; the others follow by id.
         every_byte = [bytes([i]) for i in range(NUM_BYTES)]
         missing = [byte for byte in every_byte if byte not in self.vocab]
@@ -88,7 +88,7 @@ class BPETokenizer(Tokenizer):
         symbols = [*every_byte, *longer]
         self._id_of_symbol = np.array([self.vocab[token] for token in symbols], dtype=np.int32)
         number = {token: symbol for symbol, token in enumerate(symbols)}
-        pairs, results = _numbered(self.merges, number)
+        pairs, results = numbered(self.merges, number)
         self._merges = Merges(pairs, results, [len(token) for token in symbols])
         self._special_regex = regex.compile(
             "|".join(map(regex.escape, sorted(self._special, key=len, reverse=True)))
@@ -134,10 +134,12 @@ class BPETokenizer(Tokenizer):
         if min_frequency < 1:
             raise InputError(f"min_frequency={min_frequency}; it must be at least 1")
         if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
-            raise InputError(f"special tokens must be different and not empty, got {shown(list(special_tokens))}")
+            raise InputError(
+                f"special tokens must be different and not empty, got {shown(list(special_tokens))}"
+            )
         compiled = Pattern(pattern)
         special = regex.compile("|".join(map(regex.escape, sorted(special_tokens, key=len, reverse=True))))
-        parts = _lists(_parts(texts, compiled, special if special_tokens else None))
+        parts = lists_of_parts(texts, compiled, special if special_tokens else None)
         first = next(parts, None)
         if first is None:
             raise InputError("no text to learn from: all of it is empty; give text")
@@ -249,20 +251,26 @@ class BPETokenizer(Tokenizer):
         """
         longest_special = max(map(len, self._special), default=0)
         pending = ""
-        for text in _joined(texts, 1 << 16):
+        for text in joined(texts, 1 << 16):
             pending += text
             # The end is kept: the next part may go on with it.
             end = 0
             if self._pattern.name is not None and len(pending) > 2 * longest_special:
                 end = last_border(pending[: len(pending) - longest_special])
-            if end and self._special and any(m.start() < end < m.end() for m in self._special_regex.finditer(pending)):
+            if (
+                end
+                and self._special
+                and any(m.start() < end < m.end() for m in self._special_regex.finditer(pending))
+            ):
                 end = 0
             if end:
                 yield from self.encode(
                     pending[:end], allowed_special=allowed_special, disallowed_special=disallowed_special
                 )
                 pending = pending[end:]
-        yield from self.encode(pending, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        yield from self.encode(
+            pending, allowed_special=allowed_special, disallowed_special=disallowed_special
+        )
 
     def _without_special(
         self, text: str, allowed: Special, disallowed: Special
@@ -318,7 +326,7 @@ class BPETokenizer(Tokenizer):
         return [int(self._id_of_symbol[symbol]) for symbol in self._merges.merge_one(piece)]
 
     def _groups(self, text: str, workers: int) -> Iterator[list[str]]:
-        """The chunks of `text` in groups to be encoded together, smaller ones last, so that all workers end together."""
+        """The chunks of `text` in groups to be encoded together, small ones last, so that all workers end together."""
         parts = chunks(text, self._pattern)
         left = len(text)
         while True:
@@ -330,7 +338,8 @@ class BPETokenizer(Tokenizer):
             yield group
 
     def _encode_chunks(self, group: list[str]) -> TokenArray:
-        return np.concatenate(self._bulk.encode(group)).astype(self.dtype)
+        ids: Any = np.concatenate(self._bulk.encode(group))
+        return ids.astype(self.dtype)
 
     @functools.cached_property
     def _whole(self) -> dict[bytes, int]:
@@ -369,7 +378,7 @@ class BPETokenizer(Tokenizer):
                 return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
             except (IndexError, TypeError):
                 ids = np.asarray(list(ids))
-        if ids.ndim != 1 or ids.size and ids.dtype.kind not in "iu":
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise TypeError(f"ids must be integers in one dimension, got {ids.dtype} of shape {ids.shape}")
         blob, starts, lengths = self._decoding
         out = []
@@ -417,104 +426,3 @@ class BPETokenizer(Tokenizer):
     def __repr__(self) -> str:
         special = f", special_tokens={list(self._special)}" if self._special else ""
         return f"BPETokenizer(vocab_size={self.vocab_size}, pattern={self._pattern.name or self.pattern!r}{special})"
-
-
-def _parts(
-    texts: Iterable[str | os.PathLike[str]], pattern: Pattern, special: regex.Pattern[str] | None
-) -> Iterator[str]:
-    """The texts in chunks that split on their own, without the special tokens and what is empty."""
-    for text in texts:
-        if isinstance(text, str):
-            sources: Iterable[Iterable[str]] = [[text]]
-        elif isinstance(text, os.PathLike):
-            sources = (blocks(file) for file in text_files(text))
-        else:
-            raise InputError(
-                f"texts holds {shown(text)}, a {type(text).__name__}; a text is a str, a file or folder a Path"
-            )
-        for source in sources:
-            pending = ""
-            for block in source:
-                pending += block
-                # Of a block, all up to the last certain border; the rest belongs with the next one.
-                end = last_border(pending) if pattern.name is not None else 0
-                yield from _chunks_between(pending[:end], pattern, special)
-                pending = pending[end:]
-            yield from _chunks_between(pending, pattern, special)
-
-
-def _lists(parts: Iterator[str]) -> Iterator[list[str]]:
-    """The parts in lists that are about a chunk together, so that many short ones cost no more than a few long."""
-    held: list[str] = []
-    length = 0
-    for part in parts:
-        held.append(part)
-        length += len(part) + 1
-        if length >= CHUNK // 2:
-            yield held
-            held, length = [], 0
-    if held:
-        yield held
-
-
-def _chunks_between(text: str, pattern: Pattern, special: regex.Pattern[str] | None) -> Iterator[str]:
-    for part in special.split(text) if special is not None else [text]:
-        if part:
-            yield from chunks(part, pattern)
-
-
-def _joined(texts: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in parts of at least `size` characters, but for the last."""
-    held: list[str] = []
-    length = 0
-    for text in texts:
-        held.append(text)
-        length += len(text)
-        if length >= size:
-            yield "".join(held)
-            held, length = [], 0
-    yield "".join(held)
-
-
-def _by_id(vocab: Mapping[bytes, int], special: Mapping[str, int]) -> list[bytes | None]:
-    """The bytes of each id; None where no token has it."""
-    named: list[tuple[object, bytes, int]] = [(token, token, id) for token, id in vocab.items()]
-    named += [(token, token.encode(), id) for token, id in special.items()]
-    # So few gaps that a wrong number cannot make us ask for more memory than the vocabulary deserves.
-    limit = 2 * len(named) + (1 << 16)
-    size = 0
-    for shown_token, token, id in named:
-        if type(id) is not int or not 0 <= id < limit:
-            raise InputError(
-                f"the id of the token {shown(shown_token)} is {shown(id)}; it must be an integer from 0, and below "
-                f"{limit:,} for {len(named):,} tokens"
-            )
-        if not token:
-            raise InputError(f"the token with id {id} is empty")
-        size = max(size, id + 1)
-    tokens: list[bytes | None] = [None] * size
-    for shown_token, token, id in named:
-        if tokens[id] is not None and tokens[id] != token:
-            raise InputError(f"the id {id} is given to two tokens, {shown(tokens[id])} and {shown(shown_token)}")
-        tokens[id] = token
-    return tokens
-
-
-def _numbered(
-    merges: Sequence[tuple[bytes, bytes]], number: Mapping[bytes, int]
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """The merges as (left, right) and result, by the numbers of their tokens."""
-    pairs: list[tuple[int, int]] = []
-    results: list[int] = []
-    seen: set[tuple[int, int]] = set()
-    for rank, (left, right) in enumerate(merges):
-        for token, what in ((left, "joins"), (right, "joins"), (left + right, "makes")):
-            if token not in number:
-                raise InputError(f"merge {rank} {what} {shown(token)}, which is not in the vocabulary")
-        pair = (number[left], number[right])
-        if pair in seen:
-            raise InputError(f"merge {rank}, of {shown(left)} and {shown(right)}, stands twice")
-        seen.add(pair)
-        pairs.append(pair)
-        results.append(number[left + right])
-    return pairs, results

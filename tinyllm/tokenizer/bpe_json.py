@@ -97,7 +97,11 @@ def from_json(content: Mapping[str, Any]) -> Content:
     special = _added_tokens(content.get("added_tokens") or [])
     vocab = parse_vocab(model.get("vocab"), special)
     return Content(
-        vocab, parse_merges(model.get("merges")), _pattern(content.get("pre_tokenizer")), special, ignore_merges
+        vocab,
+        parse_merges(model.get("merges")),
+        _pattern(content.get("pre_tokenizer")),
+        special,
+        ignore_merges,
     )
 
 
@@ -110,7 +114,9 @@ def _added_tokens(added: Any) -> dict[str, int]:
             raise InputError(f"added_tokens holds {shown(token)}; each must be an object with a content")
         for key in ("lstrip", "rstrip", "single_word"):
             if token.get(key):
-                raise InputError(f"the added token {shown(token['content'])} has {key}, which is not supported")
+                raise InputError(
+                    f"the added token {shown(token['content'])} has {key}, which is not supported"
+                )
         if not token.get("special"):
             raise InputError(
                 f"the added token {shown(token['content'])} is not special; only special ones are supported"
@@ -165,7 +171,9 @@ def _pattern(pre_tokenizer: Any) -> str:
         raise InputError(f"pre_tokenizer is {shown(pre_tokenizer)}; it must be a list of steps")
     *splits, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise InputError(f"pre_tokenizer ends with {shown(last)}; supported: ByteLevel without add_prefix_space")
+        raise InputError(
+            f"pre_tokenizer ends with {shown(last)}; supported: ByteLevel without add_prefix_space"
+        )
     if not splits and last.get("use_regex", True):
         return PATTERNS["gpt2"]
     if len(splits) == 1 and not last.get("use_regex", True):

@@ -24,7 +24,15 @@ import numpy.typing as npt
 
 from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, Pieces, key_bytes, key_lengths, split_texts
+from tinyllm.tokenizer.pieces import (
+    LONGEST_KEYED,
+    Integers,
+    Keys,
+    Pieces,
+    key_bytes,
+    key_lengths,
+    split_texts,
+)
 from tinyllm.tokenizer.symbols import Symbols
 
 NUM_BYTES = 256
@@ -79,7 +87,8 @@ class PieceCounts:
 
     def _add_up(self) -> None:
         # Pieces of up to eight bytes apart from the others: theirs are sorted by one key.
-        short, long = [], []
+        short: list[tuple[Keys, Keys, Integers]] = []
+        long: list[tuple[Keys, Keys, Integers]] = []
         for part in self._parts:
             (long if part[1].any() else short).append(part)
         self._parts = [
@@ -124,7 +133,10 @@ def _count(texts: Sequence[str], pattern: Pattern) -> Counted:
 
 
 def count_pieces(
-    parts: Iterable[Sequence[str]], pattern: Pattern, workers: int = 1, progress: Callable[[int], None] | None = None
+    parts: Iterable[Sequence[str]],
+    pattern: Pattern,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> PieceCounts:
     """Count the pieces of all texts, each on its own, with so many processes.
 
@@ -224,8 +236,14 @@ class _Merger:
             order = order[counts[order] >= self.min_frequency]
         ends = np.full_like(begins, len(keys))
         ends[:-1] = begins[1:]
-        lists = [array[order].tolist() for array in (keys[begins], counts, begins, ends)]
-        group = _Group(token, *lists, at.astype(np.int32, copy=False))
+        group = _Group(
+            token,
+            keys[begins][order].tolist(),
+            counts[order].tolist(),
+            begins[order].tolist(),
+            ends[order].tolist(),
+            at.astype(np.int32, copy=False),
+        )
         self._push(group, 0)
         return group
 
@@ -290,7 +308,7 @@ class _Merger:
         before, after = before[has_before], after[has_after]
         # Pairs with a token before come first and are sorted by it: the order of the keys is the order of the
         # pairs, since no token is above the newest.
-        keys = np.concatenate((before, after), dtype=self._key_dtype, casting="unsafe")
+        keys: Any = np.concatenate((before, after), dtype=self._key_dtype, casting="unsafe")
         keys[len(before) :] += self._key_dtype(self.vocab_size)
         if keys.size:
             positions = np.concatenate((symbols.step_back(at[has_before], before), at[has_after]))

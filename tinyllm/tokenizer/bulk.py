@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from tinyllm.tokenizer.merging import Merged, Merges
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pieces import LONGEST_KEYED, Integers, Keys, PieceTable, key_bytes, key_lengths, split_texts
+from tinyllm.tokenizer.pieces import (
+    LONGEST_KEYED,
+    Integers,
+    Keys,
+    PieceTable,
+    key_bytes,
+    key_lengths,
+    split_texts,
+)
 
 Ids = npt.NDArray[np.int32]
 
@@ -75,7 +83,11 @@ class BulkEncoder:
     """
 
     def __init__(
-        self, merges: Merges, id_of_symbol: npt.NDArray[np.int32], pattern: Pattern, whole: Mapping[bytes, int]
+        self,
+        merges: Merges,
+        id_of_symbol: npt.NDArray[np.int32],
+        pattern: Pattern,
+        whole: Mapping[bytes, int],
     ) -> None:
         self._merges = merges
         self._id_of_symbol = id_of_symbol
@@ -132,9 +144,7 @@ class BulkEncoder:
                     ids[places[i]], counts[i] = id, 1
         return Merged(ids, places[:n], counts[:n]), Merged(ids, places[n:], counts[n:])
 
-    def _assemble(
-        self, known: _KnownPieces, chunk: _Chunk, others: Merged, numbers: dict[bytes, int]
-    ) -> Ids:
+    def _assemble(self, known: _KnownPieces, chunk: _Chunk, others: Merged, numbers: dict[bytes, int]) -> Ids:
         missing = chunk.missing
         if missing.size:
             found = known.table.find(chunk.first[missing], chunk.second[missing])

@@ -12,7 +12,7 @@ def _alphabet() -> list[str]:
 
 ALPHABET = _alphabet()
 _BYTE_OF = {ord(character): byte for byte, character in enumerate(ALPHABET)}
-_CHARACTER_OF = {byte: character for byte, character in enumerate(ALPHABET)}
+_CHARACTER_OF = dict(enumerate(ALPHABET))
 
 
 def to_characters(token: bytes) -> str:
@@ -27,4 +27,4 @@ def to_bytes(characters: str) -> bytes:
 
 # Latin-1 cannot encode the replacement, so that what stands for no byte is an error (UnicodeEncodeError is a
 # ValueError).
-_BYTE_OF_OR_REFUSED = {**{code: 0x200 for code in range(0x100)}, **_BYTE_OF}
+_BYTE_OF_OR_REFUSED = {**dict.fromkeys(range(256), 512), **_BYTE_OF}

@@ -147,11 +147,19 @@ class Merges:
 
     def merge_all(self, buffer: npt.NDArray[np.uint8], starts: Integers, lengths: Integers) -> Merged:
         """The symbols of the pieces buffer[starts[i] : starts[i] + lengths[i]]."""
-        if int(lengths.sum()) < _FEWEST_FOR_ARRAYS or not self.in_order and lengths.max() > _LONGEST_SIDE_BY_SIDE:
-            data = [buffer[s : s + n].tobytes() for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        if int(lengths.sum()) < _FEWEST_FOR_ARRAYS or (
+            not self.in_order and lengths.max() > _LONGEST_SIDE_BY_SIDE
+        ):
+            data = [
+                buffer[s : s + n].tobytes() for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)
+            ]
             lists = [self.merge_one(piece) for piece in data]
             counts = np.fromiter(map(len, lists), np.int64, len(lists))
-            return Merged(np.fromiter((s for symbols in lists for s in symbols), np.int32), np.cumsum(counts) - counts, counts)
+            return Merged(
+                np.fromiter((s for symbols in lists for s in symbols), np.int32),
+                np.cumsum(counts) - counts,
+                counts,
+            )
         parts: list[npt.NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
         counts = np.zeros(len(starts), dtype=np.int64)
         places = np.zeros(len(starts), dtype=np.int64)

@@ -3,6 +3,7 @@ many short ones, so threads would wait for each other."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -48,10 +49,8 @@ class _Helper:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # what was not flushed has no reader
                     pipe.close()
-                except BrokenPipeError:  # what was not flushed has no reader
-                    pass
 
 
 def serve() -> None:
@@ -126,7 +125,12 @@ class _Work:
     def ready(self, wait: bool) -> Iterator[Any]:
         """The results that are next in order; waits for one if asked to, and if any is to come."""
         with self._changed:
-            while wait and self._given not in self._results and self._error is None and self._given < self._taken:
+            while (
+                wait
+                and self._given not in self._results
+                and self._error is None
+                and self._given < self._taken
+            ):
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
@@ -142,9 +146,7 @@ class _Work:
         return self._last is not None and self._given == self._last
 
 
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """function(item) for each of the items, in order, with `workers` processes, of which this is one.
 
     Function, items and results are sent by pickle. At most a few items more than asked for are taken ahead.

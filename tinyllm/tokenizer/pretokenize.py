@@ -91,7 +91,10 @@ def last_border(text: str) -> int:
 def safe_borders(classes: npt.NDArray[np.uint8]) -> Positions:
     """Where every named pattern ends a piece: between a letter or number and white space, and around an END."""
     before, here = classes[:-1], classes[1:]
-    return np.flatnonzero((before & (LETTER | NUMBER) != 0) & (here & SPACE != 0) | ((before | here) & END != 0)) + 1
+    return (
+        np.flatnonzero((before & (LETTER | NUMBER) != 0) & (here & SPACE != 0) | ((before | here) & END != 0))
+        + 1
+    )
 
 
 def piece_starts(text: str, pattern: Pattern) -> Positions:
@@ -152,7 +155,9 @@ def _contractions(codes: Codes, at: Positions, both_cases: bool) -> tuple[Positi
     first, second = after[at + 1], after[at + 2]
     if both_cases:
         # U+017F, the long s, is an s to an expression that ignores case.
-        first, second = (np.where(c < 128, c | 0x20, np.where(c == 0x17F, ord("s"), 0)) for c in (first, second))
+        first, second = (
+            np.where(c < 128, c | 0x20, np.where(c == 0x17F, ord("s"), 0)) for c in (first, second)
+        )
     one = np.isin(first, [ord(c) for c in "stmd"])
     e, ell = ord("e"), ord("l")
     two = (first == ell) & (second == ell) | ((first == ord("v")) | (first == ord("r"))) & (second == e)

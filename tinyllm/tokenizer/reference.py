@@ -6,6 +6,7 @@ number r makes token 256 + r.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +36,7 @@ def train(pieces: Mapping[bytes, int], num_merges: int, min_frequency: int = 1) 
     while len(merges) < num_merges:
         frequencies: Counter[Pair] = Counter()
         for symbols, count in words:
-            for a, b in zip(symbols, symbols[1:], strict=False):
+            for a, b in itertools.pairwise(symbols):
                 frequencies[a, b] += count
         for a, b in list(frequencies):
             if strings[a] + strings[b] in strings:
@@ -53,7 +54,7 @@ def encode(piece: bytes, merges: Sequence[Pair]) -> list[int]:
     """The tokens of one piece: the earliest merge among the neighbours first, until none is left."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     symbols = list(piece)
-    while pairs := [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]:
+    while pairs := [pair for pair in itertools.pairwise(symbols) if pair in ranks]:
         pair = min(pairs, key=lambda pair: ranks[pair])
         symbols = merge(symbols, pair, 256 + ranks[pair])
     return symbols
