@@ -121,9 +121,8 @@ def encoding(text: str, tokenizer: BPETokenizer, rounds: int) -> None:
             f"  {name:18s} {median:6.2f} s  {megabytes / median:5.1f} MB/s  {ratio:.2f} of one process  ({each})"
         )
     taken, decoded = seconds(lambda: tokenizer.decode(ids))
-    print(
-        f"  decode             {taken:6.2f} s  {megabytes / taken:5.1f} MB/s  {'equal' if decoded == text else 'DIFFERS'}"
-    )
+    outcome = "equal" if decoded == text else "DIFFERS"
+    print(f"  decode             {taken:6.2f} s  {megabytes / taken:5.1f} MB/s  {outcome}")
 
 
 def repeats(tokenizer: BPETokenizer, rounds: int) -> None:

@@ -111,7 +111,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "key heads do not divide the heads": ([*TRAIN, "--num-kv-heads", "3"], r"num_kv_heads=3 does not divide"),
     "odd head": ([*TRAIN, "--hidden-size", "12"], r"head_dim=3; it must be even for RoPE"),
-    "vocabulary too small": ([*TRAIN, "--vocab-size", "5"], r"vocab_size=5, the text has 29 different characters"),
+    "vocabulary too small": ([*TRAIN, "--vocab-size", "5"], r"vocab_size=5, and the tokenizer has 29 tokens"),
+    "no such tokenizer": ([*TRAIN, "--tokenizer", "bpee"], r"tokenizer='bpee': neither char, byte or bpe nor"),
+    "too few for bytes": (
+        [*TRAIN, "--tokenizer", "bpe", "--vocab-size", "5"],
+        r"vocab_size=5; it must be at least 256",
+    ),
     "impossible size": ([*TRAIN, "--hidden-size", "1000000000000"], r"hidden_size=1000000000000"),
     "larger than any memory": (
         [*TRAIN, "--hidden-size", "700000000"],

@@ -22,12 +22,13 @@ from tinyllm.tokenizer import patterns as patterns_module
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.patterns import PATTERNS
 
-MANY = 8 * settings().max_examples
+MANY = 4 * settings().max_examples
 
 SAMPLE = (
     "The quick brown fox jumps over the lazy dog. Don't, I'LL see; it's the 12345th thing, isn't it?\n\n"
-    "  aaaaaaaa aaaa aa banana bandana abababab\tthe other there then these\r\n中文字 中文 日本語 é e\u0301 ñandú Straße "
-    "\U0001f469\u200d\U0001f4bb \U0001f600\U0001f600 ½ ٤٤ \u3000\xa0 \x00\x00 incomprehensibilities "
+    "  aaaaaaaa aaaa aa banana bandana abababab\tthe other there then these\r\n中文字 中文 日本語 é "
+    "e\u0301 ñandú Straße \U0001f469\u200d\U0001f4bb \U0001f600\U0001f600 ½ ٤٤ \u3000\xa0 \x00\x00 "
+    "incomprehensibilities "
 ) * 4
 SPECIAL = ["<|end|>", "<|end of text|>", "<|x|>", "<|x|><|y|>"]
 PARTS = [
@@ -53,7 +54,7 @@ names = st.sampled_from(sorted(PATTERNS))
 
 
 @functools.cache
-def trained(name: str = "llama3", special: bool = True, size: int = 420) -> BPETokenizer:
+def trained(name: str = "llama3", special: bool = True, size: int = 400) -> BPETokenizer:
     return BPETokenizer.train([SAMPLE], size, name, SPECIAL if special else ())
 
 
@@ -132,10 +133,10 @@ def test_encode_iterable(text: str, name: str, data: st.DataObject) -> None:
     tokenizer = trained(name)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     parts = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    joined = bpe_module._joined
+    joined = bpe_module.joined_at_borders
     size = data.draw(st.integers(1, 8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe_module, "_joined", lambda texts, _: joined(texts, size))
+        patch.setattr(bpe_module, "joined_at_borders", lambda *arguments: joined(*arguments, size))
         for allowed in ((), ["<|x|>"], "all"):
             arguments: Any = {"allowed_special": allowed, "disallowed_special": ()}
             ids = tokenizer.encode(text, **arguments)
@@ -200,8 +201,8 @@ def test_offsets(text: str, name: str) -> None:
 def test_offsets_of_a_known_text() -> None:
     tokenizer = trained(special=False)
     tokens = [tokenizer.token_bytes(id) for id in tokenizer.encode("the 日x")]
-    assert tokens == [b"the", b" ", b"\xe6\x97\xa5", b"x"]
-    assert tokenizer.offsets("the 日x").tolist() == [[0, 3], [3, 4], [4, 5], [5, 6]]
+    assert tokens == [b"the", b" \xe6\x97\xa5", b"x"]
+    assert tokenizer.offsets("the 日x").tolist() == [[0, 3], [3, 5], [5, 6]]
     assert tokenizer.offsets("\U0010ffff").tolist() == [[0, 1]] * 4
     assert tokenizer.offsets("").shape == (0, 2)
 
@@ -303,18 +304,18 @@ def both_ways(tokenizer: BPETokenizer, text: str, **arguments: Any) -> list[int]
 def test_special_tokens() -> None:
     tokenizer = trained()
     end, x, xy = (tokenizer.special_tokens[token] for token in ("<|end|>", "<|x|>", "<|x|><|y|>"))
-    assert sorted(tokenizer.special_tokens.values()) == list(range(416, 420))
+    assert sorted(tokenizer.special_tokens.values()) == list(range(396, 400))
     the = tokenizer.encode("the")
     text = "the<|end|>the<|x|><|y|><|x|>"
     assert both_ways(tokenizer, text, allowed_special="all") == [*the, end, *the, xy, x]
     assert both_ways(tokenizer, "<|end|>", allowed_special={"<|end|>"}) == [end]
     assert both_ways(tokenizer, "", allowed_special="all") == []
     as_text = both_ways(tokenizer, text, disallowed_special=())
-    assert max(as_text) < 416
+    assert max(as_text) < 396
     assert tokenizer.decode(as_text) == text
     mixed = both_ways(tokenizer, "<|x|>the<|end|>", allowed_special=["<|end|>"], disallowed_special=())
     assert mixed[-1] == end
-    assert max(mixed[:-1]) < 416
+    assert max(mixed[:-1]) < 396
     assert tokenizer.decode([end, *the, xy]) == "<|end|>the<|x|><|y|>"
     assert both_ways(tokenizer, "the <|en", allowed_special=()) == tokenizer.encode("the <|en")
 
@@ -330,9 +331,9 @@ def test_special_tokens_are_refused(prefix: str) -> None:
             assert f"the special token '<|end|>' at position {len(prefix)};" in message
             assert "allowed_special={'<|end|>'}" in message
             assert "disallowed_special=()" in message
-    with pytest.raises(InputError, match="'<|end|>'"):
+    with pytest.raises(InputError, match=r"'<\|end\|>'"):
         tokenizer.encode_batch([prefix, "<|end|>"])
-    assert max(tokenizer.encode(prefix + "<|end|>", disallowed_special={"<|x|>"})) < 416
+    assert max(tokenizer.encode(prefix + "<|end|>", disallowed_special={"<|x|>"})) < 396
     with pytest.raises(InputError, match=r"allowed_special has '<\|z\|>', which is no special token"):
         tokenizer.encode("the", allowed_special={"<|z|>"})
 
@@ -376,11 +377,11 @@ def test_lone_surrogates_are_refused(position: int, special: bool) -> None:
         list(tokenizer.encode_iterable([text], allowed_special=["<|x|>"] if special else ()))
 
 
-@pytest.mark.parametrize("ids", [[0, 420], [0, -1], [0, 2**40], np.array([0, 65535], dtype=np.uint16)])
+@pytest.mark.parametrize("ids", [[0, 400], [0, -1], [0, 2**40], np.array([0, 65535], dtype=np.uint16)])
 def test_unknown_id_is_named(ids: Any) -> None:
-    with pytest.raises(InputError, match=rf"the id {ids[1]} at position 1 .*0 to 419"):
+    with pytest.raises(InputError, match=rf"the id {ids[1]} at position 1 .*0 to 399"):
         trained().decode(ids)
-    with pytest.raises(InputError, match=rf"the id {ids[1]} at position 1 .*0 to 419"):
+    with pytest.raises(InputError, match=rf"the id {ids[1]} at position 1 .*0 to 399"):
         trained().decode_bytes(iter([int(id) for id in ids]))
 
 
@@ -427,7 +428,7 @@ def test_dtype() -> None:
 
 @pytest.mark.parametrize("name", [*PATTERNS, r"\w+|\s+"])
 def test_save_and_load(tmp_path: Path, name: str) -> None:
-    tokenizer = BPETokenizer.train([SAMPLE], 400, name, SPECIAL)
+    tokenizer = BPETokenizer.train([SAMPLE], 380, name, SPECIAL)
     assert tokenizer.save(tmp_path / "new") == tmp_path / "new" / "tokenizer.json"
     loaded = load_tokenizer(tmp_path / "new")
     assert isinstance(loaded, BPETokenizer)
@@ -436,7 +437,7 @@ def test_save_and_load(tmp_path: Path, name: str) -> None:
         assert other.merges == tokenizer.merges
         assert other.pattern == tokenizer.pattern
         assert other.special_tokens == tokenizer.special_tokens
-        assert other.vocab_size == 400
+        assert other.vocab_size == 380
         assert repr(other) == repr(tokenizer)
         for text in (SAMPLE, SAMPLE[:300], ""):
             assert other.encode(text) == tokenizer.encode(text)
@@ -485,7 +486,7 @@ PLACES: list[tuple[tuple[Any, ...], list[Any]]] = [
     (("pre_tokenizer", "pretokenizers", 0), []),
     (("pre_tokenizer", "pretokenizers", 0, "type"), []),
     (("pre_tokenizer", "pretokenizers", 0, "pattern"), []),
-    (("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"), ["", "x\n" * 999, "\ud800"]),
+    (("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"), ["", "x\n" * 999]),
     (("pre_tokenizer", "pretokenizers", 0, "behavior"), []),
     (("pre_tokenizer", "pretokenizers", 1), []),
     (("pre_tokenizer", "pretokenizers", 1, "type"), []),
@@ -555,7 +556,7 @@ def steps(*pretokenizers: Any) -> dict[str, Any]:
         (changed(merges=lambda m: [*m, ["", "a"]]), "must be two tokens"),
         (changed(merges=lambda m: [*m, ["中", "a"]]), "not written in GPT-2's characters"),
         (changed(vocab=lambda v: {**v, "QQ": 97}), "the id 97 is given to two tokens"),
-        (changed(vocab=lambda v: {**v, "QQ": 416}), "the id 416 is given to two tokens"),
+        (changed(vocab=lambda v: {**v, "QQ": 396}), "the id 396 is given to two tokens"),
         (changed(vocab=lambda v: {**v, "QQ": -1}), "is -1; it must be an integer from 0"),
         (changed(vocab=lambda v: {**v, "QQ": 10**9}), "is 1000000000; it must be"),
         (changed(vocab=lambda v: {**v, "QQ": 2**63}), "it must be an integer"),
@@ -573,7 +574,7 @@ def steps(*pretokenizers: Any) -> dict[str, Any]:
         (changed(dropout=0.1), "model.dropout is 0.1"),
         (changed(end_of_word_suffix="</w>"), "model.end_of_word_suffix is"),
         (changed(continuing_subword_prefix="##"), "model.continuing_subword_prefix is"),
-        (changed(byte_fallback=True), "model.byte_fallback is True"),
+        (changed(byte_fallback=1), "model.byte_fallback is 1"),
         (changed(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer ends with"),
         (steps(), "pre_tokenizer ends with"),
         (steps(SPLIT), "pre_tokenizer ends with"),
@@ -591,7 +592,7 @@ def steps(*pretokenizers: Any) -> dict[str, Any]:
         (added(single_word=True), "has single_word"),
         (added(special=False), "is not special"),
         (added(content="<|x|>"), "stands twice"),
-        (added(content="\ud800"), ""),
+        (added(content="\ud800"), "half of a UTF-16 pair"),
         (added(id=0), "the id 0 is given to two tokens"),
         (added(id=10**30), "it must be an integer"),
         (added(id=None), "it must be an integer"),

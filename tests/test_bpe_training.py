@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from tinyllm.errors import InputError
 from tinyllm.tokenizer import BPETokenizer, reference
-from tinyllm.tokenizer import bpe as bpe_module
 from tinyllm.tokenizer import pretokenize as pretokenize_module
+from tinyllm.tokenizer import sources as sources_module
 from tinyllm.tokenizer.bpe_training import PieceCounts, count_pieces, learn_merges
 from tinyllm.tokenizer.patterns import PATTERNS, Pattern
 
-MANY = 8 * settings().max_examples
+MANY = 4 * settings().max_examples
 WHOLE = r"(?s:.+)"  # a text is one piece
 
 small_texts = st.one_of(
@@ -126,7 +126,7 @@ def test_train_equals_the_reference(texts: list[str], name: str) -> None:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_many_merges_of_a_longer_text(name: str) -> None:
-    text = Path(bpe_module.__file__).read_text(encoding="utf-8")[:6000] + "Straße 中文 中文字 Ωμέγα " * 3
+    text = Path(sources_module.__file__).read_text(encoding="utf-8")[:6000] + "Straße 中文 中文字 Ωμέγα " * 3
     tokenizer = BPETokenizer.train([text], 256 + 150, name)
     assert len(tokenizer.merges) == 150
     assert merges_of(tokenizer) == reference.train(pieces_of([text], PATTERNS[name]), 150, 2)
@@ -224,7 +224,7 @@ def test_processes_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, nam
     expected = BPETokenizer.train(texts, 330, name)
     assert BPETokenizer.train(texts, 330, name, workers=2).merges == expected.merges
     for size in (1, 7, 100):
-        monkeypatch.setattr(bpe_module, "CHUNK", size)
+        monkeypatch.setattr(sources_module, "CHUNK", size)
         monkeypatch.setattr(pretokenize_module, "CHUNK", size)
         monkeypatch.setattr(pretokenize_module.chunks, "__defaults__", (size,))
         assert BPETokenizer.train(texts, 330, name).merges == expected.merges
@@ -243,7 +243,7 @@ def test_files_folders_and_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = tmp_path / "whole"
     whole.write_text(text, encoding="utf-8", newline="")
     for size in (1 << 22, 1, 2, 5, 64):
-        monkeypatch.setattr(bpe_module, "blocks", lambda file, size=size: BLOCKS(file, size))
+        monkeypatch.setattr(sources_module, "blocks", lambda file, size=size: BLOCKS(file, size))
         for name in ("gpt2", "gpt4", "o200k"):
             expected = BPETokenizer.train([text], 320, name).merges
             assert BPETokenizer.train([whole], 320, name).merges == expected
@@ -251,7 +251,7 @@ def test_files_folders_and_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert BPETokenizer.train([folder], 320, name).merges == in_parts
 
 
-BLOCKS = bpe_module.blocks
+BLOCKS = sources_module.blocks
 
 
 # ---- Special tokens ----------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_special_token_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file.write_text(text, encoding="utf-8", newline="")
     expected = reference.train(pieces_of([text], PATTERNS["llama3"], ["<|a b|>"]), 10, 2)
     for size in (1, 3, 9, 16, 1000):
-        monkeypatch.setattr(bpe_module, "blocks", lambda file, size=size: BLOCKS(file, size))
+        monkeypatch.setattr(sources_module, "blocks", lambda file, size=size: BLOCKS(file, size))
         tokenizer = BPETokenizer.train([file], 267, special_tokens=["<|a b|>"])
         assert merges_of(tokenizer) == expected
 

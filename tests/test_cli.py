@@ -67,7 +67,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = exit_text(capsys, "--help")
-    assert re.findall(r"^    (\w+) ", text, re.MULTILINE) == ["train", "sample", "eval"]
+    assert re.findall(r"^    (\w+)(?: |$)", text, re.MULTILINE) == ["train", "sample", "eval", "tokenizer"]
 
 
 def test_help_of_train_lists_every_field_in_its_group(
@@ -212,6 +212,7 @@ def test_flags_lie_over_the_file_and_the_file_over_the_preset(monkeypatch: pytes
 OTHER_WORDS = {
     "position_encoding": {"none", "rope"},
     "optimizer": {"adamw", "muon"},
+    "tokenizer": {"bpe", "char"},
     "schedule": {"cosine", "linear"},
     "sampling": {"offsets", "windows"},
     "out": {"x"},

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tinyllm import checkpoint, cli, inspection
-from tinyllm.cli_tokenizer import add_commands
 from tinyllm.errors import InputError
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
@@ -17,12 +16,6 @@ from tinyllm.tokenizer.base import TokenArray
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 END = "<|endoftext|>"
-
-
-def parser_with_tokenizer_alone() -> cli.Parser:
-    parser = cli.Parser(prog="tinyllm", allow_abbrev=False)
-    add_commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    return parser
 
 
 def by_hand() -> BPETokenizer:
@@ -36,7 +29,6 @@ def by_hand() -> BPETokenizer:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with texts and tokenizers, and the command line with the commands of this test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "build_parser", parser_with_tokenizer_alone)
     monkeypatch.delenv("NO_COLOR", raising=False)
     Path("text.txt").write_text(TEXT)
     Path("empty.txt").touch()
@@ -447,3 +439,10 @@ def test_statistics_where_tokens_are_not_the_bytes_of_the_text() -> None:
     tokenizer = LowerCase.train("abs")
     result = inspection.statistics(tokenizer, "ABß")
     assert (result.tokens, result.bytes, result.scripts) == (3, 4, ())
+
+
+def test_what_may_be_left_out_may_stand_behind_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("small.txt").write_text("the")
+    assert output(capsys, "inspect", "bpe.json", "--show", "5", "small.txt").endswith("\n\nthe\n")
+    assert output(capsys, "inspect", "--show", "5", "bpe.json", "small.txt").endswith("\n\nthe\n")
+    assert output(capsys, "encode", "bpe.json", "--special", f"the{END}") == "257 259\n"

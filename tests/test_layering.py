@@ -19,10 +19,10 @@ RANKS = (
     ("tensor",),
     ("ops", "transforms"),
     ("nn", "optim", "tokenizer", "data"),
-    ("generate", "checkpoint", "interop", "parallel", "debug", "testing"),
+    ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing"),
     ("tinyllm", "callbacks"),  # the package itself gathers what is above
     ("train",),
-    ("presets", "runs"),
+    ("presets", "runs", "cli_tokenizer"),
     ("cli",),
     ("__main__",),
 )

@@ -26,7 +26,7 @@ from tinyllm.tokenizer.patterns import (
 from tinyllm.tokenizer.pretokenize import chunks, code_points, last_border, piece_starts
 
 OF_CATEGORY = LETTER | NUMBER | MARK | UPPER | LOWER
-MANY = 8 * settings().max_examples
+MANY = 4 * settings().max_examples
 
 # What the expressions treat by itself, and what Unicode makes hard.
 HARD = (

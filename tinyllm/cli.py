@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tinyllm
-from tinyllm import runs
+from tinyllm import cli_tokenizer, runs
 from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections, require_known, shown
 from tinyllm.errors import InputError
 from tinyllm.nn import ModelConfig
@@ -42,6 +42,18 @@ class Parser(argparse.ArgumentParser):
             if argument.startswith("--"):
                 self._refuse_unknown(argument.split("=")[0], self._option_string_actions)
         return super().parse_known_args(args, namespace)
+
+    def _match_arguments_partial(
+        self, actions: Sequence[argparse.Action], arg_strings_pattern: str
+    ) -> list[int]:
+        """How many arguments each positional takes; one that may have none waits while flags are still to come.
+
+        argparse in older Pythons does not wait, so that in `inspect PATH --show 5 FILE` the file was unknown.
+        """
+        counts: list[int] = super()._match_arguments_partial(actions, arg_strings_pattern)
+        while "O" in arg_strings_pattern and counts and counts[-1] == 0:
+            counts.pop()
+        return counts
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments; raises InputError for those that are unknown or malformed."""
@@ -82,8 +94,8 @@ def build_parser() -> Parser:
 
     train = commands.add_parser(
         "train",
-        help="train a character-level language model",
-        description="Train a character-level language model. Without arguments: the char preset on Python's own "
+        help="train a language model",
+        description="Train a language model. Without arguments: the char preset on Python's own "
         "help pages, into runs/char.",
         allow_abbrev=False,
     )
@@ -145,6 +157,7 @@ def build_parser() -> Parser:
         help="worker threads (default: one for each core)",
     )
     evaluate.set_defaults(command=eval_command, parser=evaluate)
+    cli_tokenizer.add_commands(commands)
     return parser
 
 

@@ -177,8 +177,12 @@ def generate_text(
 ) -> Iterator[str]:
     """Continue the text `prompt`, yielding new text as it comes; `settings` as for `generate`."""
     settings.setdefault("vocab_size", tokenizer.vocab_size)
-    # A character may end in a later token than it begins in; what is whole by then is yielded.
+    return _decoded(tokenizer, generate(model, tokenizer.encode(prompt), max_new_tokens, **settings))
+
+
+def _decoded(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+    """The text of each token. A character may end in a later token than it begins in; then it comes with that."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in generate(model, tokenizer.encode(prompt), max_new_tokens, **settings):
+    for token in tokens:
         yield decoder.decode(tokenizer.decode_bytes([token]))
     yield decoder.decode(b"", final=True)

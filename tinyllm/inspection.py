@@ -64,10 +64,12 @@ class ScriptShare:
 
     @property
     def bytes_per_token(self) -> float:
+        """Bytes of UTF-8 for each token."""
         return self.bytes / self.tokens
 
     @property
     def tokens_per_character(self) -> float:
+        """Tokens for each character."""
         return self.tokens / self.characters
 
 
@@ -91,10 +93,12 @@ class TextStatistics:
 
     @property
     def characters_per_token(self) -> float:
+        """Characters for each token."""
         return self.characters / self.tokens
 
     @property
     def bytes_per_token(self) -> float:
+        """Bytes of UTF-8 for each token."""
         return self.bytes / self.tokens
 
     @property

@@ -6,10 +6,30 @@ from tinyllm.config import StrPath, read_json, shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
 from tinyllm.tokenizer.bpe import BPETokenizer
+from tinyllm.tokenizer.bpe_files import (
+    read_gpt2,
+    read_sentencepiece,
+    read_tiktoken,
+    write_gpt2,
+    write_tiktoken,
+)
 from tinyllm.tokenizer.byte import ByteTokenizer
 from tinyllm.tokenizer.char import CharTokenizer
+from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
 
-__all__ = ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "read_gpt2",
+    "read_sentencepiece",
+    "read_tiktoken",
+    "write_gpt2",
+    "write_tiktoken",
+]
 
 # The "type" of the "model" in tokenizer.json -> the class that reads it.
 _CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer, "BPE": BPETokenizer}
@@ -27,11 +47,14 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     content = read_json(file)
     model = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
-    if not isinstance(kind, str) or kind not in _CLASSES:
+    if not isinstance(model, dict) or not isinstance(kind, str) or kind not in _CLASSES:
         raise InputError(
             f"{file}: the tokenizer's model type is {shown(kind)}; supported: {', '.join(_CLASSES)}"
         )
+    reader = _CLASSES[kind]
+    if kind == "BPE" and model.get("byte_fallback") is True:
+        reader = SentencePieceTokenizer  # characters are its smallest pieces, not bytes
     try:
-        return _CLASSES[kind].from_json(content)
+        return reader.from_json(content)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None

@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
 from tinyllm.config import shown
 from tinyllm.errors import InputError
@@ -23,9 +22,9 @@ from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern
-from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
-from tinyllm.tokenizer.sources import joined, lists_of_parts
-from tinyllm.tokenizer.vocabulary import by_id, numbered
+from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
+from tinyllm.tokenizer.sources import joined_at_borders, lists_of_parts, special_regex
+from tinyllm.tokenizer.vocabulary import by_id, numbered, special_bytes
 
 DEFAULT_PATTERN = "llama3"
 
@@ -90,9 +89,7 @@ class BPETokenizer(Tokenizer):
         number = {token: symbol for symbol, token in enumerate(symbols)}
         pairs, results = numbered(self.merges, number)
         self._merges = Merges(pairs, results, [len(token) for token in symbols])
-        self._special_regex = regex.compile(
-            "|".join(map(regex.escape, sorted(self._special, key=len, reverse=True)))
-        )
+        self._special_regex = special_regex(self._special)
         self._kept: dict[str, list[int]] = {}
 
     @classmethod
@@ -133,13 +130,14 @@ class BPETokenizer(Tokenizer):
             )
         if min_frequency < 1:
             raise InputError(f"min_frequency={min_frequency}; it must be at least 1")
+        for token in special_tokens:
+            special_bytes(token)
         if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
             raise InputError(
                 f"special tokens must be different and not empty, got {shown(list(special_tokens))}"
             )
         compiled = Pattern(pattern)
-        special = regex.compile("|".join(map(regex.escape, sorted(special_tokens, key=len, reverse=True))))
-        parts = lists_of_parts(texts, compiled, special if special_tokens else None)
+        parts = lists_of_parts(texts, compiled, special_tokens)
         first = next(parts, None)
         if first is None:
             raise InputError("no text to learn from: all of it is empty; give text")
@@ -196,6 +194,8 @@ class BPETokenizer(Tokenizer):
             return self.encode_to_array(
                 text, allowed_special=allowed_special, disallowed_special=disallowed_special
             ).tolist()
+        if not text.isascii():
+            code_points(text)
         ids: list[int] = []
         for part, special in self._without_special(text, allowed_special, disallowed_special):
             if special is not None:
@@ -217,18 +217,24 @@ class BPETokenizer(Tokenizer):
         Args:
             workers: processes to use, where the text is long enough to be worth it.
         """
+        parts = self._without_special(text, allowed_special, disallowed_special)
+        try:
+            return np.concatenate([np.zeros(0, self.dtype), *self._arrays(parts, workers)])
+        except (InputError, UnicodeEncodeError):
+            code_points(text)  # says where in the text half of a UTF-16 pair is
+            raise
+
+    def _arrays(self, parts: Iterable[tuple[str, int | None]], workers: int) -> Iterator[Any]:
+        """The ids of what _without_special gives."""
         dtype = self.dtype
-        arrays = [np.zeros(0, dtype)]
-        for part, special in self._without_special(text, allowed_special, disallowed_special):
+        for part, special in parts:
             if special is not None:
-                arrays.append(np.array([special], dtype))
-            elif not self.merges:
-                code_points(part)  # refuses what no bytes can stand for
-                arrays.append(self._id_of_symbol[np.frombuffer(part.encode(), np.uint8)].astype(dtype))
+                yield np.array([special], dtype)
+            elif not self.merges and not self._whole:
+                yield self._id_of_symbol[np.frombuffer(part.encode(), np.uint8)].astype(dtype)
             elif part:
                 useful = min(workers, 1 + len(part) // _WORTH_A_PROCESS)
-                arrays += ordered_map(self._encode_chunks, self._groups(part, useful), useful)
-        return np.concatenate(arrays)
+                yield from ordered_map(self._encode_chunks, self._groups(part, useful), useful)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of `data`, which need not be UTF-8; special tokens are not recognised in it.
@@ -249,34 +255,16 @@ class BPETokenizer(Tokenizer):
         They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own
         nothing is known of where it splits, so all parts are held in memory.
         """
-        longest_special = max(map(len, self._special), default=0)
-        pending = ""
-        for text in joined(texts, 1 << 16):
-            pending += text
-            # The end is kept: the next part may go on with it.
-            end = 0
-            if self._pattern.name is not None and len(pending) > 2 * longest_special:
-                end = last_border(pending[: len(pending) - longest_special])
-            if (
-                end
-                and self._special
-                and any(m.start() < end < m.end() for m in self._special_regex.finditer(pending))
-            ):
-                end = 0
-            if end:
-                yield from self.encode(
-                    pending[:end], allowed_special=allowed_special, disallowed_special=disallowed_special
-                )
-                pending = pending[end:]
-        yield from self.encode(
-            pending, allowed_special=allowed_special, disallowed_special=disallowed_special
-        )
+        for part in joined_at_borders(texts, self._pattern, self._special):
+            yield from self.encode(
+                part, allowed_special=allowed_special, disallowed_special=disallowed_special
+            )
 
     def _without_special(
         self, text: str, allowed: Special, disallowed: Special
     ) -> Iterator[tuple[str, int | None]]:
         """(text, None) for text between special tokens, (the token, its id) for those that are allowed."""
-        if not self._special:
+        if self._special_regex is None:
             yield text, None
             return
         allowed_set = set(self._special) if allowed == "all" else set(allowed)
@@ -309,11 +297,7 @@ class BPETokenizer(Tokenizer):
         for piece in self._pattern.split(text):
             found = kept.get(piece)
             if found is None:
-                try:
-                    found = self._merge_one(piece.encode())
-                except UnicodeEncodeError:
-                    code_points(text)  # raises the error that says where
-                    raise
+                found = self._merge_one(piece.encode())
                 if len(kept) >= _MOST_KEPT:
                     kept.clear()
                 kept[piece] = found
@@ -373,11 +357,13 @@ class BPETokenizer(Tokenizer):
             InputError: names the first id that is not in the vocabulary, and its position.
         """
         if not isinstance(ids, np.ndarray):
-            try:
-                # Short lists need no arrays.
-                return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
-            except (IndexError, TypeError):
-                ids = np.asarray(list(ids))
+            ids = list(ids)
+            if len(ids) < _SHORT and {*map(type, ids)} <= {int}:  # few ids need no arrays
+                try:
+                    return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
+                except (IndexError, TypeError):
+                    pass  # the error is said below
+            ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise TypeError(f"ids must be integers in one dimension, got {ids.dtype} of shape {ids.shape}")
         blob, starts, lengths = self._decoding

@@ -44,6 +44,9 @@ class _Helper:
             raise value
         return value
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -158,6 +161,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     helpers: list[_Helper] = []
 
     def feed() -> None:
+        helper = None
         try:
             helper = _Helper(function)
             helpers.append(helper)
@@ -165,6 +169,9 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 work.put(taken[0], helper(taken[1]))
         except BaseException as error:
             work.fail(error)
+        finally:
+            if helper is not None:
+                helper.stop()
 
     threads = [threading.Thread(target=feed, daemon=True) for _ in range(workers - 1)]
     for thread in threads:
@@ -178,6 +185,6 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     finally:
         work.fail(GeneratorExit())
         for helper in helpers:
-            helper.stop()
+            helper.kill()  # its thread may be waiting for an answer
         for thread in threads:
             thread.join()

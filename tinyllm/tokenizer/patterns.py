@@ -81,8 +81,11 @@ class Pattern:
         if self.name is not None:
             self.expression = PATTERNS[self.name]
         try:
+            self.expression.encode()  # half of a UTF-16 pair could not be saved
             self._regex = regex.compile(self.expression)
-        except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+            if self._regex.flags & regex.REVERSE:
+                raise ValueError("it searches backwards")
+        except (regex.error, ValueError, RecursionError, MemoryError, OverflowError) as error:
             raise InputError(
                 f"the pattern {shown(pattern)} is neither one of {', '.join(PATTERNS)} nor a regular "
                 f"expression: {error}"
@@ -107,6 +110,8 @@ class Pattern:
                 if match.end() > match.start():
                     yield match.start(), match.end()
                 end = match.end()
+        except (RecursionError, MemoryError) as error:
+            raise InputError(f"the pattern {shown(self.expression)} ran out of memory: {error}") from None
         except TimeoutError:
             raise InputError(
                 f"the pattern {shown(self.expression)} took more than {seconds:.0f} s on a text of {len(text):,} "

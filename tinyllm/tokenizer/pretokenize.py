@@ -58,8 +58,8 @@ def code_points(text: str) -> Codes:
 def chunks(text: str, pattern: Pattern, size: int = CHUNK) -> Iterator[str]:
     """`text` in parts of about `size` characters that split on their own into the pieces of the whole.
 
-    Every named pattern ends a piece between a letter or number and white space, whatever stands around. A part
-    grows until it ends so. Of another expression nothing is known, so its text stays whole.
+    A part grows until it ends at a certain border (`safe_borders`). Of an expression without a name no border is
+    known, so its text stays whole.
     """
     start = 0
     while start < len(text):
@@ -79,7 +79,7 @@ def _safe_end(text: str, start: int, size: int) -> int:
 
 
 def last_border(text: str) -> int:
-    """The last place, before the end of `text`, where every named pattern ends a piece; 0 if there is none."""
+    """The last certain border in `text`; 0 if there is none."""
     for length in (1 << 10, len(text)):
         begin = max(0, len(text) - length)
         borders = safe_borders(code_point_classes()[code_points(text[begin:])])
@@ -89,12 +89,16 @@ def last_border(text: str) -> int:
 
 
 def safe_borders(classes: npt.NDArray[np.uint8]) -> Positions:
-    """Where every named pattern ends a piece: between a letter or number and white space, and around an END."""
+    """Where every named pattern ends a piece, whatever stands around.
+
+    Between a letter or number and white space; between a line end that no white space stands before and a letter or
+    number; and around an END.
+    """
     before, here = classes[:-1], classes[1:]
-    return (
-        np.flatnonzero((before & (LETTER | NUMBER) != 0) & (here & SPACE != 0) | ((before | here) & END != 0))
-        + 1
-    )
+    border = (before & (LETTER | NUMBER) != 0) & (here & SPACE != 0) | ((before | here) & END != 0)
+    begins_line = (before & NEWLINE != 0) & (here & (LETTER | NUMBER) != 0)
+    border[1:] |= begins_line[1:] & (classes[:-2] & SPACE == 0)
+    return np.flatnonzero(border) + 1
 
 
 def piece_starts(text: str, pattern: Pattern) -> Positions:
