@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm import tqdm
-
 from tinyllm.config import write_text
 from tinyllm.errors import InputError
 
@@ -53,6 +51,8 @@ class Progress(Callback):
         self.total_steps = total_steps
         self.begun = (step, time.monotonic())
         if self.stream.isatty():
+            from tqdm import tqdm  # slow to import
+
             self.bar = tqdm(
                 total=total_steps,
                 initial=step,

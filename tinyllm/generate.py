@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from tinyllm import backend
 from tinyllm.backend import Array
 from tinyllm.errors import InputError
 from tinyllm.mode import no_grad
-from tinyllm.nn import TransformerLM
-from tinyllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tinyllm.nn import TransformerLM
+    from tinyllm.tokenizer import Tokenizer
 
 
 class KeyValues:

@@ -7,8 +7,6 @@ import time
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from tqdm import tqdm
-
 
 class Bar:
     """Shows how much of a long work is done: `with Bar("merging", 32512, "merges") as bar: bar(1)`.
@@ -28,6 +26,8 @@ class Bar:
         self._told = time.monotonic()
         self._bar: Any = None
         if self._stream.isatty():
+            from tqdm import tqdm  # slow to import
+
             self._bar = tqdm(
                 total=total,
                 desc=label,
