@@ -24,40 +24,51 @@ from tinyllm.tokenizer.pieces import (
 
 Ids = npt.NDArray[np.int32]
 
-# The most slots of the table of known pieces: 2^21 of 32 bytes. When half are used, it begins anew.
+# The most slots of the table of known pieces, 2^21 of 32 bytes, and the most bytes of pieces without keys. When half
+# of the slots or all of the bytes are used, all of it begins anew.
 _LARGEST_TABLE = 1 << 21
+_MOST_OTHER_BYTES = 1 << 25
 
 
 class _KnownPieces:
-    """The ids of all pieces met so far: a table from keys into a pool of ids.
+    """The ids of all pieces met so far: a table from keys, and a dict from bytes, into a pool of ids.
 
     Table and pool grow into new arrays, in which all old places stay valid.
     """
 
     def __init__(self) -> None:
         self.table = PieceTable()
+        self.others: dict[bytes, tuple[int, int]] = {}
         self.pool: Ids = np.empty(1 << 14, dtype=np.int32)
         self._used = 0
+        self._other_bytes = 0
         self._lock = threading.Lock()
 
     @property
     def full(self) -> bool:
-        return 2 * self.table.size >= _LARGEST_TABLE
+        return 2 * self.table.size >= _LARGEST_TABLE or self._other_bytes >= _MOST_OTHER_BYTES
 
-    def add(self, first: Keys, second: Keys, merged: Merged) -> None:
-        """Add distinct pieces, of which another thread may have added some by now."""
+    def add(self, first: Keys, second: Keys, others: list[bytes], merged: Merged) -> None:
+        """Add distinct pieces, those with keys before the others; another thread may have added some by now."""
         with self._lock:
-            new = np.flatnonzero(self.table.find(first, second)[1] == 0)
-            table = self.table
-            while 2 * (table.size + len(new)) > table.capacity:
-                table = table.grown(4)
             needed = self._used + len(merged.symbols)
             if needed > len(self.pool):
                 self.pool = np.concatenate([self.pool[: self._used], np.empty(needed, dtype=np.int32)])
             self.pool[self._used : needed] = merged.symbols
-            table.insert(first[new], second[new], merged.places[new] + self._used, merged.counts[new])
+            places = merged.places + self._used
             self._used = needed
+
+            n = len(first)
+            new = np.flatnonzero(self.table.find(first, second)[1] == 0)
+            table = self.table
+            while 2 * (table.size + len(new)) > table.capacity:
+                table = table.grown(4)
+            table.insert(first[new], second[new], places[:n][new], merged.counts[:n][new])
             self.table = table
+            self.others.update(
+                zip(others, zip(places[n:].tolist(), merged.counts[n:].tolist(), strict=True), strict=True)
+            )
+            self._other_bytes += sum(map(len, others))
 
 
 @dataclass
@@ -105,13 +116,10 @@ class BulkEncoder:
         second = np.concatenate([chunk.second[chunk.missing] for chunk in chunks])
         distinct = _distinct(first, second)
         first, second = first[distinct], second[distinct]
-        numbers: dict[bytes, int] = {}
-        for chunk in chunks:
-            for piece in chunk.other_bytes:
-                numbers.setdefault(piece, len(numbers))
-        keyed, others = self._merge(first, second, list(numbers))
-        known.add(first, second, keyed)
-        return [self._assemble(known, chunk, others, numbers) for chunk in chunks]
+        others = [*{piece for chunk in chunks for piece in chunk.other_bytes} - known.others.keys()]
+        if len(first) or others:
+            known.add(first, second, others, self._merge(first, second, others))
+        return [self._assemble(known, chunk) for chunk in chunks]
 
     def _look_up(self, known: _KnownPieces, text: str) -> _Chunk:
         pieces = split_texts([text], self._pattern)
@@ -126,7 +134,7 @@ class BulkEncoder:
         missing = np.flatnonzero(counts == 0)
         return _Chunk(keyed, others, first, second, places, counts, missing, pieces.bytes_of(others))
 
-    def _merge(self, first: Keys, second: Keys, others: list[bytes]) -> tuple[Merged, Merged]:
+    def _merge(self, first: Keys, second: Keys, others: list[bytes]) -> Merged:
         """The ids of distinct pieces, given by keys and as bytes."""
         n = len(first)
         data = key_bytes(first, second).tobytes() + b"".join(others)
@@ -142,27 +150,22 @@ class BulkEncoder:
                 id = self._whole.get(data[start : start + length])
                 if id is not None:
                     ids[places[i]], counts[i] = id, 1
-        return Merged(ids, places[:n], counts[:n]), Merged(ids, places[n:], counts[n:])
+        return Merged(ids, places, counts)
 
-    def _assemble(self, known: _KnownPieces, chunk: _Chunk, others: Merged, numbers: dict[bytes, int]) -> Ids:
+    def _assemble(self, known: _KnownPieces, chunk: _Chunk) -> Ids:
         missing = chunk.missing
         if missing.size:
             found = known.table.find(chunk.first[missing], chunk.second[missing])
             chunk.places[missing], chunk.counts[missing] = found
-        if not chunk.others.size:
-            counts = chunk.counts
-        else:
-            index = [numbers[piece] for piece in chunk.other_bytes]
-            other_places, other_counts = others.places[index], others.counts[index]
-            counts = np.empty(len(chunk.counts) + len(index), dtype=np.int64)
-            counts[chunk.keyed], counts[chunk.others] = chunk.counts, other_counts
-        ends = np.cumsum(counts)
-        out = np.empty(int(ends[-1]), dtype=np.int32)
-        begins = ends - counts
-        _fill(out, begins[chunk.keyed], chunk.counts, known.pool, chunk.places)
+        places, counts = chunk.places, chunk.counts
         if chunk.others.size:
-            _fill(out, begins[chunk.others], other_counts, others.symbols, other_places)
-        return out
+            of_others = [known.others[piece] for piece in chunk.other_bytes]
+            n = len(counts) + len(of_others)
+            all_places, all_counts = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+            all_places[chunk.keyed], all_counts[chunk.keyed] = places, counts
+            all_places[chunk.others], all_counts[chunk.others] = np.array(of_others, dtype=np.int64).T
+            places, counts = all_places, all_counts
+        return _gathered(known.pool, places, counts)
 
 
 def _distinct(first: Keys, second: Keys) -> Integers:
@@ -175,12 +178,15 @@ def _distinct(first: Keys, second: Keys) -> Integers:
     return order[new]
 
 
-def _fill(out: Ids, begins: Integers, counts: Integers, pool: Ids, places: Integers) -> None:
-    """out[begins[i] : begins[i] + counts[i]] = pool[places[i] : places[i] + counts[i]] for all i."""
+def _gathered(pool: Ids, places: Integers, counts: Integers) -> Ids:
+    """pool[places[i] : places[i] + counts[i]] for all i, end to end."""
+    ends = np.cumsum(counts)
+    begins = ends - counts
+    out = np.empty(int(ends[-1]), dtype=np.int32)
     out[begins] = pool[places]
     more = np.flatnonzero(counts > 1)
-    if not more.size:
-        return
-    begins, counts, places = begins[more], counts[more] - 1, places[more]
-    within = np.arange(1, int(counts.sum()) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
-    out[np.repeat(begins, counts) + within] = pool[np.repeat(places, counts) + within]
+    if more.size:
+        begins, counts, places = begins[more], counts[more] - 1, places[more]
+        within = np.arange(1, int(counts.sum()) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+        out[np.repeat(begins, counts) + within] = pool[np.repeat(places, counts) + within]
+    return out

@@ -61,8 +61,8 @@ class Merges:
         bits = max(10, (4 * len(self.pairs)).bit_length())
         self._shift = np.uint64(64 - bits)
         self._mask = (1 << bits) - 1
-        self._keys = np.full(1 << bits, -1, dtype=np.int64)
-        self._ranks = np.full(1 << bits, NO_MERGE, dtype=np.int32)
+        # Key and rank of each slot beside each other, so that a look-up is one access to memory; -1 is no key.
+        self._slots = np.full((1 << bits, 2), [-1, NO_MERGE], dtype=np.int64)
         self._byte_ranks = np.full(NUM_BYTES * NUM_BYTES, NO_MERGE, dtype=np.int32)
         if not self.pairs:
             return
@@ -73,10 +73,10 @@ class Merges:
         keys = self._key(distinct[:, 0], distinct[:, 1])
         slots = self._home(keys)
         while keys.size:
-            free = np.flatnonzero(self._keys[slots] == -1)
+            free = np.flatnonzero(self._slots[slots, 0] == -1)
             won = free[np.unique(slots[free], return_index=True)[1]]
-            self._keys[slots[won]] = keys[won]
-            self._ranks[slots[won]] = ranks[won]
+            self._slots[slots[won], 0] = keys[won]
+            self._slots[slots[won], 1] = ranks[won]
             left = np.ones(len(keys), dtype=np.bool_)
             left[won] = False
             keys, ranks, slots = keys[left], ranks[left], (slots[left] + 1) & self._mask
@@ -85,25 +85,26 @@ class Merges:
         return left * self.num_symbols + right
 
     def _home(self, keys: Integers) -> Integers:
-        return ((keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift).astype(np.int64)
+        # Multiplicative hashing (Knuth, volume 3, section 6.4); a view is no conversion.
+        return ((keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift).view(np.int64)
 
-    def ranks(self, left: Integers, right: Integers) -> npt.NDArray[np.int32]:
-        """The rank of each pair of symbols, NO_MERGE where there is none; both int64 (n,)."""
+    def ranks(self, left: Integers, right: Integers) -> Integers:
+        """The rank of each pair of symbols, NO_MERGE where there is none; all (n,)."""
         keys = self._key(left, right)
-        slots = self._home(keys)
-        found = self._keys[slots]
-        ranks = self._ranks[slots]
-        rest = np.flatnonzero(found != keys)
+        at = self._home(keys)
+        slots = self._slots[at]
+        found, ranks = slots[:, 0], slots[:, 1]
+        rest = (found != keys).nonzero()[0]
         ranks[rest] = NO_MERGE
         rest = rest[found[rest] != -1]
-        slots = slots[rest]
+        at = at[rest]
         while rest.size:
-            slots = (slots + 1) & self._mask
-            found = self._keys[slots]
-            same = found == keys[rest]
-            ranks[rest[same]] = self._ranks[slots[same]]
-            go_on = ~same & (found != -1)
-            rest, slots = rest[go_on], slots[go_on]
+            at = (at + 1) & self._mask
+            slots = self._slots[at]
+            same = slots[:, 0] == keys[rest]
+            ranks[rest[same]] = slots[same, 1]
+            go_on = (~same & (slots[:, 0] != -1)).nonzero()[0]
+            rest, at = rest[go_on], at[go_on]
         return ranks
 
     def byte_pair_ranks(self, left: Integers, right: Integers) -> npt.NDArray[np.int32]:
@@ -201,7 +202,7 @@ class Merges:
         while True:
             i = rank[rows].argmin(axis=1) + rows * width
             best = flat_rank[i]
-            going = np.flatnonzero(best != NO_MERGE)
+            going = (best != NO_MERGE).nonzero()[0]
             if not going.size:
                 break
             rows, i, best = rows[going], i[going], best[going]
@@ -213,12 +214,12 @@ class Merges:
             k = after[j]
             after[i] = k
             flat_rank[i] = NO_MERGE
-            some = np.flatnonzero(k >= 0)
+            some = (k >= 0).nonzero()[0]
             k, i_some = k[some], i[some]
             before[k] = i_some
             flat_rank[i_some] = self.ranks(symbol[some], flat_symbols[k])
             h = before[i]
-            some = np.flatnonzero(h >= 0)
+            some = (h >= 0).nonzero()[0]
             h = h[some]
             flat_rank[h] = self.ranks(flat_symbols[h], symbol[some])
         return symbols[alive].astype(np.int32), alive.sum(axis=1)
@@ -237,7 +238,7 @@ class Merges:
         waiting: defaultdict[int, list[Any]] = defaultdict(list)  # rank -> positions of its pair
         heap: list[int] = []
 
-        def add(ranks: npt.NDArray[np.int32], at: Integers) -> None:
+        def add(ranks: npt.NDArray[Any], at: Integers) -> None:
             found = np.flatnonzero(ranks != NO_MERGE)
             if not found.size:
                 return

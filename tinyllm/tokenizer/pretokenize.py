@@ -70,11 +70,13 @@ def chunks(text: str, pattern: Pattern, size: int = CHUNK) -> Iterator[str]:
 
 def _safe_end(text: str, start: int, size: int) -> int:
     """The end of the chunk from `start`: the last certain border in the window, or in ever larger ones."""
-    while start + size < len(text):
-        border = last_border(text[start : start + size + 1])
+    begin, end = start, start + size
+    while end < len(text):
+        border = last_border(text[begin : end + 1])
         if border:
-            return start + border
-        size *= 2
+            return begin + border
+        # What has been looked at has no border but perhaps where it meets the rest.
+        begin, end = max(start, end - 1), end + (end - start)
     return len(text)
 
 
