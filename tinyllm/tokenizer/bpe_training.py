@@ -40,7 +40,7 @@ from tinyllm.tokenizer.symbols import Symbols
 
 NUM_BYTES = 256
 # How many of the pairs that lose occurrences by a merge are told so.
-_LOSSES = 24
+_LOSSES = 48
 # Lists of texts that one process counts at a time.
 _TOGETHER = 8
 Pair = tuple[int, int]
@@ -320,19 +320,24 @@ class _Merger:
         symbols, border = self.symbols, self.symbols.border
         symbols.set_length(token, left, right)
         at = symbols.merge(at, left, right, token)
-        before, after = symbols.before(at), symbols.after(at, token)
+        before = symbols.before(at)
+        n = len(at)
+        keys: Any = np.concatenate(
+            (before, symbols.after(at, token)), dtype=self._key_dtype, casting="unsafe"
+        )
+        is_pair = keys != border
         # A pair of two new tokens is seen from both; it counts as one after the first.
-        has_before = (before != border) & (before != token)
-        has_after = after != border
-        before, after = before[has_before], after[has_after]
+        is_pair[:n] &= before != token
         # Pairs with a token before come first and are sorted by it: the order of the keys is the order of the
         # pairs, since no token is above the newest.
-        keys: Any = np.concatenate((before, after), dtype=self._key_dtype, casting="unsafe")
-        keys[len(before) :] += self._key_dtype(self.vocab_size)
-        if keys.size:
-            positions = np.concatenate((symbols.step_back(at[has_before], before), at[has_after]))
+        keys[n:] += self._key_dtype(self.vocab_size)
+        positions = np.concatenate((symbols.step_back(at, before), at))
+        keep = is_pair.nonzero()[0]
+        if keep.size:
+            keys = keys[keep]
             order = keys.argsort(kind="stable")
-            self._record_losses(self._add(token, keys[order], positions[order]), left, right)
+            group = self._add(token, keys[order], positions[keep[order]])
+            self._record_losses(group, left, right)
         return left, right
 
 

@@ -28,7 +28,7 @@ class Symbols:
         self.border = border
         # Twice, since one number is read faster from a list and many faster from an array.
         self._length = lengths
-        self._lengths = np.array(lengths, dtype=np.int64)
+        self._lengths = np.array([*lengths, 0], dtype=np.int64)  # the border has none
 
     def set_length(self, token: int, left: int, right: int) -> None:
         """Say that `token` is `left` and `right` together."""
@@ -65,5 +65,5 @@ class Symbols:
         return self.first[at + self._length[token]]
 
     def step_back(self, at: Integers, before: npt.NDArray[Any]) -> Integers:
-        """Where the tokens `before`, which end before the positions `at`, begin."""
+        """Where the tokens `before`, which end before the positions `at`, begin; `at` itself after a border."""
         return at - self._lengths[before]
