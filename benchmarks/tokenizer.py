@@ -1,7 +1,7 @@
 """Byte-pair encoding against rustbpe, tiktoken and tokenizers, on any text: python benchmarks/tokenizer.py FILE...
 
 Ours and a peer's runs alternate in one process; the figures are medians.
-The peers are extras: pip install -e '.[bench]'.
+The peers are extras: pip install -e '.[interop-test,bench]'.
 """
 
 from __future__ import annotations
