@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.ops.attention_blocks import BlockedAttention, additive, causal_scores
 from tinyllm.ops.elementwise import exp, where
 from tinyllm.ops.embedding import dropout
 from tinyllm.ops.matrix import matmul, row_sum
@@ -17,6 +17,9 @@ from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import shifted
 from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
+
+KEPT_SCORES = 1 << 22
+"""With more scores than this, and without dropout, attention runs in blocks and keeps no probabilities."""
 
 _MASK = np.array([[True, False, True], [True, True, True]])
 _UNSEEN = np.array([[True, True, False], [False, False, False]])
@@ -28,7 +31,8 @@ class ScaledDotProductAttention(FusedOp):
 
     Shapes: q: (B, H, T, K), k: (B, G, S, K), v: (B, G, S, K_v) -> (B, H, T, K_v), H a multiple of G: query
     head h looks at key head h // (H / G). With `causal`, query t sees the keys up to t + S - T, so that the
-    last query sees every key. A query that sees no key gives zeros.
+    last query sees every key. A query that sees no key gives zeros. Long sequences run in blocks of queries, so that
+    memory grows with their length; dropout needs its mask whole, so with it they do not.
     Source: Vaswani et al., "Attention is all you need", 2017, equation 1; grouped heads: Ainslie et al.,
     "GQA", 2023, section 2.
     """
@@ -64,13 +68,17 @@ class ScaledDotProductAttention(FusedOp):
         G, S = k.shape[1], k.shape[2]
         self.k, self.v = k, v
         self.factor = 1 / math.sqrt(K) if self.scale is None else self.scale
+        self.blocked: BlockedAttention | None = None
+        if B * H * T * S > KEPT_SCORES and self.dropout_p == 0:
+            self.blocked = BlockedAttention(q, k, v, self.factor, self.causal, self.mask)
+            return self.blocked.forward()
         self.q = _grouped(q * self.factor, G)  # (B, G, H/G T, K)
         p = self.q @ k.swapaxes(-1, -2)  # (B, G, H/G T, S)
         scores = p.reshape((B, H, T, S))
         if self.causal:
-            scores += _causal(T, S, scores.dtype.name, xp)
+            scores += causal_scores(T, S, scores.dtype.name, xp)
         if self.mask is not None:
-            scores += _additive(self.mask, scores.dtype)
+            scores += additive(self.mask, scores.dtype)
         maximum = p.max(axis=-1, keepdims=True)
         may_see_nothing = self.mask is not None or (self.causal and T > S)
         if may_see_nothing:
@@ -97,6 +105,8 @@ class ScaledDotProductAttention(FusedOp):
         return 2 * B * H * T * shapes[1][2] * (K + output[-1])
 
     def backward(self, gradient: Any) -> Any:
+        if self.blocked is not None:
+            return self.blocked.backward(gradient)
         B, H, T, _ = gradient.shape
         G = self.k.shape[1]
         gradient = _grouped(gradient, G)  # (B, G, H/G T, K_v)
@@ -163,16 +173,6 @@ def _tokens_first(shape: tuple[int, ...], dtype: Any) -> Any:
     """An empty array (B, H, T, K) whose memory runs as (B, T, H, K), so that joining the heads again is free."""
     B, H, T, K = shape
     return backend.xp.empty((B, T, H, K), dtype=dtype).transpose(0, 2, 1, 3)
-
-
-@functools.lru_cache(maxsize=16)
-def _causal(T: int, S: int, dtype: str, xp: Any) -> Any:
-    """What is added to scores (T, S): 0 up to key t + S - T, -infinity beyond."""
-    return _additive(xp.tri(T, S, S - T, dtype=bool), dtype)
-
-
-def _additive(allowed: Any, dtype: Any) -> Any:
-    return backend.xp.where(allowed, 0, -math.inf).astype(dtype)
 
 
 def scaled_dot_product_attention(

@@ -1,0 +1,85 @@
+"""Attention in blocks: the values and gradients of the whole, in memory that grows with the length alone."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinyllm import Tensor, gradients, ops
+from tinyllm.ops import attention, attention_blocks
+
+# (B, H, G, T, S, K, K_v), causal, the shape of a random mask or None
+SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
+    ((2, 4, 2, 7, 7, 4, 5), True, None),
+    ((1, 2, 2, 5, 9, 4, 4), True, None),
+    ((1, 2, 1, 9, 5, 4, 3), True, None),  # the first queries see no key
+    ((2, 2, 2, 6, 8, 4, 4), False, None),
+    ((2, 2, 2, 6, 8, 4, 4), False, (6, 8)),
+    ((2, 4, 2, 6, 6, 4, 4), True, (2, 1, 6, 6)),
+]
+
+
+def in_blocks(patch: pytest.MonkeyPatch, rows: int, heads_in_group: int, S: int) -> None:
+    patch.setattr(attention, "KEPT_SCORES", 0)
+    patch.setattr(attention_blocks, "_SCORES", rows * heads_in_group * S)
+    patch.setattr(attention_blocks, "_FEWEST_ROWS", 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize(("shape", "causal", "mask_shape"), SETTINGS)
+def test_blocks_equal_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    shape: tuple[int, ...],
+    causal: bool,
+    mask_shape: tuple[int, ...] | None,
+) -> None:
+    B, H, G, T, S, K, K_v = shape
+    rng = np.random.default_rng(rows)
+    q, k, v = (
+        Tensor(rng.normal(size=size), requires_grad=True)
+        for size in ((B, H, T, K), (B, G, S, K), (B, G, S, K_v))
+    )
+    mask = None if mask_shape is None else rng.random(mask_shape) < 0.5
+    cotangent = rng.normal(size=(B, H, T, K_v))
+
+    def run() -> list[Any]:
+        out = ops.scaled_dot_product_attention(q, k, v, causal=causal, mask=mask)
+        assert (out.op.blocked is not None) == (attention.KEPT_SCORES == 0)  # type: ignore[union-attr]
+        return [out.data, *gradients(out, [q, k, v], cotangent)]
+
+    whole = run()
+    in_blocks(monkeypatch, rows, H // G, S)
+    # Sums of at most 9 terms of size 1 to 10 in float64.
+    for mine, expected in zip(run(), whole, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_large_scores_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks(monkeypatch, 2, 1, 4)
+    q = Tensor(np.full((1, 1, 4, 2), 300.0, dtype=np.float32), requires_grad=True)
+    k = Tensor(np.array([[[[300.0, 0], [0, 1], [1, 0], [300.0, 0]]]], dtype=np.float32))
+    v = Tensor(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1))
+    out = ops.scaled_dot_product_attention(q, k, v, causal=True, scale=1.0)
+    np.testing.assert_allclose(out.data[0, 0, :, 0], [0, 0, 0, 1.5])
+    assert np.isfinite(gradients(out, [q], np.ones(out.shape))[0]).all()
+
+
+def test_memory_grows_with_the_length() -> None:
+    """Twice the length takes little more than twice the memory; probabilities that are kept would take four times."""
+
+    def peak(T: int) -> int:
+        rng = np.random.default_rng(0)
+        q, k, v = (
+            Tensor(rng.normal(size=(1, 2, T, 16)).astype(np.float32), requires_grad=True) for _ in range(3)
+        )
+        tracemalloc.start()
+        out = ops.scaled_dot_product_attention(q, k, v, causal=True)
+        gradients(out, [q, k, v], rng.normal(size=out.shape).astype(np.float32))
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    assert peak(4096) < 2.3 * peak(2048)
+    assert peak(4096) < 4096 * 4096  # a sixteenth of the scores and their gradients
