@@ -16,8 +16,8 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum
 
-# Scores in a block: about as many as a cache holds beside keys and values.
-_SCORES = 1 << 18
+# Scores in a block: with fewer, the products with keys and values become thin and slow.
+_SCORES = 1 << 20
 _FEWEST_ROWS = 16
 
 

@@ -94,9 +94,11 @@ class Merges:
         at = self._home(keys)
         slots = self._slots[at]
         found, ranks = slots[:, 0], slots[:, 1]
-        rest = (found != keys).nonzero()[0]
+        # An empty slot has the rank NO_MERGE; only where another key sits must be looked further.
+        taken = found != keys
+        taken &= found != -1
+        rest = taken.nonzero()[0]
         ranks[rest] = NO_MERGE
-        rest = rest[found[rest] != -1]
         at = at[rest]
         while rest.size:
             at = (at + 1) & self._mask
@@ -214,14 +216,15 @@ class Merges:
             k = after[j]
             after[i] = k
             flat_rank[i] = NO_MERGE
-            some = (k >= 0).nonzero()[0]
-            k, i_some = k[some], i[some]
-            before[k] = i_some
-            flat_rank[i_some] = self.ranks(symbol[some], flat_symbols[k])
             h = before[i]
-            some = (h >= 0).nonzero()[0]
-            h = h[some]
-            flat_rank[h] = self.ranks(flat_symbols[h], symbol[some])
+            has_after, has_before = (k >= 0).nonzero()[0], (h >= 0).nonzero()[0]
+            k, h = k[has_after], h[has_before]
+            new = i[has_after]
+            before[k] = new
+            # The new symbol with the one after it, and the one before with it.
+            left = np.concatenate((symbol[has_after], flat_symbols[h]))
+            right = np.concatenate((flat_symbols[k], symbol[has_before]))
+            flat_rank[np.concatenate((new, h))] = self.ranks(left, right)
         return symbols[alive].astype(np.int32), alive.sum(axis=1)
 
     def _merge_long(
