@@ -17,7 +17,8 @@ from tinyllm.tokenizer.bpe_files import (
     write_gpt2,
     write_tiktoken,
 )
-from tinyllm.tokenizer.sentencepiece import Kind, Piece, SentencePieceTokenizer
+from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
+from tinyllm.tokenizer.sentencepiece_pieces import Kind, Piece
 
 DATA = Path(__file__).parents[2] / "shared/data"
 TEXT = "low lower lowest, newer newest wide wider widest 日本 日本語 été\n\n" * 3

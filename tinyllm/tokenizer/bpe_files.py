@@ -16,7 +16,8 @@ from tinyllm.tokenizer.bpe import BPETokenizer
 from tinyllm.tokenizer.bpe_json import parse_merges, parse_vocab
 from tinyllm.tokenizer.byte_level import to_characters
 from tinyllm.tokenizer.patterns import PATTERNS
-from tinyllm.tokenizer.sentencepiece import UNKNOWN_SURFACE, Kind, Piece, SentencePieceTokenizer, joined
+from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
+from tinyllm.tokenizer.sentencepiece_pieces import UNKNOWN_SURFACE, Kind, Piece, joined
 
 Merge = tuple[bytes, bytes]
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import IntEnum
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,70 +14,22 @@ from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.base import TokenArray, Tokenizer
 from tinyllm.tokenizer.pretokenize import code_points
-
-SPACE = "\u2581"  # stands for a space in pieces
-UNKNOWN_SURFACE = " \u2047 "
+from tinyllm.tokenizer.sentencepiece_pieces import (
+    BYTE_NAME,
+    SPACE,
+    UNKNOWN_SURFACE,
+    Kind,
+    Piece,
+    check,
+    joined,
+    surface,
+)
 
 # Text goes through in parts of about this many characters.
 _WINDOW = 1 << 16
 # Parts whose ids are kept, and the longest that are.
 _MOST_KEPT = 1 << 16
 _LONGEST_KEPT = 64
-
-S = TypeVar("S", str, bytes)
-
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-class Kind(IntEnum):
-    """What a piece is, numbered as in the file."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-class Piece(NamedTuple):
-    """An entry of the vocabulary; its id is its place. Of two merges, the one to the higher score goes first."""
-
-    text: str
-    score: float = 0.0
-    kind: Kind = Kind.NORMAL
-
-
-def joined(text: S, priority: Callable[[S], float | None]) -> list[S]:
-    """The parts of `text` when neighbours are joined, from single characters or bytes on, in O(n log n).
-
-    Those whose joined part has the least priority go first, the leftmost of them, until no two have one that is not
-    None.
-    """
-    n = len(text)
-    # The part that begins at i ends at ends[i], where the next one begins; 0: none begins at i any more.
-    ends, before = list(range(1, n + 1)), list(range(-1, n - 1))
-    heap: list[tuple[float, int, int, int]] = []
-
-    def add(left: int, middle: int, end: int) -> None:
-        found = priority(text[left:end])
-        if found is not None:
-            heapq.heappush(heap, (found, left, middle, end))
-
-    for i in range(n - 1):
-        add(i, i + 1, i + 2)
-    while heap:
-        _, left, middle, end = heapq.heappop(heap)
-        # Out of date when one of the two has been joined to something else since.
-        if ends[left] != middle or ends[middle] != end:
-            continue
-        ends[left], ends[middle] = end, 0
-        if end < n:
-            before[end] = left
-            add(left, end, ends[end])
-        if before[left] >= 0:
-            add(before[left], left, end)
-    return [text[start:end] for start, end in enumerate(ends) if end]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -115,7 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.pieces = tuple(pieces)
         self.add_dummy_prefix = add_dummy_prefix
         self._space = SPACE if escape_whitespaces else " "
-        self._byte_ids = _check(self.pieces)
+        self._byte_ids = check(self.pieces)
         self._normal = {p.text: id for id, p in enumerate(self.pieces) if p.kind == Kind.NORMAL}
         self._defined = {p.text: id for id, p in enumerate(self.pieces) if p.kind == Kind.USER_DEFINED}
         self._defined_regex = re.compile("|".join(map(re.escape, _longest_first(self._defined))))
@@ -125,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._bigrams = np.sort(
             np.array([ord(pair[0]) << 21 | ord(pair[1]) for pair in bigrams], dtype=np.int64)
         )
-        self._surfaces = [_surface(piece, unknown_surface) for piece in self.pieces]
+        self._surfaces = [surface(piece, unknown_surface) for piece in self.pieces]
         self._kept: dict[str, list[int]] = {}
 
     @property
@@ -332,7 +281,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise InputError(
                 f"model.vocab must be an object of pieces with the ids from 0, got {shown(vocab)}"
             )
-        kinds = {text: Kind.BYTE for text in vocab if _BYTE.fullmatch(text)}
+        kinds = {text: Kind.BYTE for text in vocab if BYTE_NAME.fullmatch(text)}
         kinds |= dict.fromkeys(_special(content.get("added_tokens"), vocab), Kind.CONTROL)
         kinds |= dict.fromkeys(_defined(content.get("pre_tokenizer")), Kind.USER_DEFINED)
         kinds |= {text: Kind.UNKNOWN for text in [model.get("unk_token")] if isinstance(text, str)}
@@ -408,43 +357,6 @@ _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 def _longest_first(texts: Iterable[str]) -> list[str]:
     return sorted(texts, key=lambda text: (-len(text), text))
-
-
-def _check(pieces: Sequence[Piece]) -> list[int]:
-    """The id of each byte; raises InputError where the pieces are no vocabulary."""
-    byte_ids: dict[int, int] = {}
-    seen: dict[str, int] = {}
-    unknown = 0
-    for id, (text, score, kind) in enumerate(pieces):
-        if not text or text in seen or not math.isfinite(score):
-            came = f"is that of piece {seen[text]} too" if text in seen else f"has the score {score}"
-            raise InputError(
-                f"piece {id}, {shown(text)}, {came if text else 'is empty'}; is the file damaged?"
-            )
-        seen[text] = id
-        if kind == Kind.UNUSED:
-            raise InputError(f"piece {id}, {shown(text)}, is an unused one; those are not supported")
-        unknown += kind == Kind.UNKNOWN
-        byte = _BYTE.fullmatch(text)
-        if kind == Kind.BYTE and byte is None:
-            raise InputError(f"piece {id}, {shown(text)}, must be a byte, such as '<0x0A>'")
-        if kind == Kind.BYTE and byte is not None:
-            byte_ids[int(byte[1], 16)] = id
-    if len(byte_ids) < 256 or unknown != 1:
-        raise InputError(
-            f"the {len(pieces)} pieces have {len(byte_ids)} of the 256 bytes and {unknown} unknown pieces; all "
-            "bytes and one unknown piece are needed: train with byte_fallback"
-        )
-    return [byte_ids[byte] for byte in range(256)]
-
-
-def _surface(piece: Piece, unknown: str) -> bytes:
-    """What a piece is decoded to."""
-    if piece.kind == Kind.BYTE:
-        return bytes([int(piece.text[3:5], 16)])
-    if piece.kind == Kind.CONTROL:
-        return b""
-    return (unknown if piece.kind == Kind.UNKNOWN else piece.text.replace(SPACE, " ")).encode()
 
 
 def _split(defined: Iterable[str]) -> dict[str, Any] | None:
