@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import Tensor
-from tinyllm.workers import Workers
+from tinyllm.cores import threads_allowed
 
 Array = np.ndarray[Any, Any]
 Chain = Callable[[Any, Any], Any]
@@ -137,7 +137,7 @@ def main() -> None:
     print(versions())
     print(f"{args.length} ops on {args.size} float64 numbers, {args.rounds} rounds; medians")
     print(f"{'':12}{'':12}{'ms':>9}{'us an op':>11}{'of tinyllm':>12}")
-    with Workers(1):  # one thread for BLAS
+    with threads_allowed(1):  # one thread for BLAS
         for kind, chain in (("add", adds(args.length)), ("multiply", multiplies(args.length))):
             times = measure(chain, x, y, args.rounds)
             for name, values in times.items():

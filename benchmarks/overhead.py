@@ -1,6 +1,6 @@
 """What observers, hooks and the module stack cost a training step while nobody uses them.
 
-    python benchmarks/overhead.py [--preset char] [--pairs 60] [--steps 5] [--threads N]
+    python benchmarks/overhead.py [--preset char] [--pairs 60] [--steps 5]
 
 A pair is a number of training steps with the code as it is, and the same number with those parts taken out of
 `Module.__call__`, `Op.__call__` and `propagate` (their own source, without the lines), in alternating order. The
@@ -32,7 +32,6 @@ from tinyllm.presets import PRESETS
 from tinyllm.tensor import Op, Tensor
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.train import TrainConfig, Trainer
-from tinyllm.workers import Workers, physical_cores
 
 VOCAB_SIZE = 65
 TARGET = 0.01
@@ -155,23 +154,23 @@ def pairs_of(call: Callable[[], Any], pairs: int) -> tuple[list[float], list[flo
     return times
 
 
-def build_trainer(preset: dict[str, Any], threads: int) -> Trainer:
+def build_trainer(preset: dict[str, Any]) -> Trainer:
     """A trainer of the preset on random tokens."""
     config = replace(from_mapping(ModelConfig, preset["model"]), vocab_size=VOCAB_SIZE)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, size=1_000_000).astype(np.uint16)
     tokenizer = CharTokenizer("".join(map(chr, range(VOCAB_SIZE))))
-    train = replace(from_mapping(TrainConfig, preset["train"]), threads=threads)
+    train = replace(from_mapping(TrainConfig, preset["train"]), threads=1)
     return Trainer(TransformerLM(config, seed=1), tokenizer, tokens, tokens[:10_000], train)
 
 
-def check_same(preset: dict[str, Any], threads: int) -> None:
+def check_same(preset: dict[str, Any]) -> None:
     """Two steps with and without the code have the same bits, or something else was taken out as well."""
     states = []
     for context in (contextlib.nullcontext(), without_observers()):
-        trainer = build_trainer(preset, threads)
-        with context, Workers(threads) as workers:
-            trainer.train_step(workers)
-            trainer.train_step(workers)
+        trainer = build_trainer(preset)
+        with context, trainer.workers:
+            trainer.train_step()
+            trainer.train_step()
         states.append(trainer.model.state_dict())
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -183,27 +182,24 @@ def main() -> None:
     parser.add_argument("--preset", default="char", choices=sorted(PRESETS))
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--steps", type=int, default=5, help="steps in each half of a pair")
-    parser.add_argument("--threads", type=int, default=physical_cores())
     args = parser.parse_args()
     preset = PRESETS[args.preset]
-    check_same(preset, args.threads)
-    trainer, count = build_trainer(preset, args.threads), Count()
-    with Workers(args.threads) as workers:
+    check_same(preset)
+    trainer, count = build_trainer(preset), Count()
+    with trainer.workers:
         with observe(count):
-            trainer.train_step(workers)
+            trainer.train_step()
 
         def steps() -> None:
             for _ in range(args.steps):
-                trainer.train_step(workers)
+                trainer.train_step()
 
         pairs_of(steps, 2)  # warms up
         with_all, without = pairs_of(steps, args.pairs)
     ratios = [a / b for a, b in zip(with_all, without, strict=True)]
     lower, median, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     step = statistics.median(without) / args.steps
-    print(
-        f"{args.preset}, {args.threads} threads, {args.pairs} pairs of {args.steps} steps of {step * 1e3:.1f} ms"
-    )
+    print(f"{args.preset}, 1 thread, {args.pairs} pairs of {args.steps} steps of {step * 1e3:.1f} ms")
     print(f"with / without: {median:.4f} (median), {lower:.4f} to {upper:.4f} (quartiles)")
 
     extra = []

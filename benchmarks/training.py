@@ -22,11 +22,11 @@ import torch
 from torch_model import TorchLM, copy_of
 
 from tinyllm.config import from_mapping
+from tinyllm.cores import physical_cores
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.presets import PRESETS
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.train import SCHEDULES, TrainConfig, Trainer
-from tinyllm.workers import Workers, physical_cores
 
 VOCAB_SIZE = 65
 
@@ -72,11 +72,9 @@ def torch_step(
 
 def our_steps(trainer: Trainer, first: int, steps: int) -> float:
     """Make steps here and return the last loss."""
-    # The limit on BLAS threads holds inside the context alone, so PyTorch keeps all of its own.
-    with Workers(trainer.threads) as workers:
-        trainer.step = first
-        for _ in range(steps):
-            loss = trainer.train_step(workers).loss
+    trainer.step = first
+    for _ in range(steps):
+        loss = trainer.train_step().loss
     return loss
 
 
@@ -108,22 +106,24 @@ def main() -> None:
         peers["compile"] = torch_step(compiled_peer, trainer, train_config, torch.compile(compiled_peer))
     times: dict[str, list[float]] = {name: [] for name in ("tinyllm", *peers)}
     print(f"{platform.machine()}, {args.threads} threads, numpy {np.__version__}, torch {torch.__version__}")
-    for number in range(args.rounds + 1):
-        for name in times:
-            first = number * args.steps
-            begun = time.perf_counter()
-            if name == "tinyllm":
-                loss = our_steps(trainer, first, args.steps)
-            else:
-                for step in range(first, first + args.steps):
-                    loss = peers[name](step)
-            if number:  # the first round warms up
-                times[name].append((time.perf_counter() - begun) / args.steps * 1e3)
-            elif name == "tinyllm":
-                expected = loss
-            else:
-                print(f"losses after {args.steps} steps: tinyllm {expected:.6f}, torch {name} {loss:.6f}")
-                assert abs(loss - expected) < 1e-3, "tinyllm and PyTorch do not compute the same"
+    # Workers that are idle while a peer runs. They limit the threads of NumPy's BLAS, which PyTorch does not use.
+    with trainer.workers:
+        for number in range(args.rounds + 1):
+            for name in times:
+                first = number * args.steps
+                begun = time.perf_counter()
+                if name == "tinyllm":
+                    loss = our_steps(trainer, first, args.steps)
+                else:
+                    for step in range(first, first + args.steps):
+                        loss = peers[name](step)
+                if number:  # the first round warms up
+                    times[name].append((time.perf_counter() - begun) / args.steps * 1e3)
+                elif name == "tinyllm":
+                    expected = loss
+                else:
+                    print(f"losses after {args.steps} steps: tinyllm {expected:.6f}, torch {name} {loss:.6f}")
+                    assert abs(loss - expected) < 1e-3, "tinyllm and PyTorch do not compute the same"
     print(f"{'':10}{'ms a step (median)':>20}{'least':>10}{'torch / tinyllm':>18}{'quartiles':>18}")
     for name, values in times.items():
         ratios = sorted(theirs / ours for theirs, ours in zip(values, times["tinyllm"], strict=True))

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import Tensor, gradients, ops
-from tinyllm.ops import attention, attention_blocks
+from tinyllm import Tensor, gradients, ops, use_reference
+from tinyllm.cores import threads_allowed
+from tinyllm.ops import attention
 
 # (B, H, G, T, S, K, K_v), causal, the shape of a random mask or None
 SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
@@ -22,8 +23,12 @@ SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
 
 def in_blocks(patch: pytest.MonkeyPatch, rows: int, heads_in_group: int, S: int) -> None:
     patch.setattr(attention, "KEPT_SCORES", 0)
-    patch.setattr(attention_blocks, "_SCORES", rows * heads_in_group * S)
-    patch.setattr(attention_blocks, "_FEWEST_ROWS", 1)
+    patch.setattr(attention, "_SCORES", rows * heads_in_group * S)
+    patch.setattr(attention, "_FEWEST_ROWS", 1)
+
+
+def kept_in_blocks(patch: pytest.MonkeyPatch, rows: int) -> None:
+    patch.setattr(attention, "_CAUSAL_ROWS", rows)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -46,14 +51,21 @@ def test_blocks_equal_the_whole(
 
     def run() -> list[Any]:
         out = ops.scaled_dot_product_attention(q, k, v, causal=causal, mask=mask)
-        assert (out.op.blocked is not None) == (attention.KEPT_SCORES == 0)  # type: ignore[union-attr]
+        if isinstance(out.op, attention.ScaledDotProductAttention):
+            assert bool(out.op.kept) == (attention.KEPT_SCORES > 0)
+            assert rows >= T or not causal or sum(map(len, out.op.units)) > 1
         return [out.data, *gradients(out, [q, k, v], cotangent)]
 
-    whole = run()
-    in_blocks(monkeypatch, rows, H // G, S)
-    # Sums of at most 9 terms of size 1 to 10 in float64.
-    for mine, expected in zip(run(), whole, strict=True):
-        np.testing.assert_allclose(mine, expected, rtol=1e-12, atol=1e-13)
+    with use_reference():
+        expected = run()
+    for patched in (
+        lambda: kept_in_blocks(monkeypatch, rows),
+        lambda: in_blocks(monkeypatch, rows, H // G, S),
+    ):
+        patched()
+        # Sums of at most 9 terms of size 1 to 10 in float64.
+        for mine, theirs in zip(run(), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-13)
 
 
 def test_large_scores_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +87,9 @@ def test_memory_grows_with_the_length() -> None:
             Tensor(rng.normal(size=(1, 2, T, 16)).astype(np.float32), requires_grad=True) for _ in range(3)
         )
         tracemalloc.start()
-        out = ops.scaled_dot_product_attention(q, k, v, causal=True)
-        gradients(out, [q, k, v], rng.normal(size=out.shape).astype(np.float32))
+        with threads_allowed(1):  # each thread has blocks of its own
+            out = ops.scaled_dot_product_attention(q, k, v, causal=True)
+            gradients(out, [q, k, v], rng.normal(size=out.shape).astype(np.float32))
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return highest

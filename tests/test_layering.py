@@ -14,12 +14,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from the lines above its own. Within a folder everything is one subject.
 RANKS = (
     ("errors",),
-    ("backend", "config", "files", "memory", "mode", "progress"),
+    ("backend", "config", "cores", "files", "memory", "mode", "progress"),
     ("workers", "philox"),
     ("tensor",),
     ("ops", "transforms"),
     ("nn", "optim", "tokenizer", "data"),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing"),
+    ("data_parallel",),
     ("tinyllm", "callbacks"),  # the package itself gathers what is above
     ("train",),
     ("presets", "runs", "cli_tokenizer"),
@@ -31,7 +32,7 @@ SIBLINGS = {
     ("checkpoint", "interop"): "the native format is the ecosystem's format",
     ("testing", "generate"): "what holds for every model holds with a cache of keys and values too",
 }
-OWNERS = {"cupy": "backend", "threadpoolctl": "workers", "mpi4py": "parallel"}
+OWNERS = {"cupy": "backend", "threadpoolctl": "cores", "mpi4py": "parallel"}
 
 
 def imports(node: ast.AST) -> Iterator[str]:

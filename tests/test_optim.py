@@ -25,7 +25,6 @@ from tinyllm.optim import (
     orthogonalise,
 )
 from tinyllm.train import TrainConfig, build_optimizer
-from tinyllm.workers import Workers
 
 EPS32 = float(np.finfo(np.float32).eps)
 Arrays = dict[str, Any]
@@ -393,13 +392,15 @@ def test_clipping_takes_the_gradients_of_tensors() -> None:
     assert clip_grad_norm([], 1.0) == 0.0
 
 
-def test_worker_threads_change_no_bit() -> None:
-    plain, threaded = parameters(np.float32), parameters(np.float32)
-    groups = build_group(plain), build_group(threaded)
-    with Workers(3) as workers:
-        for step in steps_of_gradients(plain, 3):
-            groups[0].step(step)
-            groups[1].step(step, run=workers.map)
+def test_a_step_shared_by_names_changes_no_bit() -> None:
+    plain, shared = parameters(np.float32), parameters(np.float32)
+    groups = build_group(plain), build_group(shared)
+    names = list(plain)
+    for number, step in enumerate(steps_of_gradients(plain, 3), 1):
+        groups[0].step(step)
+        for part in (names[1:], names[:1], []):
+            groups[1].step(step, names=part, number=number)
+    assert groups[1].steps == 3
     for name in plain:
-        assert plain[name].data.tobytes() == threaded[name].data.tobytes()
+        assert plain[name].data.tobytes() == shared[name].data.tobytes()
         assert (plain[name].data != parameters(np.float32)[name].data).any()

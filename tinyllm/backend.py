@@ -7,6 +7,7 @@ value import freezes the choice of backend at import time.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,11 @@ import numpy.typing
 from tinyllm.errors import InputError
 
 Array = numpy.typing.NDArray[Any]
+
+CACHED_ELEMENTS = 1 << 15
+"""Elements of a part in `cache_parts`."""
+FEW_ROWS = 256
+"""Up to so many target rows, `scatter_add` is a product with a one-hot matrix."""
 
 xp: Any = numpy
 """The module whose functions compute: `numpy` or `cupy`."""
@@ -87,13 +93,45 @@ def scatter_add(target: Any, index: Any, values: Any) -> None:
         return
     if index.size == 0:
         return
+    index = numpy.where(index < 0, index + target.shape[0], index)
+    if target.shape[0] <= FEW_ROWS:
+        one_hot = numpy.zeros((target.shape[0], index.size), dtype=target.dtype)
+        one_hot[index, numpy.arange(index.size)] = 1
+        target += (one_hot @ values.reshape((index.size, -1))).reshape(target.shape)
+        return
     # Sorting brings equal indices together, so that each target row is touched once: several times faster
     # than numpy.add.at, and the order of summation is fixed.
-    index = numpy.where(index < 0, index + target.shape[0], index)
     order = numpy.argsort(index, kind="stable")
     sorted_index = index[order]
     starts = numpy.flatnonzero(numpy.diff(sorted_index, prepend=sorted_index[0] - 1))
     target[sorted_index[starts]] += numpy.add.reduceat(values[order], starts, axis=0)
+
+
+def swap_halves(x: Any) -> Any:
+    """A new array: x with the halves of its last axis, whose length is even, exchanged."""
+    half = x.shape[-1] // 2
+    if xp is not numpy or half == 0 or not x.flags.c_contiguous:
+        return xp.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    # Each half as one opaque item: several times faster than copying short rows of numbers.
+    swapped = numpy.empty_like(x)
+    swapped.view(f"V{half * x.itemsize}")[...] = x.view(f"V{half * x.itemsize}")[..., ::-1]
+    return swapped
+
+
+def cache_parts(*arrays: Any) -> Iterator[tuple[Any, ...]]:
+    """Arrays of one shape in flat parts, as views, small enough to stay in a core's cache.
+
+    Many cheap passes over each part cost less than over arrays that have to come from memory every time. On a device
+    there is one part; arrays that are not C-contiguous come whole.
+    """
+    if not all(array.flags.c_contiguous for array in arrays):
+        yield arrays
+        return
+    flat = [array.reshape(-1) for array in arrays]
+    size = flat[0].size
+    step = CACHED_ELEMENTS if xp is numpy else max(size, 1)
+    for start in range(0, size, step):
+        yield tuple([array[start : start + step] for array in flat])
 
 
 def ignore_overflow() -> contextlib.AbstractContextManager[Any]:

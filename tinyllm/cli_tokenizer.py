@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyllm import checkpoint, inspection
 from tinyllm.config import add_flags, field, from_mapping, given_flags, require_known, shown
+from tinyllm.cores import physical_cores
 from tinyllm.data import read_text
 from tinyllm.errors import InputError
 from tinyllm.files import blocks, text_files
@@ -21,7 +22,6 @@ from tinyllm.inspection import TextStatistics
 from tinyllm.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
 from tinyllm.tokenizer.base import FILE_NAME
 from tinyllm.tokenizer.patterns import PATTERNS
-from tinyllm.workers import physical_cores
 
 # Black on pale colours, which can be read whatever the terminal's own colours are.
 _COLOURS = tuple(f"\033[38;5;16;48;5;{background}m" for background in (153, 157, 229, 217, 183))

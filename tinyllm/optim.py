@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from tinyllm import backend
 from tinyllm.tensor import Tensor
 
 NamedParameters = Iterable[tuple[str, Tensor]]
-Run = Callable[[Callable[[str], None], Iterable[str]], Iterable[None]]
 
 
 class OptimizerSettings(Protocol):
@@ -83,28 +81,33 @@ class Optimizer:
             for name, parameter in self.parameters.items()
         }
 
-    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0, run: Run = map) -> None:
-        """Change every parameter in place.
+    def step(
+        self,
+        gradients: Mapping[str, Any] | None = None,
+        factor: float = 1.0,
+        names: Collection[str] | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Change parameters in place.
 
         Args:
             gradients: an array for each name; without it, the parameters' `.grad`.
             factor: what a schedule multiplies the learning rate with in this step.
-            run: applies a function to each name: `map`, or the `map` of worker threads. Parameters do not
-                depend on each other, so the bits are the same.
+            names: change these parameters alone, where several workers share a step; other names are passed over.
+            number: the number of this step, from 1, for all who share it; None: one more than `steps`.
 
         Raises KeyError or ValueError for a parameter without a gradient, before anything is changed.
         """
         found = self.find(gradients)
-        self.steps += 1
+        self.steps = self.steps + 1 if number is None else number
         rate = self.learning_rate * factor
-
-        def update(name: str) -> None:
-            theta = self.parameters[name].data
+        for name, parameter in self.parameters.items():
+            if names is not None and name not in names:
+                continue
+            theta = parameter.data
             if self.weight_decay and theta.ndim >= 2:
                 theta *= 1 - rate * self.weight_decay
             self.update(theta, found[name], self.state[name], rate)
-
-        collections.deque(run(update, self.parameters), maxlen=0)
 
     def find(self, gradients: Mapping[str, Any] | None) -> dict[str, Any]:
         """The gradient of each parameter by name; raises KeyError or ValueError when one is missing."""
@@ -198,21 +201,22 @@ class AdamW(Optimizer):
     def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
         xp = backend.xp
         beta1, beta2 = self.betas
-        m, v = state["m"], state["v"]
-        scratch = gradient * (1 - beta1)
-        m *= beta1
-        m += scratch
-        xp.multiply(gradient, gradient, out=scratch)
-        scratch *= 1 - beta2
-        v *= beta2
-        v += scratch
         # sqrt(v / c2) + eps = (sqrt(v) + eps sqrt(c2)) / sqrt(c2), which saves a pass over v.
         root_c2 = math.sqrt(1 - beta2**self.steps)
-        xp.sqrt(v, out=scratch)
-        scratch += self.eps * root_c2
-        xp.divide(m, scratch, out=scratch)
-        scratch *= rate * root_c2 / (1 - beta1**self.steps)
-        theta -= scratch
+        step_size = rate * root_c2 / (1 - beta1**self.steps)
+        for parameter, g, m, v in backend.cache_parts(theta, gradient, state["m"], state["v"]):
+            scratch = g * (1 - beta1)
+            m *= beta1
+            m += scratch
+            xp.multiply(g, g, out=scratch)
+            scratch *= 1 - beta2
+            v *= beta2
+            v += scratch
+            xp.sqrt(v, out=scratch)
+            scratch += self.eps * root_c2
+            xp.divide(m, scratch, out=scratch)
+            scratch *= step_size
+            parameter -= scratch
 
 
 class Muon(Optimizer):
@@ -303,12 +307,18 @@ class OptimizerGroup:
         """How many steps were made."""
         return self.optimizers[0].steps
 
-    def step(self, gradients: Mapping[str, Any] | None = None, factor: float = 1.0, run: Run = map) -> None:
+    def step(
+        self,
+        gradients: Mapping[str, Any] | None = None,
+        factor: float = 1.0,
+        names: Collection[str] | None = None,
+        number: int | None = None,
+    ) -> None:
         """One step of each optimizer; see Optimizer.step. All gradients are there before anything is changed."""
         for optimizer in self.optimizers:
             optimizer.find(gradients)
         for optimizer in self.optimizers:
-            optimizer.step(gradients, factor, run)
+            optimizer.step(gradients, factor, names, number)
 
     def state_dict(self) -> dict[str, Any]:
         """The state arrays of all optimizers."""
@@ -345,6 +355,33 @@ class NonFiniteNormError(ArithmeticError):
     """A gradient norm that is infinite or not a number: the step must not be made."""
 
 
+def squared_norm(array: Any) -> float:
+    """The sum of squares, infinite where float32 overflows."""
+    flat = array.reshape(-1)
+    with backend.ignore_overflow():
+        return float(backend.xp.dot(flat, flat))
+
+
+def global_norm(arrays: Sequence[Any], squares: Iterable[float] | None = None) -> float:
+    """The Euclidean norm of all arrays together.
+
+    squares: the `squared_norm` of each, where it is known. Raises NonFiniteNormError when the norm is not finite.
+    """
+    total = sum(map(squared_norm, arrays) if squares is None else squares)
+    if math.isinf(total):
+        # The squares may overflow where the norm does not.
+        total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)
+    norm = math.sqrt(total) if total >= 0 else math.nan
+    if not math.isfinite(norm):
+        raise NonFiniteNormError(f"the global gradient norm is {norm}")
+    return norm
+
+
+def clip_scale(norm: float, max_norm: float) -> float:
+    """What gradients of this norm are multiplied with, so that their norm is at most `max_norm`."""
+    return max_norm / norm if norm > max_norm else 1.0
+
+
 def clip_grad_norm(gradients: Iterable[Any], max_norm: float) -> float:
     """Scale gradients in place so that their global Euclidean norm is at most `max_norm`; returns the norm before.
 
@@ -354,19 +391,9 @@ def clip_grad_norm(gradients: Iterable[Any], max_norm: float) -> float:
     """
     arrays = [item.grad if isinstance(item, Tensor) else item for item in gradients]
     arrays = [array for array in arrays if array is not None]
-    xp = backend.xp
-    total = 0.0
-    with backend.ignore_overflow():
+    norm = global_norm(arrays)
+    scale = clip_scale(norm, max_norm)
+    if scale != 1:
         for array in arrays:
-            flat = array.reshape(-1)
-            total += float(xp.dot(flat, flat))
-    if math.isinf(total):
-        # The squares may overflow where the norm does not.
-        total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)
-    norm = math.sqrt(total) if total >= 0 else math.nan
-    if not math.isfinite(norm):
-        raise NonFiniteNormError(f"the global gradient norm is {norm}")
-    if norm > max_norm:
-        for array in arrays:
-            array *= max_norm / norm
+            array *= scale
     return norm

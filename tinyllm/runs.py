@@ -14,13 +14,14 @@ from typing import Any
 from tinyllm import checkpoint
 from tinyllm.callbacks import LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
+from tinyllm.cores import physical_cores
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
+from tinyllm.data_parallel import mean_loss
 from tinyllm.errors import InputError
 from tinyllm.generate import generate_text
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from tinyllm.train import TrainConfig, Trainer, mean_loss
-from tinyllm.workers import Workers, physical_cores
+from tinyllm.train import TrainConfig, Trainer
 
 CONFIG_FILE = "run.toml"
 
@@ -189,8 +190,7 @@ def evaluate(path: Path, data: Sequence[str], threads: int = 0, batch_size: int 
     if len(tokens) < 2:
         raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)
-    with Workers(threads or physical_cores()) as workers:
-        loss = mean_loss(model, windows, workers)
+    loss = mean_loss(model, windows, threads or physical_cores())
     characters = len(tokenizer.decode(tokens[1:]))
     return Score(windows.num_targets, loss, loss / math.log(2) * windows.num_targets / characters)
 

@@ -12,28 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from tinyllm import backend, checkpoint, ops
+from tinyllm import backend, checkpoint
 from tinyllm.backend import Array
 from tinyllm.callbacks import Callback
 from tinyllm.config import field, require_known, to_mapping
+from tinyllm.cores import physical_cores
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
+from tinyllm.data_parallel import DataParallel
 from tinyllm.errors import InputError
-from tinyllm.mode import no_grad
-from tinyllm.nn import TransformerLM, dropout_position
+from tinyllm.nn import TransformerLM
 from tinyllm.optim import (
     OPTIMIZERS,
     AdamW,
     NonFiniteNormError,
     OptimizerGroup,
-    clip_grad_norm,
+    clip_scale,
     cosine_schedule,
     linear_schedule,
 )
-from tinyllm.tensor import gradients
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.workers import Workers, physical_cores
 
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
 SAMPLERS: dict[str, type[BatchSampler]] = {"windows": RandomWindows, "offsets": RandomOffsets}
@@ -73,7 +70,7 @@ class TrainConfig:
     weight_decay: float = field(0.1, "decoupled decay of matrices, times the rate")
     clip_norm: float = field(1.0, "largest global gradient norm")
     seed: int = field(1, "of initial weights, data order and dropout")
-    threads: int = field(0, "worker threads; 0: one for each physical core; 1: for a debugger")
+    threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger")
     eval_every: int = field(500, "steps between evaluations of the whole validation split")
     eval_batch_size: int = field(64, "windows in a batch of the evaluation")
     checkpoint_every: int = field(500, "steps between checkpoints")
@@ -156,9 +153,9 @@ def build_optimizer(model: TransformerLM, config: TrainConfig) -> OptimizerGroup
 class Trainer:
     """Trains a language model on an array of tokens.
 
-    A step cuts its batch into micro-batches, one or more for each thread; each has a graph and gradients of its
-    own, and the gradients are added in the order of the micro-batches. So the bits of a run depend on the seed
-    and the number of threads, and not on their timing.
+    The bits of a run depend on the seed and the number of threads, and not on their timing (see DataParallel). Where
+    these are processes, they see what the model and the optimizer were when `workers` was entered, which `fit` does;
+    what a callback changes later reaches them only in parameters and optimizer state, changed in place.
 
     Args:
         model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers.
@@ -188,6 +185,7 @@ class Trainer:
         windows = config.batch_size * config.gradient_accumulation
         self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
+        self.workers = DataParallel(model, self.optimizer, self.threads, config.seed, self.validation)
         self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
         self.step = 0
         self.best_loss = math.inf
@@ -206,14 +204,14 @@ class Trainer:
         """
         try:
             # Whether a step is finite is checked once, on its loss and its gradient norm.
-            with backend.ignore_non_finite(), Workers(self.threads) as workers:
+            with backend.ignore_non_finite(), self.workers:
                 self._tell("on_start", self.step, self.config.steps)
                 if self.step and self.evaluated_step < self.step:
-                    self._after_step(workers)  # what an interrupt came before
+                    self._after_step()  # what an interrupt came before
                 while self.step < self.config.steps:
                     with interrupt_after():
-                        self._tell("on_step", self.train_step(workers))
-                    self._after_step(workers)
+                        self._tell("on_step", self.train_step())
+                    self._after_step()
         except HurriedInterrupt:
             raise
         except KeyboardInterrupt:
@@ -223,32 +221,13 @@ class Trainer:
         finally:
             self._tell("on_end")
 
-    def train_step(self, workers: Workers) -> StepMetrics:
-        """One optimizer step."""
+    def train_step(self) -> StepMetrics:
+        """One optimizer step; within `with self.workers:`."""
         begun = time.perf_counter()
         inputs, targets = self.sampler.batch(self.step)  # (B, T) each
-        micro_batches = min(len(inputs), self.config.gradient_accumulation * self.threads)
-        pieces = enumerate(
-            zip(np.array_split(inputs, micro_batches), np.array_split(targets, micro_batches), strict=True)
-        )
-        self.model.train()
-        tensors = list(self.parameters.values())
-
-        def of_micro_batch(piece: tuple[int, tuple[Array, Array]]) -> tuple[float, list[Any]]:
-            number, (x, y) = piece
-            with dropout_position(self.config.seed, self.step, number):
-                loss = ops.cross_entropy(self.model(backend.asarray(x)), backend.asarray(y), reduction="sum")
-            return loss.item(), gradients(loss, tensors, gradient=1 / targets.size)
-
-        results = workers.map(of_micro_batch, pieces)
-        loss, total = next(results)
-        for other_loss, others in results:
-            loss += other_loss
-            for mine, other in zip(total, others, strict=True):
-                mine += other
-        loss /= targets.size
+        loss = self.workers.gradients(self.step, inputs, targets)
         try:
-            norm = clip_grad_norm(total, self.config.clip_norm)
+            norm = self.workers.gradient_norm()
             if not math.isfinite(loss):
                 raise NonFiniteNormError(f"the loss is {loss}")
         except NonFiniteNormError as error:
@@ -259,15 +238,15 @@ class Trainer:
         factor = SCHEDULES[self.config.schedule](
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
         )
-        self.optimizer.step(dict(zip(self.parameters, total, strict=True)), factor, workers.map)
+        self.workers.update(factor, clip_scale(norm, self.config.clip_norm))
         self.step += 1
         self.sampler.step = self.step
         rate = targets.size / (time.perf_counter() - begun)
         return StepMetrics(self.step, loss, self.config.learning_rate * factor, norm, rate)
 
-    def evaluate(self, workers: Workers) -> Evaluation:
-        """The loss over the whole validation split, each token predicted once."""
-        val_loss = mean_loss(self.model, self.validation, workers)
+    def evaluate(self) -> Evaluation:
+        """The loss over the whole validation split, each token predicted once; within `with self.workers:`."""
+        val_loss = self.workers.losses()
         return Evaluation(self.step, val_loss, val_loss / math.log(2) * self.tokens_per_character)
 
     def save(self, best: bool = False) -> None:
@@ -340,14 +319,14 @@ class Trainer:
                 "give the settings it was begun with, or another --out"
             )
 
-    def _after_step(self, workers: Workers) -> None:
+    def _after_step(self) -> None:
         """Evaluate and save, where it is time for it."""
         last = self.step >= self.config.steps
         due = last or self.step % self.config.eval_every == 0
         evaluation = None
         if due:
             self._tell("on_evaluation_start", self.step)
-            evaluation = self.evaluate(workers)
+            evaluation = self.evaluate()
         with interrupt_after():
             improved = False
             if evaluation is not None:
@@ -388,15 +367,3 @@ def interrupt_after() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if waiting:
         raise KeyboardInterrupt
-
-
-def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: Workers) -> float:
-    """The mean cross-entropy in nats over all targets of `windows`, with dropout off."""
-    model.eval()
-
-    def of_batch(batch: tuple[Array, Array]) -> float:
-        inputs, targets = (backend.asarray(part) for part in batch)
-        with no_grad():
-            return float(ops.cross_entropy(model(inputs), targets, reduction="sum").item())
-
-    return math.fsum(workers.map(of_batch, windows)) / windows.num_targets

@@ -1,57 +1,74 @@
-"""Worker threads that each run single-threaded matrix products.
+"""A team of workers that run the same task, one on each core: this process and forks of it, or threads.
 
-NumPy releases the interpreter lock inside array functions, so one thread for each core keeps all cores busy in
-every op, where one thread with a multi-threaded BLAS does so in matrix products alone.
+Each worker has single-threaded matrix products. So all cores are busy in every op, where one thread with
+multi-threaded products keeps them busy in the products alone. Forked processes scale better than threads, which wait
+for the interpreter lock between ops: handing it to a thread on a sleeping core takes longer than a small op.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import os
-from collections.abc import Callable, Iterable, Iterator
+import mmap
+import multiprocessing
+import pickle
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, NoReturn
 
-import threadpoolctl
+import numpy as np
 
+from tinyllm.backend import Array
+from tinyllm.cores import physical_cores, threads_allowed
 from tinyllm.memory import keep_freed_memory
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Task = Callable[..., Any]
+"""Called as task(rank, *arguments)."""
+_WATCH_SECONDS = 0.002
+_ALIGNMENT = 64  # a cache line, so that no two arrays share one
 
 
-def physical_cores() -> int:
-    """How many physical cores this process may use; logical ones where the system does not tell."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            siblings.add(path.read_text())
-        except OSError:
-            siblings.add(str(cpu))
-    return len(siblings)
+def can_fork() -> bool:
+    """Whether this system has forks that are safe beside the threads of its numerical libraries."""
+    return sys.platform.startswith("linux")
 
 
-class Workers:
-    """`threads` threads, to be used as a context: `with Workers(2) as workers: workers.map(f, items)`.
+class Team:
+    """`size` workers for the given tasks, to be used as a context: `with Team(2, [f]) as team: team.run(f, x)`.
 
-    With one thread everything runs in the caller's thread and frames, as a debugger wants.
+    Rank 0 is the caller itself, in its own thread and frames; with size 1 there is no other, as a debugger wants.
+
+    With `processes`, the other ranks are forks made on entering the context. They have a copy of everything as it was
+    then, and see later changes only in arrays that were put into shared memory (`share`). Otherwise they are threads.
+
+    Args:
+        size: how many workers. tasks: the functions that `run` can be asked for; each takes the rank first.
+        processes: whether to fork; where the system has no safe forks, threads are taken.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, size: int, tasks: Sequence[Task], processes: bool = True) -> None:
+        self.size = size
+        self.tasks = list(tasks)
+        self.processes = processes and size > 1 and can_fork()
+        self._context = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
-        self._limits: threadpoolctl.threadpool_limits | None = None
+        self._forks: list[tuple[Any, Connection]] = []
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Team:
         keep_freed_memory()
-        self._limits = threadpoolctl.threadpool_limits(1, user_api="blas")
-        if self.threads > 1:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tinyllm")
+        self._context.enter_context(threads_allowed(1))
+        if self.processes:
+            for rank in range(1, self.size):
+                self._fork(rank)
+        elif self.size > 1:
+            self._pool = ThreadPoolExecutor(self.size - 1, thread_name_prefix="tinyllm")
         return self
 
     def __exit__(
@@ -60,13 +77,126 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-        if self._limits is not None:
-            self._limits.restore_original_limits()
-            self._limits = None
+        for process, connection in self._forks:
+            connection.close()  # which ends its loop, unless it is in the middle of a task
+            if error is not None:
+                process.terminate()
+        for process, _ in self._forks:
+            process.join()
+        self._forks = []
+        self._context.close()
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`function` of each item, in the order of the items; each call sees the caller's context variables."""
-        if self._pool is None:
-            return map(function, items)
-        futures = [self._pool.submit(contextvars.copy_context().run, function, item) for item in items]
-        return (future.result() for future in futures)
+    def run(self, task: Task, *arguments: Any) -> list[Any]:
+        """task(rank, *arguments) on every rank; returns the results by rank.
+
+        Raises the error of the lowest rank that failed, when all have ended. Raises RuntimeError when a process is
+        gone.
+        """
+        if self._pool is not None:
+            calls = [
+                self._pool.submit(contextvars.copy_context().run, task, rank, *arguments)
+                for rank in range(1, self.size)
+            ]
+            mine = _outcome(task, 0, arguments)
+            outcomes = [mine, *(_outcome(lambda _, call=call: call.result(), 0, ()) for call in calls)]
+        else:
+            number = self.tasks.index(task)
+            for rank, (_, connection) in enumerate(self._forks, 1):
+                with contextlib.suppress(OSError):  # it is gone, which is seen when its answer is missing
+                    connection.send((number, arguments))
+            outcomes = [_outcome(task, 0, arguments)]
+            outcomes += [self._answer(rank) for rank in range(1, len(self._forks) + 1)]
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [result for result, _ in outcomes]
+
+    def _fork(self, rank: int) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(
+            target=self._serve, args=(rank, theirs, [ours, *(c for _, c in self._forks)]), daemon=True
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads. These are the threads of BLAS, which has a handler for forks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        self._forks.append((process, ours))
+
+    def _serve(self, rank: int, connection: Connection, of_the_parent: list[Connection]) -> None:
+        """The life of a forked process: tasks until the connection ends."""
+        for other in of_the_parent:
+            other.close()  # or this process would not see that the parent is gone
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides what it means
+        sys.breakpointhook = _no_breakpoint
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._wait(connection)
+                number, arguments = connection.recv()
+                connection.send(_sendable(_outcome(self.tasks[number], rank, arguments)))
+
+    def _wait(self, connection: Connection) -> None:
+        """Watch for a message for a short while, because waking a sleeping core takes longer than a small task."""
+        deadline = time.perf_counter() + (_WATCH_SECONDS if self.size <= physical_cores() else 0)
+        while time.perf_counter() < deadline and not connection.poll():
+            pass
+
+    def _answer(self, rank: int) -> tuple[Any, BaseException | None]:
+        process, connection = self._forks[rank - 1]
+        try:
+            self._wait(connection)
+            outcome: tuple[Any, BaseException | None] = connection.recv()
+        except (EOFError, OSError):
+            process.join(timeout=1)
+            return None, RuntimeError(
+                f"worker process {rank} has ended with exit code {process.exitcode} (negative: the signal that killed "
+                "it; -9 is often the system, out of memory); use fewer threads or a smaller batch"
+            )
+        return outcome
+
+
+def _outcome(task: Task, rank: int, arguments: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
+    """What a task returned, or the error that it raised. Interrupts pass."""
+    try:
+        return task(rank, *arguments), None
+    except Exception as error:
+        return None, error
+
+
+def _sendable(outcome: tuple[Any, BaseException | None]) -> tuple[Any, BaseException | None]:
+    """An outcome that survives the way to another process, with the traceback of the error in its notes."""
+    error = outcome[1]
+    if error is None:
+        return outcome
+    lines = "".join(traceback.format_exception(error))
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"in a worker process; with threads=1 a debugger sees it.\n{lines}")
+    return None, error
+
+
+def _no_breakpoint(*_: Any, **__: Any) -> NoReturn:
+    raise RuntimeError("breakpoint() in a worker process, which has no terminal; use --threads 1")
+
+
+def share(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Copies of the arrays in memory that this process shares with those that it forks from now on."""
+    ends = np.cumsum([-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()], dtype=int)
+    memory = mmap.mmap(-1, max(1, int(ends[-1]) if len(ends) else 0))
+    shared = {}
+    for (name, array), end in zip(arrays.items(), ends, strict=True):
+        begin = int(end) - -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        copy = np.frombuffer(memory, array.dtype, array.size, begin).reshape(array.shape)
+        copy[...] = array
+        shared[name] = copy
+    return shared
+
+
+def is_shared(array: Array) -> bool:
+    """Whether `share` made this array."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap) or (isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap))

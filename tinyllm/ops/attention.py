@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.ops.attention_blocks import BlockedAttention, additive, causal_scores
+from tinyllm.cores import each_on_a_core
 from tinyllm.ops.elementwise import exp, where
 from tinyllm.ops.embedding import dropout
 from tinyllm.ops.matrix import matmul, row_sum
@@ -19,10 +21,37 @@ from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
 KEPT_SCORES = 1 << 22
-"""With more scores than this, and without dropout, attention runs in blocks and keeps no probabilities."""
+"""With more scores than this, and without dropout, no probabilities are kept: backward computes them again."""
+# Queries of a block under a causal mask: fewer compute fewer scores in vain, in thinner products.
+_CAUSAL_ROWS = 64
+# Scores in a block where none are kept: with fewer, the products with keys and values become thin and slow.
+_SCORES = 1 << 20
+_FEWEST_ROWS = 16
 
 _MASK = np.array([[True, False, True], [True, True, True]])
 _UNSEEN = np.array([[True, True, False], [False, False, False]])
+
+
+class Block(NamedTuple):
+    """Queries that are handled together: those of `rows` in some batches and groups of heads that share a key head.
+
+    They see the first `seen` keys at most.
+    """
+
+    batches: slice
+    groups: slice
+    rows: slice
+    seen: int
+
+    @property
+    def queries(self) -> tuple[Any, ...]:
+        """The index of its queries in an array (B, G, H/G, T, ...)."""
+        return (self.batches, self.groups, slice(None), self.rows)
+
+    @property
+    def keys(self) -> tuple[slice, ...]:
+        """The index of the keys that they may see, in an array (B, G, S, ...)."""
+        return (self.batches, self.groups, slice(self.seen))
 
 
 @register
@@ -31,10 +60,15 @@ class ScaledDotProductAttention(FusedOp):
 
     Shapes: q: (B, H, T, K), k: (B, G, S, K), v: (B, G, S, K_v) -> (B, H, T, K_v), H a multiple of G: query
     head h looks at key head h // (H / G). With `causal`, query t sees the keys up to t + S - T, so that the
-    last query sees every key. A query that sees no key gives zeros. Long sequences run in blocks of queries, so that
-    memory grows with their length; dropout needs its mask whole, so with it they do not.
-    Source: Vaswani et al., "Attention is all you need", 2017, equation 1; grouped heads: Ainslie et al.,
-    "GQA", 2023, section 2.
+    last query sees every key. A query that sees no key gives zeros.
+
+    It runs in blocks of queries, and a block leaves out the keys that none of them sees. Probabilities are kept
+    for backward unless the sequence is long; then memory grows with its length and not with its square. Dropout
+    needs its mask whole, so with it they are always kept.
+
+    Source: Vaswani et al., "Attention is all you need", 2017, equation 1; grouped heads: Ainslie et al., "GQA", 2023,
+    section 2; blocks: Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021; Dao et al.,
+    "FlashAttention", 2022, section 3.1.
     """
 
     cases = (
@@ -65,70 +99,152 @@ class ScaledDotProductAttention(FusedOp):
     def forward(self, q: Any, k: Any, v: Any) -> Any:
         xp = backend.xp
         B, H, T, K = q.shape
-        G, S = k.shape[1], k.shape[2]
+        _, G, S, K_v = v.shape
         self.k, self.v = k, v
         self.factor = 1 / math.sqrt(K) if self.scale is None else self.scale
-        self.blocked: BlockedAttention | None = None
-        if B * H * T * S > KEPT_SCORES and self.dropout_p == 0:
-            self.blocked = BlockedAttention(q, k, v, self.factor, self.causal, self.mask)
-            return self.blocked.forward()
-        self.q = _grouped(q * self.factor, G)  # (B, G, H/G T, K)
-        p = self.q @ k.swapaxes(-1, -2)  # (B, G, H/G T, S)
-        scores = p.reshape((B, H, T, S))
-        if self.causal:
-            scores += causal_scores(T, S, scores.dtype.name, xp)
-        if self.mask is not None:
-            scores += additive(self.mask, scores.dtype)
-        maximum = p.max(axis=-1, keepdims=True)
-        may_see_nothing = self.mask is not None or (self.causal and T > S)
-        if may_see_nothing:
-            maximum = xp.where(xp.isfinite(maximum), maximum, 0)
-        p -= maximum
-        xp.exp(p, out=p)
-        total = row_sum(p)
-        if may_see_nothing:
-            total = xp.where(total == 0, 1, total)
-        p /= total
-        self.p = p
-        self.dropped = p
+        self.q = (q * self.factor).reshape((B, G, H // G, T, K))
+        out = _tokens_first((B, H, T, K_v), q.dtype)
+        self.out = out.reshape((B, G, H // G, T, K_v))
+        self.keeps = B * H * T * S <= KEPT_SCORES or self.dropout_p > 0
+        self.kept: dict[int, Any] = {}
+        """The probabilities P of each block, (B, G, H/G R, seen), by its first row."""
+        self.log_total: Any = None
+        """ln sum_s e^(score), (B, G, H/G, T, 1), from which backward computes P again where none are kept."""
+        if not self.keeps:
+            self.log_total = xp.zeros((B, G, H // G, T, 1), dtype=q.dtype)
+        self.keep: Any = None
+        """The dropout mask times 1 / (1 - p), (B, G, H/G, T, S)."""
         if self.dropout_p > 0:
             assert self.dropout_key is not None
-            keep = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
-            self.keep = keep.reshape(p.shape) * xp.asarray(1 / (1 - self.dropout_p), dtype=p.real.dtype)
-            self.dropped = p * self.keep
-        if G != H:
-            return (self.dropped @ v).reshape((B, H, T, v.shape[-1]))
-        return xp.matmul(self.dropped, v, out=_tokens_first((B, H, T, v.shape[-1]), p.dtype))
+            mask = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
+            self.keep = mask * xp.asarray(1 / (1 - self.dropout_p), dtype=q.real.dtype)
+            self.keep = self.keep.reshape((B, G, H // G, T, S))
+        self.units = self._units()
+        if self._leaves_out():
+            out[...] = 0
+        each_on_a_core(self._forward_unit, self.units)
+        return out
+
+    def _leaves_out(self) -> bool:
+        """Whether some query, and so perhaps some key, is in no block."""
+        T, S = self.q.shape[3], self.k.shape[2]
+        return not any(self.units) or (self.causal and T > S)
+
+    def _units(self) -> list[list[Block]]:
+        """The blocks of all queries that see a key, in lists that may run at the same time."""
+        B, G, heads, T, _ = self.q.shape
+        S = self.k.shape[2]
+        if not self.keeps:
+            rows = max(_FEWEST_ROWS, _SCORES // max(1, heads * S))
+        elif self.causal:
+            rows = _CAUSAL_ROWS
+        else:
+            rows = max(T, 1)
+
+        def blocks(batches: slice, groups: slice) -> Iterator[Block]:
+            for start in range(0, T, rows):
+                end = min(start + rows, T)
+                seen = max(0, end + S - T) if self.causal else S
+                if seen:
+                    yield Block(batches, groups, slice(start, end), seen)
+
+        if self.keeps:
+            return [list(blocks(slice(B), slice(G)))]
+        return [list(blocks(slice(b, b + 1), slice(g, g + 1))) for b in range(B) for g in range(G)]
+
+    def _forward_unit(self, blocks: list[Block]) -> None:
+        xp = backend.xp
+        may_see_nothing = self.mask is not None or (self.causal and self.q.shape[3] > self.k.shape[2])
+        for block in blocks:
+            p = self._scores(block)
+            maximum = p.max(axis=-1, keepdims=True)
+            if may_see_nothing:
+                maximum = xp.where(xp.isfinite(maximum), maximum, 0)
+            p -= maximum
+            xp.exp(p, out=p)
+            total = row_sum(p)
+            if may_see_nothing:
+                total = xp.where(total == 0, 1, total)
+            if self.keeps:
+                p /= total
+                self.kept[block.rows.start] = p
+            _write(self.out, block, self._dropped(p, block), self.v[block.keys])
+            if not self.keeps:
+                self.out[block.queries] /= _by_head(total, self.q)
+                self.log_total[block.queries] = _by_head(maximum + xp.log(total), self.q)
+
+    def _scores(self, block: Block) -> Any:
+        """factor Q K^T + M of a block, (b, g, H/G R, seen)."""
+        xp = backend.xp
+        scores = _together(self.q[block.queries]) @ self.k[block.keys].swapaxes(-1, -2)
+        by_head = _by_head(scores, self.q)  # (b, g, H/G, R, seen)
+        if self.causal:
+            # All but the last R keys are seen by every query of the block.
+            R = by_head.shape[3]
+            last = min(R, block.seen)
+            by_head[..., block.seen - last :] += causal_scores(R, last, scores.dtype.name, xp)
+        if self.mask is not None:
+            B, G, heads, T, _ = self.q.shape
+            S = self.k.shape[2]
+            whole = xp.broadcast_to(self.mask, (B, G * heads, T, S)).reshape((B, G, heads, T, S))
+            by_head += additive(whole[block.queries][..., : block.seen], scores.dtype)
+        return scores
+
+    def _dropped(self, values: Any, block: Block) -> Any:
+        """`values` (b, g, H/G R, seen) times the dropout mask."""
+        if self.keep is None:
+            return values
+        return values * _together(self.keep[block.queries][..., : block.seen])
+
+    def _probabilities(self, block: Block) -> Any:
+        """P of a block, (b, g, H/G R, seen), as forward left it or computed again."""
+        if self.keeps:
+            return self.kept[block.rows.start]
+        p = self._scores(block)
+        p -= _together(self.log_total[block.queries])
+        return backend.xp.exp(p, out=p)
+
+    def probabilities(self) -> Any:
+        """P = softmax(factor Q K^T + M) as a whole, before dropout: (B, H, T, S)."""
+        B, G, heads, T, _ = self.q.shape
+        p = backend.xp.zeros((B, G, heads, T, self.k.shape[2]), dtype=self.q.dtype)
+        for block in itertools.chain.from_iterable(self.units):
+            p[block.queries][..., : block.seen] = _by_head(self._probabilities(block), self.q)
+        return p.reshape((B, G * heads, *p.shape[3:]))
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         B, H, T, K = shapes[0]
         return 2 * B * H * T * shapes[1][2] * (K + output[-1])
 
     def backward(self, gradient: Any) -> Any:
-        if self.blocked is not None:
-            return self.blocked.backward(gradient)
-        B, H, T, _ = gradient.shape
-        G = self.k.shape[1]
-        gradient = _grouped(gradient, G)  # (B, G, H/G T, K_v)
-        xp = backend.xp
-        gradient_v = xp.matmul(
-            self.dropped.swapaxes(-1, -2), gradient, out=_tokens_first(self.v.shape, gradient.dtype)
-        )
-        gradient_p = gradient @ self.v.swapaxes(-1, -2)
-        if self.dropout_p > 0:
-            gradient_p *= self.keep
-        # softmax: dS = P (dP - sum_s P dP)
-        gradient_p -= row_sum(self.p * gradient_p)
-        gradient_p *= self.p
-        K = self.k.shape[-1]
-        if G == H:
-            gradient_q = xp.matmul(gradient_p, self.k, out=_tokens_first((B, H, T, K), gradient.dtype))
-        else:
-            gradient_q = (gradient_p @ self.k).reshape((B, H, T, K))
+        B, H, T, K_v = gradient.shape
+        K = self.k.shape[3]
+        gradient_q = _tokens_first((B, H, T, K), gradient.dtype)
+        gradient_k = _tokens_first(self.k.shape, gradient.dtype)
+        gradient_v = _tokens_first(self.v.shape, gradient.dtype)
+        if self._leaves_out():
+            gradient_q[...] = gradient_k[...] = gradient_v[...] = 0
+        # sum_s P dP = O . dO, so that no block needs the others.
+        products = gradient * self.out.reshape(gradient.shape)
+        delta = row_sum(products.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3).reshape((*self.q.shape[:4], 1))
+        gradient_out = gradient.reshape(self.out.shape)
+        by_head = gradient_q.reshape(self.q.shape)
+
+        def of_unit(blocks: list[Block]) -> None:
+            # The last block sees every key, so that its gradients need nothing to be added to.
+            for number, block in enumerate(reversed(blocks)):
+                p, keys = self._probabilities(block), block.keys
+                gradient_rows = _together(gradient_out[block.queries])
+                _add(gradient_v[keys], self._dropped(p, block), gradient_rows, number == 0)
+                # softmax: dS = P (dP - sum_s P dP)
+                gradient_scores = self._dropped(gradient_rows @ self.v[keys].swapaxes(-1, -2), block)
+                gradient_scores -= _together(delta[block.queries])
+                gradient_scores *= p
+                _write(by_head, block, gradient_scores, self.k[keys])
+                _add(gradient_k[keys], gradient_scores, _together(self.q[block.queries]), number == 0)
+
+        each_on_a_core(of_unit, self.units)
         gradient_q *= self.factor
-        gradient_k = xp.matmul(
-            gradient_p.swapaxes(-1, -2), self.q, out=_tokens_first(self.k.shape, gradient.dtype)
-        )
         return gradient_q, gradient_k, gradient_v
 
     def allowed(self, T: int, S: int) -> Any:
@@ -163,10 +279,43 @@ class ScaledDotProductAttention(FusedOp):
         return matmul(p, v)
 
 
-def _grouped(x: Any, G: int) -> Any:
-    """The query heads of each key head as more rows. x: (B, H, T, K) -> (B, G, H/G T, K)."""
-    B, H, T, K = x.shape
-    return x if G == H else x.reshape((B, G, H // G * T, K))
+def additive(allowed: Any, dtype: Any) -> Any:
+    """What is added to scores: 0 where `allowed`, -infinity elsewhere."""
+    return backend.xp.where(allowed, 0, -math.inf).astype(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def causal_scores(T: int, S: int, dtype: str, xp: Any) -> Any:
+    """What is added to causal scores (T, S): 0 up to key t + S - T, -infinity beyond."""
+    return additive(xp.tri(T, S, S - T, dtype=bool), dtype)
+
+
+def _together(x: Any) -> Any:
+    """The heads that share a key head as more rows. x: (b, g, h, R, K) -> (b, g, h R, K)."""
+    b, g, h, R, K = x.shape
+    return x.reshape((b, g, h * R, K))
+
+
+def _by_head(x: Any, like: Any) -> Any:
+    """`_together` undone. x: (b, g, h R, K), like: (B, G, h, T, ...) -> (b, g, h, R, K)."""
+    return x.reshape((*x.shape[:2], like.shape[2], x.shape[2] // like.shape[2], x.shape[3]))
+
+
+def _write(target: Any, block: Block, a: Any, b: Any) -> None:
+    """target[block] = a b. target: (B, G, h, T, K), a: (b, g, h R, n), b: (b, g, n, K)."""
+    part = target[block.queries]
+    if part.shape[2] == 1:
+        backend.xp.matmul(a, b, out=part[:, :, 0])
+    else:
+        part[...] = (a @ b).reshape(part.shape)
+
+
+def _add(target: Any, a: Any, b: Any, first: bool) -> None:
+    """target = a^T b if this is the first term, otherwise target += a^T b."""
+    if first:
+        backend.xp.matmul(a.swapaxes(-1, -2), b, out=target)
+    else:
+        target += a.swapaxes(-1, -2) @ b
 
 
 def _tokens_first(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -24,12 +24,13 @@ def rows(x: Any) -> Any:
     return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-def row_sum(x: Any) -> Any:
-    """The sum of each row, as a product with ones: several times faster than a reduction of short rows.
+def row_sum(x: Any, weight: Any = None) -> Any:
+    """The sum of each row times `weight`, or times ones: several times faster than a reduction of short rows.
 
-    x: (..., D) -> (..., 1).
+    x: (..., D), weight: (D,) -> (..., 1).
     """
-    return (rows(x) @ backend.xp.ones(x.shape[-1], dtype=x.dtype)).reshape((*x.shape[:-1], 1))
+    weight = backend.xp.ones(x.shape[-1], dtype=x.dtype) if weight is None else weight
+    return (rows(x) @ weight).reshape((*x.shape[:-1], 1))
 
 
 def column_sum(x: Any) -> Any:

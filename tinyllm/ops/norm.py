@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.ops.elementwise import rsqrt
-from tinyllm.ops.matrix import column_sum, row_sum
+from tinyllm.ops.matrix import column_sum, row_sum, rows
 from tinyllm.ops.reduce import mean
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
@@ -29,20 +29,24 @@ class RMSNorm(FusedOp):
         self.eps = eps
 
     def forward(self, x: Any, weight: Any) -> Any:
-        self.weight = weight
+        self.x, self.weight = x, weight
         mean_square = row_sum(x * x) / x.shape[-1]
-        self.inv_rms = 1 / backend.xp.sqrt(mean_square + self.eps)
-        self.x_hat = x * self.inv_rms
-        return self.x_hat * weight
+        self.inv_rms = 1 / backend.xp.sqrt(mean_square + self.eps)  # (..., 1)
+        y = x * self.inv_rms
+        y *= weight
+        return y
 
     def backward(self, gradient: Any) -> Any:
-        D = self.x_hat.shape[-1]
-        gradient_weight = column_sum(gradient * self.x_hat)
-        gradient_x_hat = gradient * self.weight
-        projection = row_sum(gradient_x_hat * self.x_hat) / D
-        gradient_x_hat -= self.x_hat * projection
-        gradient_x_hat *= self.inv_rms
-        return gradient_x_hat, gradient_weight
+        # With x_hat = x inv_rms: dx = inv_rms (g w - x_hat mean(g w x_hat)) and dw = sum g x_hat over rows. inv_rms
+        # is one number a row, so it is left out of the products of whole arrays and put into their sums.
+        D = self.x.shape[-1]
+        product = gradient * self.x
+        gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
+        projection = row_sum(product, self.weight) * self.inv_rms / D
+        gradient_x = gradient * self.weight
+        gradient_x -= self.x * (projection * self.inv_rms)
+        gradient_x *= self.inv_rms
+        return gradient_x, gradient_weight
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * rsqrt(mean(x * x, -1, keepdims=True) + self.eps) * weight

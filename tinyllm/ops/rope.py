@@ -70,10 +70,10 @@ class Rope(FusedOp):
 
 def _rotate(x: Any, cos: Any, sin: Any) -> Any:
     """x cos + swap(x) sin. x: (..., T, ..., K), cos and sin: (T, ..., K) -> the shape of x."""
-    halves = (2, x.shape[-1] // 2)
-    swapped = x.reshape((*x.shape[:-1], *halves))[..., ::-1, :]
     y = x * cos
-    y += (swapped * sin.reshape((*sin.shape[:-1], *halves))).reshape(x.shape)
+    swapped = backend.swap_halves(x)
+    swapped *= sin
+    y += swapped
     return y
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from tinyllm import backend, ops
 from tinyllm.backend import Array
 from tinyllm.nn import MultiHeadAttention, RotaryEmbedding
-from tinyllm.ops import attention
 from tinyllm.ops.attention import ScaledDotProductAttention
 from tinyllm.tensor import Tensor
 from tinyllm.testing.mutants.planting import mutant
@@ -56,17 +55,20 @@ def attention_key_gradient_scaled_twice(self: Any, gradient: Any) -> Any:
     return gradient_q, gradient_k * self.factor, gradient_v
 
 
-def _written_out(self: Any, gradient: Any, mean: bool = True) -> Any:
-    """The backward once more, plainly; without `mean`, the softmax's off-diagonal part is left out."""
-    B, H, T, _ = gradient.shape
-    gradient = attention._grouped(gradient, self.k.shape[1])
-    gradient_p = gradient @ self.v.swapaxes(-1, -2)
-    if self.dropout_p > 0:
-        gradient_p = gradient_p * self.keep
-    average = (self.p * gradient_p).sum(axis=-1, keepdims=True) if mean else 0
-    gradient_scores = self.p * (gradient_p - average)
-    gradient_q = (gradient_scores @ self.k * self.factor).reshape((B, H, T, self.k.shape[-1]))
-    return gradient_q, gradient_scores.swapaxes(-1, -2) @ self.q, self.dropped.swapaxes(-1, -2) @ gradient
+def _written_out(self: Any, gradient: Any, mean: bool = True, drop_values: bool = True) -> Any:
+    """The backward once more, plainly; without `mean`, the softmax's off-diagonal part is left out; without
+    `drop_values`, the dropout of the probabilities that the values are summed with."""
+    B, G, heads, T, K = self.q.shape
+    S = self.k.shape[2]
+    p = self.probabilities().reshape(B, G, heads * T, S)
+    keep = 1 if self.keep is None else self.keep.reshape(p.shape)
+    gradient = gradient.reshape(B, G, heads * T, gradient.shape[-1])
+    gradient_v = (p * keep if drop_values else p).swapaxes(-1, -2) @ gradient
+    gradient_p = gradient @ self.v.swapaxes(-1, -2) * keep
+    average = (p * gradient_p).sum(axis=-1, keepdims=True) if mean else 0
+    gradient_scores = p * (gradient_p - average)
+    gradient_q = (gradient_scores @ self.k * self.factor).reshape(B, G * heads, T, K)
+    return gradient_q, gradient_scores.swapaxes(-1, -2) @ self.q.reshape(B, G, heads * T, K), gradient_v
 
 
 @mutant(ScaledDotProductAttention, "backward")
@@ -88,9 +90,7 @@ def attention_key_and_value_gradients_swapped(self: Any, gradient: Any) -> Any:
 @mutant(ScaledDotProductAttention, "backward")
 def attention_value_gradient_ignores_dropout(self: Any, gradient: Any) -> Any:
     """The gradient of the values is formed with the probabilities before dropout, where those after it were used."""
-    gradient_q, gradient_k, _ = _backward(self, gradient)
-    grouped = attention._grouped(gradient, self.k.shape[1])
-    return gradient_q, gradient_k, self.p.swapaxes(-1, -2) @ grouped
+    return _written_out(self, gradient, drop_values=False)
 
 
 # ---- The attention module ----------------------------------------------------------------------

@@ -125,8 +125,13 @@ def cross_entropy_in_bits(self: Any, logits: Any) -> Any:
 
 def _projected(self: Any, gradient: Any, factor: float) -> Any:
     """The gradient of a norm's x with `factor` times its projection on x_hat taken out."""
-    scaled = gradient * self.weight
-    return scaled - factor * self.x_hat * (scaled * self.x_hat).mean(axis=-1, keepdims=True)
+    scaled, x_hat = gradient * self.weight, _x_hat(self)
+    return scaled - factor * x_hat * (scaled * x_hat).mean(axis=-1, keepdims=True)
+
+
+def _x_hat(self: Any) -> Any:
+    """The normalised x of a norm that has run forward; RMSNorm keeps x itself."""
+    return self.x * self.inv_rms if isinstance(self, norm.RMSNorm) else self.x_hat
 
 
 @mutant(norm.RMSNorm, "backward")
@@ -139,7 +144,7 @@ def rms_norm_backward_without_the_projection(self: Any, gradient: Any) -> Any:
 @mutant(norm.RMSNorm, "backward")
 def rms_norm_backward_projection_not_divided_by_width(self: Any, gradient: Any) -> Any:
     """The projection in the backward of RMSNorm is a sum over the width instead of a mean: D times too large."""
-    D = self.x_hat.shape[-1]
+    D = self.x.shape[-1]
     return _projected(self, gradient, D) * self.inv_rms, _norm_weight_gradient(self, gradient)
 
 
@@ -147,10 +152,9 @@ def rms_norm_backward_projection_not_divided_by_width(self: Any, gradient: Any) 
 def rms_norm_eps_outside_the_root(self: Any, x: Any, weight: Any) -> Any:
     """eps is added to the root instead of inside of it. With 1e-6 nothing shows but for vectors near zero; a model
     that was trained with the right formula gives slightly other logits."""
-    self.weight = weight
+    self.x, self.weight = x, weight
     self.inv_rms = 1 / (backend.xp.sqrt((x * x).mean(axis=-1, keepdims=True)) + self.eps)
-    self.x_hat = x * self.inv_rms
-    return self.x_hat * weight
+    return x * self.inv_rms * weight
 
 
 @mutant(norm.RMSNorm, "forward")
@@ -160,7 +164,6 @@ def rms_norm_by_the_sum_of_squares(self: Any, x: Any, weight: Any) -> Any:
     D = x.shape[-1]
     y = _rms_norm_forward(self, x, weight)
     self.inv_rms = self.inv_rms / math.sqrt(D)
-    self.x_hat = self.x_hat / math.sqrt(D)
     return y / math.sqrt(D)
 
 
@@ -178,7 +181,7 @@ _rms_norm_backward = norm.RMSNorm.backward
 
 
 def _norm_weight_gradient(self: Any, gradient: Any) -> Any:
-    return (gradient * self.x_hat).reshape((-1, gradient.shape[-1])).sum(axis=0)
+    return (gradient * _x_hat(self)).reshape((-1, gradient.shape[-1])).sum(axis=0)
 
 
 @mutant(norm.LayerNorm, "backward")

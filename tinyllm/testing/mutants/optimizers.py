@@ -18,18 +18,17 @@ from tinyllm.testing.mutants.planting import add, mutant
 def _step(decay: Callable[[Any, Any, float, float], Any]) -> Callable[..., None]:
     """Optimizer.step with another weight decay: `decay(theta, gradient, rate, coefficient)` -> the gradient to use."""
 
-    def step(self: Any, gradients: Any = None, factor: float = 1.0, run: Any = map) -> None:
+    def step(
+        self: Any, gradients: Any = None, factor: float = 1.0, names: Any = None, number: int | None = None
+    ) -> None:
         found = self.find(gradients)
-        self.steps += 1
+        self.steps = self.steps + 1 if number is None else number
         rate = self.learning_rate * factor
-
-        def update(name: str) -> None:
-            theta = self.parameters[name].data
-            gradient = decay(theta, found[name], rate, self.weight_decay)
-            self.update(theta, gradient, self.state[name], rate)
-
-        for _ in run(update, self.parameters):
-            pass
+        for name, parameter in self.parameters.items():
+            if names is None or name in names:
+                theta = parameter.data
+                gradient = decay(theta, found[name], rate, self.weight_decay)
+                self.update(theta, gradient, self.state[name], rate)
 
     return step
 
@@ -80,9 +79,9 @@ add(
 
 
 @mutant(Optimizer, "step")
-def schedule_factor_ignored(self: Any, gradients: Any = None, factor: float = 1.0, run: Any = map) -> None:
+def schedule_factor_ignored(self: Any, gradients: Any = None, factor: float = 1.0, *more: Any) -> None:
     """The factor that the schedule gives is not used: no warm-up and no decay, however they are set."""
-    _optimizer_step(self, gradients, 1.0, run)
+    _optimizer_step(self, gradients, 1.0, *more)
 
 
 _optimizer_step = Optimizer.step
@@ -234,26 +233,17 @@ def clip_each_tensor_by_itself(gradients: Any, max_norm: float) -> float:
     return math.sqrt(sum(norm * norm for norm in norms))
 
 
-@mutant(optim, "clip_grad_norm")
-def clip_scales_the_wrong_way(gradients: Any, max_norm: float) -> float:
+@mutant(optim, "clip_scale")
+def clip_scales_the_wrong_way(norm: float, max_norm: float) -> float:
     """Gradients are multiplied by norm / max_norm: what is too long becomes longer."""
-    arrays = list(gradients)
-    norm = _clip([array.copy() for array in arrays], max_norm)
-    if norm > max_norm:
-        for array in arrays:
-            array *= norm / max_norm
-    return norm
+    return norm / max_norm if norm > max_norm else 1.0
 
 
-@mutant(optim, "clip_grad_norm")
-def clip_scales_always(gradients: Any, max_norm: float) -> float:
+@mutant(optim, "clip_scale")
+def clip_scales_always(norm: float, max_norm: float) -> float:
     """Every gradient is scaled to max_norm, also one that is shorter: the step no longer gets smaller towards a
     minimum."""
-    arrays = list(gradients)
-    norm = _clip([array.copy() for array in arrays], max_norm)
-    for array in arrays:
-        array *= max_norm / norm
-    return norm
+    return max_norm / norm if norm else 1.0
 
 
 @mutant(optim, "clip_grad_norm")
