@@ -53,7 +53,7 @@ def threads_allowed(threads: int) -> Iterator[None]:
 
 
 def each_on_a_core(function: Callable[[Item], None], items: Sequence[Item]) -> None:
-    """`function` of each item, in threads where there are several items, several cores, and `threads_allowed` allows it.
+    """`function` of each item, in threads where there are several items and cores, and `threads_allowed` allows it.
 
     The calls must not depend on each other. Each has single-threaded matrix products.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +16,7 @@ from tinyllm.mode import no_grad, observers
 from tinyllm.nn import TransformerLM, dropout_position
 from tinyllm.optim import OptimizerGroup, global_norm, squared_norm
 from tinyllm.tensor import gradients
-from tinyllm.workers import Team, is_shared, share
+from tinyllm.workers import Task, Team, is_shared, share
 
 MICRO_BATCH_TOKENS = 1024
 """A micro-batch has about so many tokens at most: its arrays stay small, and products are large enough already."""
@@ -68,7 +67,7 @@ class DataParallel:
         return self.by_worker[0]
 
     def __enter__(self) -> DataParallel:
-        tasks = [self._gradients, self._add_up, self._update, self._losses]
+        tasks: list[Task] = [self._gradients, self._add_up, self._update, self._losses]
         self._team = Team(self.size, tasks, processes=not self._watched())
         like = {name: parameter.data for name, parameter in self.parameters.items()}
         if self._team.processes:
@@ -113,7 +112,7 @@ class DataParallel:
         losses = [loss for part in self._run(self._losses) for loss in part]
         return math.fsum(losses) / self.validation.num_targets
 
-    def _run(self, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def _run(self, task: Task, *arguments: Any) -> list[Any]:
         if self._team is None:
             raise RuntimeError("the workers are not running; use them within `with`")
         return self._team.run(task, *arguments)

@@ -101,7 +101,7 @@ class Team:
             outcomes = [mine, *(_outcome(lambda _, call=call: call.result(), 0, ()) for call in calls)]
         else:
             number = self.tasks.index(task)
-            for rank, (_, connection) in enumerate(self._forks, 1):
+            for _, connection in self._forks:
                 with contextlib.suppress(OSError):  # it is gone, which is seen when its answer is missing
                     connection.send((number, arguments))
             outcomes = [_outcome(task, 0, arguments)]

@@ -217,7 +217,7 @@ class ScaledDotProductAttention(FusedOp):
         return 2 * B * H * T * shapes[1][2] * (K + output[-1])
 
     def backward(self, gradient: Any) -> Any:
-        B, H, T, K_v = gradient.shape
+        B, H, T, _ = gradient.shape
         K = self.k.shape[3]
         gradient_q = _tokens_first((B, H, T, K), gradient.dtype)
         gradient_k = _tokens_first(self.k.shape, gradient.dtype)
