@@ -83,7 +83,10 @@ def show_arrays(*_: Any, **__: Any) -> None:
     code = frame.f_code
     print(f"stopped in {code.co_qualname}, {code.co_filename}:{frame.f_lineno}")
     names = dict(frame.f_locals)
-    names |= {f"self.{name}": value for name, value in vars(names.pop("self")).items()}
+    owner = names.pop("self")
+    names |= {f"self.{name}": value for name, value in vars(owner).items()}
+    properties = [name for name, member in vars(type(owner)).items() if isinstance(member, property)]
+    names |= {f"self.{name}": getattr(owner, name) for name in properties if hasattr(owner, name)}
     for name, value in names.items():
         values = value.data if isinstance(value, Tensor) else value
         if isinstance(values, np.ndarray):

@@ -507,7 +507,8 @@ def test_trace_has_a_row_for_each_op_with_shapes_and_bytes() -> None:
     counts = {name: sum(row.op == name for row in report.rows) for name in {row.op for row in report.rows}}
     layers = CONFIG.num_layers
     assert counts["linear"] == 7 * layers + 1
-    assert counts["rms_norm"] == 4 * layers + 1
+    assert counts["rms_norm"] == 2 * layers + 1
+    assert counts["rotary_heads"] == 2 * layers
     assert counts["scaled_dot_product_attention"] == layers
     assert counts["add"] == 2 * layers
     assert (counts["embedding"], counts["cross_entropy"]) == (1, 1)

@@ -71,7 +71,7 @@ def test_a_transformer_collapses_to_its_parts() -> None:
         if path.startswith("blocks.") and path.count(".") == 1:
             node = drawn.find(path)
             assert node.kind == "module"
-            assert len(node.ops) == 25
+            assert len(node.ops) == 17
             assert {part.name for part in node.parameters} == {name for name, _ in module.named_parameters()}
             assert sum(part.value.size for part in node.parameters) == module.num_parameters()
     assert f"{model.num_parameters():,} numbers" in drawn.title
@@ -85,13 +85,13 @@ def test_every_op_and_parameter_is_counted_once_at_any_depth() -> None:
         ops_inside = sum(len(node.ops) for node in drawn.nodes)
         parts = [part for node in drawn.nodes for part in node.parameters]
         parts += [node.outputs[0] for node in drawn.nodes if node.kind == "parameter"]
-        assert ops_inside == 4 * 25 + 4
+        assert ops_inside == 4 * 17 + 4
         assert sum(part.value.size for part in parts) == model.num_parameters()
         assert len(parts) == len(list(model.parameters()))
         numbers[depth] = len(drawn.nodes)
     assert numbers[0] == 2
     assert numbers[1] == 8
-    assert numbers[9] == 4 * 25 + 4 + len(list(model.parameters()))
+    assert numbers[9] == 4 * 17 + 4 + len(list(model.parameters()))
     assert sorted(numbers.values()) == list(numbers.values())
 
 
@@ -124,7 +124,9 @@ def test_expanding_a_part_opens_what_leads_to_it_and_single_ops_show_their_param
     (weight,) = [node for node in drawn.nodes if node.kind == "parameter"]
     assert weight.path == "blocks.0.attention.query.weight"
     assert weight.shape == (16, 16)
-    assert {"key", "value", "scaled_dot_product_attention", "rope", "output"} <= set(labels(drawn, inner))
+    assert {"key", "value", "scaled_dot_product_attention", "split_heads", "output"} <= set(
+        labels(drawn, inner)
+    )
 
 
 class Halves(Module):

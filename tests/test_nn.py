@@ -360,11 +360,11 @@ def test_attention_scores_depend_on_distance_alone() -> None:
     config = replace(TINY, qk_norm=False, head_dim=8)
     position = nn.RotaryEmbedding(config)
     generator = rng(1)
-    q = Tensor(generator.standard_normal((1, 1, 1, 8)))
-    k = Tensor(generator.standard_normal((1, 1, 1, 8)))
+    q = Tensor(generator.standard_normal((1, 1, 8)))
+    k = Tensor(generator.standard_normal((1, 1, 8)))
 
     def score(at_query: int, at_key: int) -> float:
-        rotated = position.rotate(q, at_query).data * position.rotate(k, at_key).data
+        rotated = position.heads(q, 8, at_query).data * position.heads(k, 8, at_key).data
         return float(rotated.sum())
 
     for distance in (0, 1, 7, 100):

@@ -69,7 +69,7 @@ def parts() -> dict[str, str]:
     """What pdb prints at each stop: where it is, and the arrays of the formula after a step or more."""
     looks = {
         "embedding.forward": ("p weight.shape", "p self.indices.tolist()", "n", "n"),
-        "blocks.0.attention": ("p x.shape", "n", "n", "p (B, T)"),
+        "blocks.0.attention": ("p x.shape", "n", "n", "p q.shape"),
         "scaled_dot_product_attention.forward": ("p q.shape, k.shape, v.shape", "n", "n", "n", "p (B, H, T, K)"),
         "cross_entropy.forward": ("p logits.shape", "n", "n", "n", "n", "p z.shape"),
         "cross_entropy.backward": ("p gradient", "n", "p self.logsumexp.shape"),
@@ -132,7 +132,7 @@ def test_the_names_are_those_of_the_formula(parts: dict[str, str]) -> None:
     T = 5
     expected = {
         "embedding.forward": ["(5, 8)", "[[4, 3, 0, 4, 2]]"],
-        "blocks.0.attention": [f"(1, {T}, 8)", f"(1, {T})"],
+        "blocks.0.attention": [f"(1, {T}, 8)", f"(1, 2, {T}, 4)"],
         "scaled_dot_product_attention.forward": [
             "((1, 2, 5, 4), (1, 2, 5, 4), (1, 2, 5, 4))",
             "(1, 2, 5, 4)",

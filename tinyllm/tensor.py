@@ -364,6 +364,12 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     Raises:
         TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
     """
+    if all([isinstance(value, Tensor) for value in values]):
+        first = values[0].data.dtype
+        if all(
+            [value.data.dtype is first for value in values]
+        ):  # as nearly always; NumPy has one object for each
+            return values
     given = [value.data.dtype for value in values if isinstance(value, Tensor)]
     floating = [dtype for dtype in given if dtype.kind == "f"]
     if any(dtype != floating[0] for dtype in floating):
@@ -463,18 +469,20 @@ def propagate(
                 )
             for observer in watching:
                 observer.after_backward(op, gradient, results)
-            for position, (x, value) in enumerate(zip(op.inputs, results, strict=True)):
+            for position, x in enumerate(op.inputs):
+                value = results[position]
                 if value is None or not x.requires_grad:
                     continue
-                if value.shape != x.data.shape or value.dtype != x.data.dtype:
+                data, key = x.data, id(x)
+                if value.shape != data.shape or value.dtype != data.dtype:
                     value = _conform(op, position, x, value)
-                known = pending.get(id(x))
+                known = pending.get(key)
                 if known is not None:
                     value = _added(known, value)
-                elif x.op is None or id(x) in stop:
-                    leaves[id(x)] = x
+                elif x.op is None or key in stop:
+                    leaves[key] = x
                     value = _owned(value, gradient, results, position)
-                pending[id(x)] = value
+                pending[key] = value
         if not (retain_graph or create_graph):
             op.release()
     for leaf in leaves.values():

@@ -582,23 +582,67 @@ def swiglu(graph: Graph, x: Node) -> Node:
 
 def rope(graph: Graph, x: Node) -> Node:
     """In torch as a product of complex numbers."""
-    x = graph.at_least(x, 2)
-    if x.shape[-1] % 2:
-        x = graph.apply(
-            "concatenate twice", lambda a: ops.concatenate([a, a], -1), lambda a: torch.cat([a, a], -1), x
-        )
+    x = with_even_rows(graph, graph.at_least(x, 2))
     offset, theta = graph.choose((0, 3)), graph.choose((100.0, 10000.0))
+    return graph.apply(
+        f"rope offset={offset} theta={theta}",
+        lambda a: ops.rope(a, offset, theta),
+        lambda a: rotated(a, offset, theta),
+        x,
+    )
 
-    def rotated(a: torch.Tensor) -> torch.Tensor:
-        T, K = a.shape[-2:]
-        angles = torch.arange(offset, offset + T).double()[:, None] * theta ** (
-            -2 * torch.arange(K // 2).double() / K
-        )
-        y = torch.complex(a[..., : K // 2], a[..., K // 2 :]) * torch.polar(torch.ones_like(angles), angles)
-        return torch.cat([y.real, y.imag], -1)
+
+def with_even_rows(graph: Graph, x: Node) -> Node:
+    """x, twice along the last axis if that is odd."""
+    if x.shape[-1] % 2 == 0:
+        return x
+    return graph.apply(
+        "concatenate twice", lambda a: ops.concatenate([a, a], -1), lambda a: torch.cat([a, a], -1), x
+    )
+
+
+def rotated(a: torch.Tensor, offset: int, theta: float) -> torch.Tensor:
+    """RoPE in half rotation along the last two axes (T, K)."""
+    T, K = a.shape[-2:]
+    angles = torch.arange(offset, offset + T).double()[:, None] * theta ** (
+        -2 * torch.arange(K // 2).double() / K
+    )
+    y = torch.complex(a[..., : K // 2], a[..., K // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([y.real, y.imag], -1)
+
+
+def split_heads(graph: Graph, x: Node) -> Node:
+    x = graph.with_axes(x, 3)
+    K = graph.choose([n for n in range(1, x.shape[-1] + 1) if x.shape[-1] % n == 0])
+    return graph.apply(
+        f"split_heads {K}",
+        lambda a: ops.split_heads(a, K),
+        lambda a: a.unflatten(-1, (-1, K)).transpose(1, 2),
+        x,
+    )
+
+
+def merge_heads(graph: Graph, x: Node) -> Node:
+    return graph.apply(
+        "merge_heads", ops.merge_heads, lambda a: a.transpose(1, 2).flatten(2), graph.with_axes(x, 4)
+    )
+
+
+def rotary_heads(graph: Graph, x: Node) -> Node:
+    x = with_even_rows(graph, graph.with_axes(x, 3))
+    K = graph.choose([n for n in range(2, x.shape[-1] + 1, 2) if x.shape[-1] % n == 0])
+    offset, theta, eps = graph.choose((0, 3)), graph.choose((100.0, 10000.0)), graph.choose((1e-3, 0.1))
+    inputs = [x, graph.operand((K,))] if graph.choose((True, False)) else [x]
+
+    def theirs(a: torch.Tensor, *weight: torch.Tensor) -> torch.Tensor:
+        a = a.unflatten(-1, (-1, K)).transpose(1, 2)
+        return rotated(F.rms_norm(a, (K,), weight[0], eps) if weight else a, offset, theta)
 
     return graph.apply(
-        f"rope offset={offset} theta={theta}", lambda a: ops.rope(a, offset, theta), rotated, x
+        f"rotary_heads {K} eps={eps} offset={offset} theta={theta}",
+        lambda a, weight=None: ops.rotary_heads(a, K, weight, eps, offset, theta),
+        theirs,
+        *inputs,
     )
 
 
@@ -712,6 +756,9 @@ ENTRIES: dict[str, Entry] = {
     "gelu_tanh": unary("gelu_tanh", lambda x: ops.gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh")),
     "swiglu": swiglu,
     "rope": rope,
+    "split_heads": split_heads,
+    "merge_heads": merge_heads,
+    "rotary_heads": rotary_heads,
     "scaled_dot_product_attention": attention,
     "cross_entropy": cross_entropy,
 }

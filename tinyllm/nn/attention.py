@@ -27,6 +27,13 @@ class LayerCache(Protocol):
         """Add arrays (B, G, T, K) and return all keys and values so far, each (B, G, length, K)."""
 
 
+class HeadNorm(RMSNorm):
+    """QK-norm: RMSNorm of each head of the queries or keys, before their position. x: (B, T, H K) -> (B, H, T, K)."""
+
+    def forward(self, x: Tensor, position: PositionEncoding, offset: int) -> Tensor:  # type: ignore[override]
+        return position.heads(x, self.weight.size, offset, self.weight, self.eps)
+
+
 class MultiHeadAttention(Module):
     """softmax(Q K^T / sqrt(K)) V over heads, causal, then an output projection. x: (B, T, D) -> (B, T, D).
 
@@ -44,19 +51,15 @@ class MultiHeadAttention(Module):
         self.key = Linear(D, config.num_kv_heads * K, rng, config.init_scale)
         self.value = Linear(D, config.num_kv_heads * K, rng, config.init_scale)
         self.output = Linear(config.num_heads * K, D, rng, config.residual_init_scale)
-        self.query_norm = RMSNorm(K, config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(K, config.norm_eps) if config.qk_norm else None
+        self.query_norm = HeadNorm(K, config.norm_eps) if config.qk_norm else None
+        self.key_norm = HeadNorm(K, config.norm_eps) if config.qk_norm else None
         self.dropout = dropout
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        B, T, _ = x.shape
         offset = 0 if cache is None else cache.length
-        q = self.heads(self.query(x), self.query_norm)  # (B, T, H, K)
-        k = self.heads(self.key(x), self.key_norm)  # (B, T, G, K)
-        v = self.heads(self.value(x), None)  # (B, T, G, K)
-        q = self.position.rotate(q, offset).transpose(0, 2, 1, 3)  # (B, H, T, K)
-        k = self.position.rotate(k, offset).transpose(0, 2, 1, 3)  # (B, G, T, K)
-        v = v.transpose(0, 2, 1, 3)  # (B, G, T, K)
+        q = self.heads(self.query(x), self.query_norm, offset)  # (B, H, T, K)
+        k = self.heads(self.key(x), self.key_norm, offset)  # (B, G, T, K)
+        v = ops.split_heads(self.value(x), self.head_dim)  # (B, G, T, K)
         if cache is not None:
             all_keys, all_values = cache.append(k.data, v.data)
             k, v = Tensor(all_keys), Tensor(all_values)
@@ -69,11 +72,13 @@ class MultiHeadAttention(Module):
             dropout_p=self.dropout.p if drop else 0.0,
             dropout_key=self.dropout.key() if drop else None,
         )  # (B, H, T, K)
-        H, K = attended.shape[1], attended.shape[3]
-        return self.output(attended.transpose(0, 2, 1, 3).reshape(B, T, H * K))
+        return self.output(ops.merge_heads(attended))
 
-    def heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
-        """The last axis cut into heads, each normalised. x: (B, T, H K) -> (B, T, H, K)."""
-        B, T, width = x.shape
-        x = x.reshape(B, T, width // self.head_dim, self.head_dim)
-        return x if norm is None else norm(x)
+    def heads(self, x: Tensor, norm: HeadNorm | None, offset: int) -> Tensor:
+        """The heads of queries or keys, normalised if there is a norm, and with their positions.
+
+        x: (B, T, H K), the first at position `offset` -> (B, H, T, K).
+        """
+        if norm is None:
+            return self.position.heads(x, self.head_dim, offset)
+        return norm(x, self.position, offset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyllm import ops
 from tinyllm.nn.module import Module
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PositionEncoding(Module):
-    """How a model knows where a token stands. Both methods change nothing here: no position encoding.
+    """How a model knows where a token stands. Neither method says so here: no position encoding.
 
     Attention with a causal mask can still tell positions apart a little (Kazemnejad et al., 2023).
     """
@@ -25,9 +25,13 @@ class PositionEncoding(Module):
         """Position information added to embeddings. hidden: (B, T, D), the first at position `offset`."""
         return hidden
 
-    def rotate(self, x: Tensor, offset: int) -> Tensor:
-        """Position information in queries and keys alike. x: (B, T, H, K), the first at position `offset`."""
-        return x
+    def heads(self, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0) -> Tensor:
+        """The heads of queries or keys with position information; with a weight, normalised before (RMSNorm).
+
+        x: (B, T, H K), the first at position `offset`; weight: (K,) -> (B, H, T, K).
+        """
+        x = ops.split_heads(x, head_dim)
+        return x if weight is None else ops.rms_norm(x, weight, eps)
 
 
 class RotaryEmbedding(PositionEncoding):
@@ -36,8 +40,8 @@ class RotaryEmbedding(PositionEncoding):
     def __init__(self, config: ModelConfig) -> None:
         self.theta = config.rope_theta
 
-    def rotate(self, x: Tensor, offset: int) -> Tensor:
-        return ops.rope(x, offset, self.theta, axis=-3)
+    def heads(self, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0) -> Tensor:
+        return ops.rotary_heads(x, head_dim, weight, eps, offset, self.theta)
 
 
 POSITION_ENCODINGS: dict[str, type[PositionEncoding]] = {"rope": RotaryEmbedding, "none": PositionEncoding}

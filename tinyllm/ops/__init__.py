@@ -30,6 +30,7 @@ from tinyllm.ops.elementwise import (
     where,
 )
 from tinyllm.ops.embedding import dropout, embedding
+from tinyllm.ops.heads import merge_heads, rotary_heads, split_heads
 from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
 from tinyllm.ops.loss import cross_entropy
 from tinyllm.ops.matrix import einsum, linear, matmul
@@ -56,10 +57,11 @@ attach()
 
 __all__ = [
     "absolute", "add", "astype", "broadcast_to", "clip", "concatenate", "cos", "cross_entropy", "cumsum",
-    "divide", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1", "flip", "gather", "gelu",
-    "getitem", "layer_norm", "linear", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "multiply", "negative", "pad", "power", "prod", "relu", "reshape", "rms_norm",
-    "rope", "rsqrt", "scaled_dot_product_attention", "sigmoid", "silu", "sin", "softmax", "split", "sqrt",
-    "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "swiglu", "take_along_axis", "tanh",
-    "transpose", "tril", "triu", "var", "where",
+    "divide", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1", "flip", "gather",
+    "gelu", "getitem", "layer_norm", "linear", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max",
+    "maximum", "mean", "merge_heads", "min", "minimum", "multiply", "negative", "pad", "power", "prod",
+    "relu", "reshape", "rms_norm", "rope", "rotary_heads", "rsqrt", "scaled_dot_product_attention",
+    "sigmoid", "silu", "sin", "softmax", "split", "split_heads", "sqrt", "square", "squeeze", "stack",
+    "std", "subtract", "sum", "swapaxes", "swiglu", "take_along_axis", "tanh", "transpose", "tril", "triu",
+    "var", "where",
 ]  # fmt: skip

@@ -99,41 +99,46 @@ class ScaledDotProductAttention(FusedOp):
     def forward(self, q: Any, k: Any, v: Any) -> Any:
         xp = backend.xp
         B, H, T, K = q.shape
-        _, G, S, K_v = v.shape
+        S, K_v = v.shape[2:]
         self.k, self.v = k, v
         self.factor = 1 / math.sqrt(K) if self.scale is None else self.scale
-        self.q = (q * self.factor).reshape((B, G, H // G, T, K))
-        out = _tokens_first((B, H, T, K_v), q.dtype)
-        self.out = out.reshape((B, G, H // G, T, K_v))
+        self.q = q * self.factor
+        self.out = _tokens_first((B, H, T, K_v), q.dtype)
         self.keeps = B * H * T * S <= KEPT_SCORES or self.dropout_p > 0
         self.kept: dict[int, Any] = {}
         """The probabilities P of each block, (B, G, H/G R, seen), by its first row."""
         self.log_total: Any = None
-        """ln sum_s e^(score), (B, G, H/G, T, 1), from which backward computes P again where none are kept."""
+        """ln sum_s e^(score), (B, H, T, 1), from which backward computes P again where none are kept."""
         if not self.keeps:
-            self.log_total = xp.zeros((B, G, H // G, T, 1), dtype=q.dtype)
+            self.log_total = xp.zeros((B, H, T, 1), dtype=q.dtype)
         self.keep: Any = None
-        """The dropout mask times 1 / (1 - p), (B, G, H/G, T, S)."""
+        """The dropout mask times 1 / (1 - p), (B, H, T, S)."""
         if self.dropout_p > 0:
             assert self.dropout_key is not None
             mask = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
             self.keep = mask * xp.asarray(1 / (1 - self.dropout_p), dtype=q.real.dtype)
-            self.keep = self.keep.reshape((B, G, H // G, T, S))
         self.units = self._units()
         if self._leaves_out():
-            out[...] = 0
+            self.out[...] = 0
         each_on_a_core(self._forward_unit, self.units)
-        return out
+        return self.out
+
+    def _grouped(self, x: Any) -> Any:
+        """The query heads of each key head together. x: (B, H, T, ...) -> (B, G, H/G, T, ...)."""
+        B, H, T, width = x.shape
+        G = self.k.shape[1]
+        return x.reshape((B, G, H // G, T, width))
 
     def _leaves_out(self) -> bool:
         """Whether some query, and so perhaps some key, is in no block."""
-        T, S = self.q.shape[3], self.k.shape[2]
+        T, S = self.q.shape[2], self.k.shape[2]
         return not any(self.units) or (self.causal and T > S)
 
     def _units(self) -> list[list[Block]]:
         """The blocks of all queries that see a key, in lists that may run at the same time."""
-        B, G, heads, T, _ = self.q.shape
-        S = self.k.shape[2]
+        B, H, T, _ = self.q.shape
+        _, G, S, _ = self.k.shape
+        heads = H // G
         if not self.keeps:
             rows = max(_FEWEST_ROWS, _SCORES // max(1, heads * S))
         elif self.causal:
@@ -154,7 +159,8 @@ class ScaledDotProductAttention(FusedOp):
 
     def _forward_unit(self, blocks: list[Block]) -> None:
         xp = backend.xp
-        may_see_nothing = self.mask is not None or (self.causal and self.q.shape[3] > self.k.shape[2])
+        may_see_nothing = self.mask is not None or (self.causal and self.q.shape[2] > self.k.shape[2])
+        out = self._grouped(self.out)
         for block in blocks:
             p = self._scores(block)
             maximum = p.max(axis=-1, keepdims=True)
@@ -168,25 +174,25 @@ class ScaledDotProductAttention(FusedOp):
             if self.keeps:
                 p /= total
                 self.kept[block.rows.start] = p
-            _write(self.out, block, self._dropped(p, block), self.v[block.keys])
+            _write(out, block, self._dropped(p, block), self.v[block.keys])
             if not self.keeps:
-                self.out[block.queries] /= _by_head(total, self.q)
-                self.log_total[block.queries] = _by_head(maximum + xp.log(total), self.q)
+                heads = out.shape[2]
+                out[block.queries] /= _by_head(total, heads)
+                self._grouped(self.log_total)[block.queries] = _by_head(maximum + xp.log(total), heads)
 
     def _scores(self, block: Block) -> Any:
         """factor Q K^T + M of a block, (b, g, H/G R, seen)."""
         xp = backend.xp
-        scores = _together(self.q[block.queries]) @ self.k[block.keys].swapaxes(-1, -2)
-        by_head = _by_head(scores, self.q)  # (b, g, H/G, R, seen)
+        q = self._grouped(self.q)[block.queries]  # (b, g, H/G, R, K)
+        scores = _together(q) @ self.k[block.keys].swapaxes(-1, -2)
+        by_head = _by_head(scores, q.shape[2])  # (b, g, H/G, R, seen)
         if self.causal:
             # All but the last R keys are seen by every query of the block.
             R = by_head.shape[3]
             last = min(R, block.seen)
             by_head[..., block.seen - last :] += causal_scores(R, last, scores.dtype.name, xp)
         if self.mask is not None:
-            B, G, heads, T, _ = self.q.shape
-            S = self.k.shape[2]
-            whole = xp.broadcast_to(self.mask, (B, G * heads, T, S)).reshape((B, G, heads, T, S))
+            whole = self._grouped(xp.broadcast_to(self.mask, (*self.q.shape[:3], self.k.shape[2])))
             by_head += additive(whole[block.queries][..., : block.seen], scores.dtype)
         return scores
 
@@ -194,23 +200,25 @@ class ScaledDotProductAttention(FusedOp):
         """`values` (b, g, H/G R, seen) times the dropout mask."""
         if self.keep is None:
             return values
-        return values * _together(self.keep[block.queries][..., : block.seen])
+        return values * _together(self._grouped(self.keep)[block.queries][..., : block.seen])
 
     def _probabilities(self, block: Block) -> Any:
         """P of a block, (b, g, H/G R, seen), as forward left it or computed again."""
         if self.keeps:
             return self.kept[block.rows.start]
         p = self._scores(block)
-        p -= _together(self.log_total[block.queries])
+        p -= _together(self._grouped(self.log_total)[block.queries])
         return backend.xp.exp(p, out=p)
 
-    def probabilities(self) -> Any:
+    @property
+    def p(self) -> Any:
         """P = softmax(factor Q K^T + M) as a whole, before dropout: (B, H, T, S)."""
-        B, G, heads, T, _ = self.q.shape
-        p = backend.xp.zeros((B, G, heads, T, self.k.shape[2]), dtype=self.q.dtype)
+        p = backend.xp.zeros((*self.q.shape[:3], self.k.shape[2]), dtype=self.q.dtype)
+        grouped = self._grouped(p)
         for block in itertools.chain.from_iterable(self.units):
-            p[block.queries][..., : block.seen] = _by_head(self._probabilities(block), self.q)
-        return p.reshape((B, G * heads, *p.shape[3:]))
+            part = grouped[block.queries][..., : block.seen]
+            part[...] = _by_head(self._probabilities(block), part.shape[2])
+        return p
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         B, H, T, K = shapes[0]
@@ -225,23 +233,22 @@ class ScaledDotProductAttention(FusedOp):
         if self._leaves_out():
             gradient_q[...] = gradient_k[...] = gradient_v[...] = 0
         # sum_s P dP = O . dO, so that no block needs the others.
-        products = gradient * self.out.reshape(gradient.shape)
-        delta = row_sum(products.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3).reshape((*self.q.shape[:4], 1))
-        gradient_out = gradient.reshape(self.out.shape)
-        by_head = gradient_q.reshape(self.q.shape)
+        products = (gradient * self.out).transpose(0, 2, 1, 3)
+        delta = self._grouped(row_sum(products).transpose(0, 2, 1, 3))
+        q, out, by_head = self._grouped(self.q), self._grouped(gradient), self._grouped(gradient_q)
 
         def of_unit(blocks: list[Block]) -> None:
             # The last block sees every key, so that its gradients need nothing to be added to.
             for number, block in enumerate(reversed(blocks)):
                 p, keys = self._probabilities(block), block.keys
-                gradient_rows = _together(gradient_out[block.queries])
+                gradient_rows = _together(out[block.queries])
                 _add(gradient_v[keys], self._dropped(p, block), gradient_rows, number == 0)
                 # softmax: dS = P (dP - sum_s P dP)
                 gradient_scores = self._dropped(gradient_rows @ self.v[keys].swapaxes(-1, -2), block)
                 gradient_scores -= _together(delta[block.queries])
                 gradient_scores *= p
                 _write(by_head, block, gradient_scores, self.k[keys])
-                _add(gradient_k[keys], gradient_scores, _together(self.q[block.queries]), number == 0)
+                _add(gradient_k[keys], gradient_scores, _together(q[block.queries]), number == 0)
 
         each_on_a_core(of_unit, self.units)
         gradient_q *= self.factor
@@ -296,9 +303,10 @@ def _together(x: Any) -> Any:
     return x.reshape((b, g, h * R, K))
 
 
-def _by_head(x: Any, like: Any) -> Any:
-    """`_together` undone. x: (b, g, h R, K), like: (B, G, h, T, ...) -> (b, g, h, R, K)."""
-    return x.reshape((*x.shape[:2], like.shape[2], x.shape[2] // like.shape[2], x.shape[3]))
+def _by_head(x: Any, heads: int) -> Any:
+    """`_together` undone. x: (b, g, h R, K), h = heads -> (b, g, h, R, K)."""
+    b, g, rows, K = x.shape
+    return x.reshape((b, g, heads, rows // heads, K))
 
 
 def _write(target: Any, block: Block, a: Any, b: Any) -> None:

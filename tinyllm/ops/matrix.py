@@ -21,7 +21,7 @@ def product(a: Any, b: Any) -> Any:
 
 def rows(x: Any) -> Any:
     """x as a matrix of its last axis. x: (..., D) -> (N, D)."""
-    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
+    return x if x.ndim == 2 else x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def row_sum(x: Any, weight: Any = None) -> Any:

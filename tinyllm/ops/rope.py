@@ -57,10 +57,10 @@ class Rope(FusedOp):
 
     def forward(self, x: Any) -> Any:
         self.cos, self.sin = rotation_tables(x, self.offset, self.theta, self.axis)
-        return _rotate(x, self.cos, self.sin)
+        return rotate(x, self.cos, self.sin)
 
     def backward(self, gradient: Any) -> Any:
-        return _rotate(gradient, self.cos, -self.sin)
+        return rotate(gradient, self.cos, -self.sin)
 
     def reference(self, x: Tensor) -> Tensor:
         cos, sin = rotation_tables(x.data, self.offset, self.theta, self.axis)
@@ -68,7 +68,7 @@ class Rope(FusedOp):
         return x * cos + concatenate([x[..., half:], x[..., :half]], axis=-1) * sin
 
 
-def _rotate(x: Any, cos: Any, sin: Any) -> Any:
+def rotate(x: Any, cos: Any, sin: Any) -> Any:
     """x cos + swap(x) sin. x: (..., T, ..., K), cos and sin: (T, ..., K) -> the shape of x."""
     y = x * cos
     swapped = backend.swap_halves(x)

@@ -351,7 +351,8 @@ def check_model(model: TransformerLM, seed: int = 0) -> None:
         check(model, V, length=length, seed=seed)
     check_cached_decoding(model, V, length=length, seed=seed)
     if model.config.position_encoding == "rope":
-        check_rope_shift(model.position.rotate, model.config.head_dim, axis=-3)
+        K = model.config.head_dim
+        check_rope_shift(lambda x, offset: model.position.heads(x.reshape(1, -1, K), K, offset), K)
     check_ignore_index()
     check_every_parameter_learns(model, V, length=length, seed=seed)
     check_model_forward_mode(model, V, length=length, seed=seed)

@@ -10,7 +10,9 @@ import numpy as np
 
 from tinyllm import backend, ops
 from tinyllm.backend import Array
-from tinyllm.nn import MultiHeadAttention, RotaryEmbedding
+from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
+from tinyllm.nn.attention import HeadNorm
+from tinyllm.ops import heads
 from tinyllm.ops.attention import ScaledDotProductAttention
 from tinyllm.tensor import Tensor
 from tinyllm.testing.mutants.planting import mutant
@@ -58,17 +60,17 @@ def attention_key_gradient_scaled_twice(self: Any, gradient: Any) -> Any:
 def _written_out(self: Any, gradient: Any, mean: bool = True, drop_values: bool = True) -> Any:
     """The backward once more, plainly; without `mean`, the softmax's off-diagonal part is left out; without
     `drop_values`, the dropout of the probabilities that the values are summed with."""
-    B, G, heads, T, K = self.q.shape
-    S = self.k.shape[2]
-    p = self.probabilities().reshape(B, G, heads * T, S)
+    B, H, T, K = self.q.shape
+    _, G, S, _ = self.k.shape
+    p = self.p.reshape(B, G, H // G * T, S)
     keep = 1 if self.keep is None else self.keep.reshape(p.shape)
-    gradient = gradient.reshape(B, G, heads * T, gradient.shape[-1])
+    gradient = gradient.reshape(B, G, H // G * T, gradient.shape[-1])
     gradient_v = (p * keep if drop_values else p).swapaxes(-1, -2) @ gradient
     gradient_p = gradient @ self.v.swapaxes(-1, -2) * keep
     average = (p * gradient_p).sum(axis=-1, keepdims=True) if mean else 0
     gradient_scores = p * (gradient_p - average)
-    gradient_q = (gradient_scores @ self.k * self.factor).reshape(B, G * heads, T, K)
-    return gradient_q, gradient_scores.swapaxes(-1, -2) @ self.q.reshape(B, G, heads * T, K), gradient_v
+    gradient_q = (gradient_scores @ self.k * self.factor).reshape(B, H, T, K)
+    return gradient_q, gradient_scores.swapaxes(-1, -2) @ self.q.reshape(B, G, H // G * T, K), gradient_v
 
 
 @mutant(ScaledDotProductAttention, "backward")
@@ -111,28 +113,32 @@ def attend(
 
     visible: from the numbers of queries T and keys S, which query sees which key, (T, S).
     """
-    B, T, _ = x.shape
     offset = 0 if cache is None else cache.length
-    query_norm, key_norm = (None, None) if norm_after_rotation else (self.query_norm, self.key_norm)
-    q = self.position.rotate(self.heads(self.query(x), query_norm), offset)  # (B, T, H, K)
-    k = self.heads(self.key(x), key_norm)  # (B, T, G, K)
-    v = self.heads(self.value(x), None)
-    k = self.position.rotate(k, offset) if rotate_keys else k
-    v = self.position.rotate(v, offset) if rotate_values else v
-    if norm_after_rotation and self.query_norm is not None and self.key_norm is not None:
-        q, k = self.query_norm(q), self.key_norm(k)
-    q, k, v = (part.transpose(0, 2, 1, 3) for part in (q, k, v))
+
+    def placed(x: Tensor, norm: HeadNorm | None) -> Tensor:
+        if norm_after_rotation and norm is not None:
+            return ops.rms_norm(self.position.heads(x, self.head_dim, offset), norm.weight, norm.eps)
+        return self.heads(x, norm, offset)
+
+    def unplaced(x: Tensor, norm: HeadNorm | None) -> Tensor:
+        x = ops.split_heads(x, self.head_dim)
+        return x if norm is None else ops.rms_norm(x, norm.weight, norm.eps)
+
+    q = placed(self.query(x), self.query_norm)  # (B, H, T, K)
+    k = (placed if rotate_keys else unplaced)(self.key(x), self.key_norm)  # (B, G, T, K)
+    v = (placed if rotate_values else unplaced)(self.value(x), None)
     if cache is not None:
         all_keys, all_values = cache.append(k.data, v.data)
         k, v = Tensor(all_keys), Tensor(all_values)
     if tiled_heads:
         heads = np.tile(np.arange(k.shape[1]), q.shape[1] // k.shape[1])
         k, v = k[:, heads], v[:, heads]
-    mask = backend.asarray(visible(T, k.shape[2]))
+    mask = backend.asarray(visible(q.shape[2], k.shape[2]))
     attended = ops.scaled_dot_product_attention(q, k, v, mask=mask)
-    H, K = attended.shape[1], attended.shape[3]
-    ordered = attended if merge_without_transpose else attended.transpose(0, 2, 1, 3)
-    return self.output(ordered.reshape(B, T, H * K))
+    B, H, T, K = attended.shape
+    return self.output(
+        attended.reshape(B, T, H * K) if merge_without_transpose else ops.merge_heads(attended)
+    )
 
 
 @mutant(MultiHeadAttention, "forward")
@@ -202,22 +208,49 @@ def mask_transposed(self: Any, x: Tensor, cache: Any = None) -> Tensor:
     return attend(self, x, cache, visible=lambda T, S: ~np.tri(T, S, S - T - 1, dtype=bool))
 
 
-@mutant(MultiHeadAttention, "heads")
-def heads_split_in_the_wrong_order(self: Any, x: Tensor, norm: Any) -> Tensor:
-    """The last axis is cut into heads as if it were laid out (K, H) instead of (H, K): features of all heads are
-    mixed. A model trained this way works; weights from elsewhere give nonsense."""
+@mutant(heads.SplitHeads, "forward")
+def heads_split_in_the_wrong_order(self: Any, x: Any) -> Any:
+    """The last axis of the values is cut into heads as if it were laid out (K, H) instead of (H, K): features of all
+    heads are mixed. A model trained this way works; weights from elsewhere give nonsense."""
     B, T, width = x.shape
-    x = x.reshape(B, T, self.head_dim, width // self.head_dim).transpose(0, 1, 3, 2)
-    return x if norm is None else norm(x)
+    return x.reshape((B, T, self.head_dim, width // self.head_dim)).transpose((0, 3, 1, 2))
 
 
 @mutant(MultiHeadAttention, "heads")
-def qk_norm_never_applied(self: Any, x: Tensor, norm: Any) -> Tensor:
+def qk_norm_never_applied(self: Any, x: Tensor, norm: Any, offset: int) -> Tensor:
     """The norms of queries and keys are made, saved and loaded, and never called: their weights get no gradient."""
-    return _heads(self, x, None)
+    return _heads(self, x, None, offset)
 
 
 _heads = MultiHeadAttention.heads
+
+
+@mutant(heads.RotaryHeads, "forward")
+def head_norm_weight_not_swapped(self: Any, x: Any, weight: Any = None) -> Any:
+    """The weight of the norm is put into the table of the sines without exchanging its halves: each feature's partner
+    is scaled with the weight of the feature itself. With weights of ones nothing shows."""
+    y = _rotary_forward(self, x, weight)
+    if weight is None:
+        return y
+    swapped = backend.swap_halves(self.x * self.inv_rms)
+    wrong = self.sin * (weight - backend.swap_halves(weight))
+    return y + (swapped * wrong).transpose((0, 2, 1, 3))
+
+
+_rotary_forward = heads.RotaryHeads.forward
+_rotary_backward = heads.RotaryHeads.backward
+
+
+@mutant(heads.RotaryHeads, "backward")
+def head_norm_weight_gradient_before_the_rotation_back(self: Any, gradient: Any) -> Any:
+    """The gradient of the norm's weight is formed with the gradient of the rotated heads, which is not yet rotated
+    back. At position 0 both are the same."""
+    results = _rotary_backward(self, gradient)
+    if self.weight is None:
+        return results
+    product = gradient.transpose((0, 2, 1, 3)) * self.x * self.inv_rms
+    return results[0], product.reshape((-1, self.head_dim)).sum(axis=0)
+
 
 # ---- Rotary positions --------------------------------------------------------------------------
 
@@ -237,7 +270,7 @@ _rotation_tables = rope.rotation_tables
 def rope_backward_not_inverted(self: Any, gradient: Any) -> Any:
     """The gradient is rotated forwards once more instead of back: it points twice the angle away from where it should,
     a little at early positions and anywhere at late ones."""
-    return rope._rotate(gradient, self.cos, self.sin)
+    return rope.rotate(gradient, self.cos, self.sin)
 
 
 @mutant(rope.Rope, "__init__")
@@ -248,41 +281,45 @@ def rope_exponent_without_the_two(self: Any, offset: int, theta: float, *more: A
 
 
 _rope_init = rope.Rope.__init__
-_rotate = RotaryEmbedding.rotate
+_position_heads = RotaryEmbedding.heads
 
 
-@mutant(RotaryEmbedding, "rotate")
-def rope_offset_ignored(self: Any, x: Tensor, offset: int) -> Tensor:
+@mutant(RotaryEmbedding, "heads")
+def rope_offset_ignored(
+    self: Any, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0
+) -> Tensor:
     """Positions are counted from 0 in every call. Training is right; in decoding with a cache each new token believes
     that it is the first."""
-    return _rotate(self, x, 0)
+    return _position_heads(self, x, head_dim, 0, weight, eps)
 
 
-@mutant(RotaryEmbedding, "rotate")
-def rope_theta_of_the_config_ignored(self: Any, x: Tensor, offset: int) -> Tensor:
+@mutant(RotaryEmbedding, "heads")
+def rope_theta_of_the_config_ignored(
+    self: Any, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0
+) -> Tensor:
     """The base of the frequencies is always 10000, whatever the config says: a model that was trained with another
     base reads nonsense."""
-    theta, self.theta = self.theta, 10000.0
-    try:
-        return _rotate(self, x, offset)
-    finally:
-        self.theta = theta
+    return ops.rotary_heads(x, head_dim, weight, eps, offset)
 
 
-@mutant(RotaryEmbedding, "rotate")
-def position_always_zero(self: Any, x: Tensor, offset: int) -> Tensor:
+@mutant(RotaryEmbedding, "heads")
+def position_always_zero(
+    self: Any, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0
+) -> Tensor:
     """Every token is told that it stands at position 0, so that nothing is rotated: the model sees a bag of words,
     but for what the causal mask gives away."""
-    return x * 1
+    return PositionEncoding.heads(self, x, head_dim, offset, weight, eps)
 
 
-@mutant(RotaryEmbedding, "rotate")
-def rope_pairs_neighbours(self: Any, x: Tensor, offset: int) -> Tensor:
+@mutant(RotaryEmbedding, "heads")
+def rope_pairs_neighbours(
+    self: Any, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0
+) -> Tensor:
     """Pairs are neighbours (x_0, x_1) as in the paper, instead of (x_0, x_(K/2)) as in Llama's half rotation. Each is
     right by itself; weights trained with one give nonsense with the other."""
-    K = x.shape[-1]
-    order = np.concatenate([np.arange(0, K, 2), np.arange(1, K, 2)])
-    return _rotate(self, x[..., order], offset)[..., np.argsort(order)]
+    order = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
+    x = PositionEncoding.heads(self, x, head_dim, offset, weight, eps)
+    return ops.rope(x[..., order], offset, self.theta)[..., np.argsort(order)]
 
 
 # ---- The cache ---------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ _register("model: forward mode", invariants.check_model_forward_mode)
 def rope_shift() -> None:
     """Scores depend on the distance, as the model's own position encoding turns queries and keys."""
     model = small_model()
-    invariants.check_rope_shift(model.position.rotate, model.config.head_dim, axis=-3)
+    K = model.config.head_dim
+    invariants.check_rope_shift(lambda x, offset: model.position.heads(x.reshape(1, -1, K), K, offset), K)
 
 
 # ---- The equations -----------------------------------------------------------------------------
