@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,15 @@ from tinyllm import backend
 from tinyllm.backend import Array
 from tinyllm.errors import InputError
 from tinyllm.mode import no_grad
+from tinyllm.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinyllm.nn import TransformerLM
     from tinyllm.tokenizer import Tokenizer
+
+
+_WORTH_A_COPY = 32
+"""From so many new tokens on, the matrices are copied into the layout that decoding reads fastest."""
 
 
 class KeyValues:
@@ -97,7 +103,7 @@ def generate(
     """Continue `tokens`, yielding each new token as soon as it is drawn.
 
     The model sees at most `context_length` tokens. When they are used up, it goes on from the newest half of
-    them.
+    them. It must not be changed between tokens.
 
     Args:
         tokens: the prompt, at least one id. max_new_tokens: how many to draw.
@@ -149,8 +155,11 @@ def _continue(
     window = seen[-context_length:]
     cache = new_cache(model) if use_cache else None
     fresh = window  # the tokens that the cache has not seen
+    layout = _by_input(model) if use_cache and max_new_tokens >= _WORTH_A_COPY else {}
     for i in range(max_new_tokens):
-        token = draw(_last_logits(model, fresh if use_cache else window, cache))
+        with evaluating(model), _laid_out(layout if len(fresh) == 1 else {}):
+            logits = _last_logits(model, fresh if use_cache else window, cache)
+        token = draw(logits)
         yield token
         if i + 1 == max_new_tokens:
             return
@@ -162,16 +171,49 @@ def _continue(
             fresh = window
 
 
-def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
-    """The logits (V,) after the last of `tokens`, with dropout off."""
-    was_training = model.training
-    model.eval()
+def _by_input(model: TransformerLM) -> dict[Tensor, Array]:
+    """Copies of the matrices of linear layers that lie in memory input by input.
+
+    The product of a matrix with the single vector of a new token reads such a copy 1.5 times as fast.
+    """
+    from tinyllm.nn import Linear  # only here, so that importing tinyllm stays fast
+
+    modules = [module for _, module in model.named_modules()]
+    weights = [module.weight for module in modules if isinstance(module, Linear)]
+    return {weight: backend.xp.asfortranarray(weight.data) for weight in weights}
+
+
+@contextlib.contextmanager
+def _laid_out(layout: Mapping[Tensor, Array]) -> Iterator[None]:
+    """Within this context the Tensors have these arrays, of the same values."""
+    originals = [tensor.data for tensor in layout]
+    for tensor, array in layout.items():
+        tensor.data = array
+    try:
+        yield
+    finally:
+        for tensor, array in zip(layout, originals, strict=True):
+            tensor.data = array
+
+
+@contextlib.contextmanager
+def evaluating(model: TransformerLM) -> Iterator[None]:
+    """Within this context the model is in evaluation, without a graph."""
+    training = model.training
+    if training:
+        model.eval()
     try:
         with no_grad():
-            hidden = model.hidden(backend.asarray([tokens]), cache)
-            return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
+            yield
     finally:
-        model.train(was_training)
+        if training:
+            model.train()
+
+
+def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
+    """The logits (V,) after the last of `tokens`."""
+    hidden = model.hidden(backend.asarray([tokens]), cache)
+    return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
 
 
 def generate_text(

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.ops.index import take_along_axis
-from tinyllm.ops.matrix import rows
+from tinyllm.ops.matrix import row_sum, rows
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import log_softmax
 from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, register
@@ -24,8 +24,8 @@ _TARGETS = np.array([[0, 3, -100], [1, 1, 2]])
 class CrossEntropy(FusedOp):
     """-ln softmax(logits)[target], for targets other than `ignore_index`: their mean, their sum, or each.
 
-    Shapes: logits: (..., V), targets: (...) integers -> () or (...). Rows are handled in chunks, so that
-    neither pass needs a second array of the size of the logits beside the gradient itself.
+    Shapes: logits: (..., V), targets: (...) integers -> () or (...). Exponentials are expensive, so forward keeps
+    them and backward makes the gradient of them, in their memory. Rows are handled in chunks that stay in cache.
     """
 
     cases = (
@@ -47,12 +47,14 @@ class CrossEntropy(FusedOp):
         z = rows(logits)  # (N, V)
         self.kept = self.targets.reshape(-1) != self.ignore_index  # (N,)
         self.safe_targets = xp.where(self.kept, self.targets.reshape(-1), 0)
-        self.logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
+        self.exponentials: Any = xp.empty(z.shape, dtype=z.dtype)  # e^(z - max), until backward takes them
+        self.total = xp.empty((z.shape[0], 1), dtype=z.dtype)
+        logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
         for chunk in _chunks(z.shape):
-            maximum = z[chunk].max(axis=-1, keepdims=True)
-            exponentials = xp.exp(z[chunk] - maximum)
-            self.logsumexp[chunk] = maximum[:, 0] + xp.log(exponentials.sum(axis=-1))
-        losses = (self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
+            maximum = _exponentials(z[chunk], self.exponentials[chunk])
+            self.total[chunk] = row_sum(self.exponentials[chunk])
+            logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
+        losses = (logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
         if self.reduction == "none":
             return losses.reshape(self.targets.shape)
         return losses.sum() / self.divisor()
@@ -63,13 +65,15 @@ class CrossEntropy(FusedOp):
         if self.reduction != "none":
             gradient = gradient / self.divisor()
         weight = xp.broadcast_to(gradient.reshape(-1), self.kept.shape) * self.kept  # (N,)
-        gradient_z = xp.empty(z.shape, dtype=z.dtype)
+        gradient_z, self.exponentials = self.exponentials, None
+        if gradient_z is None:  # a second backward pass
+            gradient_z = xp.empty(z.shape, dtype=z.dtype)
+            for chunk in _chunks(z.shape):
+                _exponentials(z[chunk], gradient_z[chunk])
         for chunk in _chunks(z.shape):
             p = gradient_z[chunk]
-            xp.subtract(z[chunk], self.logsumexp[chunk][:, None], out=p)
-            xp.exp(p, out=p)  # softmax
-            p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= 1
-            p *= weight[chunk][:, None]
+            p *= weight[chunk][:, None] / self.total[chunk]  # softmax, weighted
+            p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
         return gradient_z.reshape(self.logits.shape)
 
     def divisor(self) -> int:
@@ -81,6 +85,14 @@ class CrossEntropy(FusedOp):
         targets = backend.xp.where(kept, self.targets, 0)
         losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1) * kept
         return losses if self.reduction == "none" else sum_over(losses) / self.divisor()
+
+
+def _exponentials(z: Any, out: Any) -> Any:
+    """Write e^(z - max) of each row into `out`; returns the maxima. z, out: (N, V) -> (N, 1)."""
+    maximum = z.max(axis=-1, keepdims=True)
+    backend.xp.subtract(z, maximum, out=out)
+    backend.xp.exp(out, out=out)
+    return maximum
 
 
 def _chunks(shape: tuple[int, int]) -> list[slice]:
