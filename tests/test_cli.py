@@ -67,7 +67,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = exit_text(capsys, "--help")
-    assert re.findall(r"^    (\w+)(?: |$)", text, re.MULTILINE) == ["train", "sample", "eval", "tokenizer"]
+    assert re.findall(r"^    (\w+)(?: |$)", text, re.MULTILINE) == [
+        "train", "sample", "eval", "tokenizer", "profile"
+    ]  # fmt: skip
 
 
 def test_help_of_train_lists_every_field_in_its_group(

@@ -19,11 +19,12 @@ RANKS = (
     ("tensor",),
     ("ops", "transforms"),
     ("nn", "optim", "tokenizer", "data"),
-    ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing"),
+    ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
-    ("tinyllm", "callbacks"),  # the package itself gathers what is above
-    ("train",),
+    ("tinyllm", "callbacks", "training_profile"),  # the package itself gathers what is above
+    ("train", "profile_report"),
     ("presets", "runs", "cli_tokenizer"),
+    ("cli_profile",),
     ("cli",),
     ("__main__",),
 )

@@ -20,6 +20,8 @@ from tinyllm.workers import Task, Team, is_shared, share
 
 MICRO_BATCH_TOKENS = 1024
 """A micro-batch has about so many tokens at most: its arrays stay small, and products are large enough already."""
+MICRO_BATCH_LOGITS = 1 << 24
+"""And so many logits (64 MiB), where the vocabulary is large."""
 
 
 class DataParallel:
@@ -137,7 +139,7 @@ class DataParallel:
     def _gradients(self, rank: int, step: int, inputs: Array, targets: Array) -> float:
         """Add up the gradients of this worker's micro-batches; returns the sum of their losses."""
         B, T = inputs.shape
-        micro_batches = min(B, max(self.size, math.ceil(B * T / MICRO_BATCH_TOKENS)))
+        micro_batches = count_micro_batches(B, T, self.size, self.model.config.vocab_size)
         pieces = list(
             zip(np.array_split(inputs, micro_batches), np.array_split(targets, micro_batches), strict=True)
         )
@@ -186,15 +188,26 @@ class DataParallel:
         return batch_losses(self.model, self.validation, rank, self.size)
 
 
+def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int) -> int:
+    """Into how many micro-batches a batch (windows, length) is cut: at least one for each worker, if it has so many."""
+    tokens = min(MICRO_BATCH_TOKENS, max(1, MICRO_BATCH_LOGITS // vocab_size))
+    return min(windows, max(workers, math.ceil(windows * length / tokens)))
+
+
 def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, size: int) -> list[float]:
     """The sum of the losses of every `size`-th batch, beginning with number `rank`, with dropout off."""
     model.eval()
     losses = []
     for number, batch in enumerate(windows):
-        if number % size == rank:
-            inputs, targets = (backend.asarray(part) for part in batch)
+        if number % size != rank:
+            continue
+        B, T = batch[0].shape
+        parts = count_micro_batches(B, T, 1, model.config.vocab_size)
+        for inputs, targets in zip(*(np.array_split(array, parts) for array in batch), strict=True):
             with no_grad():
-                losses.append(float(ops.cross_entropy(model(inputs), targets, reduction="sum").item()))
+                logits = model(backend.asarray(inputs))
+                loss = ops.cross_entropy(logits, backend.asarray(targets), reduction="sum")
+            losses.append(float(loss.item()))
     return losses
 
 

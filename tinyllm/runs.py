@@ -59,7 +59,7 @@ def train(
             "set it to that, or to 0"
         )
     train_tokens, validation_tokens = (tokenizer.encode_to_array(part) for part in texts)
-    _require_memory(model_config)
+    require_memory(model_config)
     model = TransformerLM(model_config, train_config.seed)
     callbacks = [Progress(), MetricsFile(folder, train_config.log_every), LossCurve(folder)]
     trainer = Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, folder, callbacks)
@@ -122,7 +122,7 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{folder}: cannot be written: {reason or error}; give another --out") from None
 
 
-def _require_memory(config: ModelConfig) -> None:
+def require_memory(config: ModelConfig) -> None:
     """Refuse a model that cannot be trained in the memory of this machine, before the machine grinds to a halt."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
