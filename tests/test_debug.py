@@ -498,7 +498,7 @@ def forward_flops(config: ModelConfig, batch: int, length: int) -> dict[str, int
         config.vocab_size,
     )  # fmt: skip
     weights = config.num_layers * (D * H * K + 2 * D * G * K + H * K * D + 3 * D * F) + D * V
-    scores_and_values = config.num_layers * batch * H * length * length * 2 * K
+    scores_and_values = config.num_layers * batch * H * length * (length + 1) // 2 * 2 * K
     return {"linear": 2 * batch * length * weights, "scaled_dot_product_attention": 2 * scores_and_values}
 
 

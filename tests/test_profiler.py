@@ -70,7 +70,7 @@ def test_flops_of_the_char_model_by_hand() -> None:
     in_matrices = L * (4 * D * D + 3 * D * F) + D * V
     linear, attention = rows["linear"], rows["scaled_dot_product_attention"]
     assert linear.forward_flops == 2 * in_matrices * windows * length
-    assert attention.forward_flops == L * 2 * (2 * windows * length * length * D)
+    assert attention.forward_flops == L * 2 * (2 * windows * (length * (length + 1) // 2) * D)
     for row in (linear, attention):
         assert row.backward_flops == 2 * row.forward_flops
         assert row.product_flops == row.flops == 3 * row.forward_flops

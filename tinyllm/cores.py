@@ -52,12 +52,17 @@ def threads_allowed(threads: int) -> Iterator[None]:
         _op_threads.reset(token)
 
 
+def cores_allowed() -> int:
+    """How many threads an op may use here."""
+    return min(_op_threads.get() or physical_cores(), physical_cores())
+
+
 def each_on_a_core(function: Callable[[Item], None], items: Sequence[Item]) -> None:
     """`function` of each item, in threads where there are several items and cores, and `threads_allowed` allows it.
 
     The calls must not depend on each other. Each has single-threaded matrix products.
     """
-    threads = 1 if len(items) <= 1 else min(len(items), _op_threads.get() or physical_cores())
+    threads = 1 if len(items) <= 1 else min(len(items), cores_allowed())
     if threads <= 1:
         for item in items:
             function(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from types import TracebackType
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from tinyllm import backend, ops
 from tinyllm.backend import Array
-from tinyllm.cores import threads_allowed
+from tinyllm.cores import physical_cores, threads_allowed
 from tinyllm.data import SequentialWindows
 from tinyllm.mode import no_grad, observers
 from tinyllm.nn import TransformerLM, dropout_position
@@ -70,7 +71,7 @@ class DataParallel:
 
     def __enter__(self) -> DataParallel:
         tasks: list[Task] = [self._gradients, self._add_up, self._update, self._losses]
-        self._team = Team(self.size, tasks, processes=not self._watched())
+        self._team = Team(self.size, tasks, processes=not _watched(self.model))
         like = {name: parameter.data for name, parameter in self.parameters.items()}
         if self._team.processes:
             self._move_to_shared_memory()
@@ -97,7 +98,7 @@ class DataParallel:
         return sum(self._run(self._gradients, step, inputs, targets)) / targets.size
 
     def gradient_norm(self) -> float:
-        """Add up the gradients of all workers; returns their Euclidean norm.
+        """Add up the gradients of all workers, once after each `gradients`; returns their Euclidean norm.
 
         Raises NonFiniteNormError when it is not finite.
         """
@@ -118,11 +119,6 @@ class DataParallel:
         if self._team is None:
             raise RuntimeError("the workers are not running; use them within `with`")
         return self._team.run(task, *arguments)
-
-    def _watched(self) -> bool:
-        """Whether something in this process wants to see what is computed."""
-        modules = [module for _, module in self.model.named_modules()]
-        return bool(observers()) or any(m._forward_hooks or m._backward_hooks for m in modules)
 
     def _move_to_shared_memory(self) -> None:
         parameters = {name: p.data for name, p in self.parameters.items()}
@@ -148,7 +144,9 @@ class DataParallel:
         sums = self.by_worker[rank]
         self.model.train()
         total = 0.0
-        with threads_allowed(max(1, self.size // micro_batches)):
+        # Where some workers have nothing to do, the others may use their cores.
+        threads = min(self.size // micro_batches, physical_cores())
+        with threads_allowed(threads) if threads > 1 else contextlib.nullcontext():
             for number in map(int, mine):
                 x, y = pieces[number]
                 with dropout_position(self.seed, step, number):
@@ -217,9 +215,15 @@ def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: int = 1
     def of_rank(rank: int) -> list[float]:
         return batch_losses(model, windows, rank, workers)
 
-    with Team(workers, [of_rank], processes=not observers()) as team:
+    with Team(workers, [of_rank], processes=not _watched(model)) as team:
         losses = [loss for part in team.run(of_rank) for loss in part]
     return math.fsum(losses) / windows.num_targets
+
+
+def _watched(model: TransformerLM) -> bool:
+    """Whether something in this process wants to see what is computed."""
+    modules = [module for _, module in model.named_modules()]
+    return bool(observers()) or any(m._forward_hooks or m._backward_hooks for m in modules)
 
 
 def _balanced(sizes: dict[str, int], parts: int) -> list[frozenset[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.backend import Array
 from tinyllm.errors import InputError
+from tinyllm.memory import keep_freed_memory
 from tinyllm.mode import no_grad
 from tinyllm.tensor import Tensor
 
@@ -151,6 +152,7 @@ def _continue(
     draw: Callable[[Array], int],
     use_cache: bool,
 ) -> Iterator[int]:
+    keep_freed_memory()
     context_length = model.config.context_length
     window = seen[-context_length:]
     cache = new_cache(model) if use_cache else None

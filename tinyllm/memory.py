@@ -7,6 +7,7 @@ import functools
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 LARGEST = 1 << 30
 """Blocks below this many bytes are kept; glibc's limit on the parameter is below 2**31."""
 
@@ -22,4 +23,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(M_TRIM_THRESHOLD, LARGEST))
+    # One arena for all threads: what one has freed, the next can use.
+    settings = ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, LARGEST), (M_ARENA_MAX, 1))
+    return all([mallopt(parameter, value) for parameter, value in settings])

@@ -59,7 +59,7 @@ def report(
     yield "BY MODULE, those whose names differ in a number together"
     yield from _row_table(step, alike_together(step.modules))
     yield ""
-    yield "GFLOP/s: the matrix products of a row over all of its time; those of attention as if it had no mask."
+    yield "GFLOP/s: matrix products of a row over all its time; in attention, of the keys that queries see."
     yield "kept: arrays made there that are held until backward."
     yield ""
     yield "MEMORY of arrays"

@@ -1,10 +1,10 @@
 """Where the time and the memory of a training step go: by op, by module, and against the machine's matrix products.
 
 Floating-point operations (FLOPs) are counted by formulas, a multiply-add as two. Forward of an op has those of
-`Op.flops`: 2 n k m for the product of matrices (n, k) and (k, m), both products of attention as if it had no mask, and
-for what is no matrix product one for each element of its output, whatever the function. Backward of a matrix product is
-a product of the same size for each factor that needs a gradient, so mostly twice its forward; backward of another op
-counts as its forward. What an op computes again in backward does not count.
+`Op.flops`: 2 n k m for the product of matrices (n, k) and (k, m), both products of attention for the keys that
+queries see, and for what is no matrix product one for each element of its output, whatever the function. Backward of
+a matrix product is a product of the same size for each factor that needs a gradient, so mostly twice its forward;
+backward of another op counts as its forward. What an op computes again in backward does not count.
 """
 
 from __future__ import annotations

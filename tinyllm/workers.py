@@ -36,8 +36,8 @@ _ALIGNMENT = 64  # a cache line, so that no two arrays share one
 
 
 def can_fork() -> bool:
-    """Whether this system has forks that are safe beside the threads of its numerical libraries."""
-    return sys.platform.startswith("linux")
+    """Whether forks are safe here beside the threads of the numerical libraries, and this process may make them."""
+    return sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
 
 
 class Team:
@@ -60,15 +60,22 @@ class Team:
         self._context = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         self._forks: list[tuple[Any, Connection]] = []
+        self._runs = 0
+        self._entered = False
 
     def __enter__(self) -> Team:
         keep_freed_memory()
+        self._entered = True
         self._context.enter_context(threads_allowed(1))
-        if self.processes:
-            for rank in range(1, self.size):
-                self._fork(rank)
-        elif self.size > 1:
-            self._pool = ThreadPoolExecutor(self.size - 1, thread_name_prefix="tinyllm")
+        try:
+            if self.processes:
+                for rank in range(1, self.size):
+                    self._fork(rank)
+            elif self.size > 1:
+                self._pool = ThreadPoolExecutor(self.size - 1, thread_name_prefix="tinyllm")
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
@@ -77,8 +84,11 @@ class Team:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+        self._entered = False
         for process, connection in self._forks:
-            connection.close()  # which ends its loop, unless it is in the middle of a task
+            with contextlib.suppress(OSError):  # it is gone
+                connection.send(None)  # ends its loop, unless it is in the middle of a task
+            connection.close()
             if error is not None:
                 process.terminate()
         for process, _ in self._forks:
@@ -92,6 +102,9 @@ class Team:
         Raises the error of the lowest rank that failed, when all have ended. Raises RuntimeError when a process is
         gone.
         """
+        number = self.tasks.index(task)
+        if not self._entered:
+            raise RuntimeError("the team is not running; use it within `with`")
         if self._pool is not None:
             calls = [
                 self._pool.submit(contextvars.copy_context().run, task, rank, *arguments)
@@ -100,10 +113,10 @@ class Team:
             mine = _outcome(task, 0, arguments)
             outcomes = [mine, *(_outcome(lambda _, call=call: call.result(), 0, ()) for call in calls)]
         else:
-            number = self.tasks.index(task)
+            self._runs += 1
             for _, connection in self._forks:
                 with contextlib.suppress(OSError):  # it is gone, which is seen when its answer is missing
-                    connection.send((number, arguments))
+                    connection.send((self._runs, number, arguments))
             outcomes = [_outcome(task, 0, arguments)]
             outcomes += [self._answer(rank) for rank in range(1, len(self._forks) + 1)]
         for _, error in outcomes:
@@ -132,8 +145,15 @@ class Team:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._wait(connection)
-                number, arguments = connection.recv()
-                connection.send(_sendable(_outcome(self.tasks[number], rank, arguments)))
+                message = connection.recv()
+                if message is None:
+                    return
+                run, number, arguments = message
+                try:
+                    outcome = _outcome(self.tasks[number], rank, arguments)
+                except BaseException as error:  # SystemExit, for one, would end the process without an answer
+                    outcome = None, error
+                connection.send((run, _sendable(outcome)))
 
     def _wait(self, connection: Connection) -> None:
         """Watch for a message for a short while, because waking a sleeping core takes longer than a small task."""
@@ -144,8 +164,10 @@ class Team:
     def _answer(self, rank: int) -> tuple[Any, BaseException | None]:
         process, connection = self._forks[rank - 1]
         try:
-            self._wait(connection)
-            outcome: tuple[Any, BaseException | None] = connection.recv()
+            answered, outcome = 0, (None, None)
+            while answered < self._runs:  # an interrupt may have left answers to earlier runs
+                self._wait(connection)
+                answered, outcome = connection.recv()
         except (EOFError, OSError):
             process.join(timeout=1)
             return None, RuntimeError(
@@ -167,6 +189,13 @@ def _sendable(outcome: tuple[Any, BaseException | None]) -> tuple[Any, BaseExcep
     """An outcome that survives the way to another process, with the traceback of the error in its notes."""
     error = outcome[1]
     if error is None:
+        try:
+            pickle.dumps(outcome)
+        except Exception as reason:
+            kind = type(outcome[0]).__name__
+            return None, TypeError(
+                f"a task in a worker process returned {kind}, which cannot be sent: {reason}"
+            )
         return outcome
     lines = "".join(traceback.format_exception(error))
     try:
@@ -181,10 +210,14 @@ def _no_breakpoint(*_: Any, **__: Any) -> NoReturn:
     raise RuntimeError("breakpoint() in a worker process, which has no terminal; use --threads 1")
 
 
+class _SharedMemory(mmap.mmap):
+    """Anonymous memory that forks share, told apart from mapped files."""
+
+
 def share(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Copies of the arrays in memory that this process shares with those that it forks from now on."""
     ends = np.cumsum([-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()], dtype=int)
-    memory = mmap.mmap(-1, max(1, int(ends[-1]) if len(ends) else 0))
+    memory = _SharedMemory(-1, max(1, int(ends[-1]) if len(ends) else 0))
     shared = {}
     for (name, array), end in zip(arrays.items(), ends, strict=True):
         begin = int(end) - -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
@@ -199,4 +232,4 @@ def is_shared(array: Array) -> bool:
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return isinstance(base, mmap.mmap) or (isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap))
+    return isinstance(base.obj if isinstance(base, memoryview) else base, _SharedMemory)

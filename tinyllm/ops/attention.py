@@ -154,6 +154,7 @@ class ScaledDotProductAttention(FusedOp):
                     yield Block(batches, groups, slice(start, end), seen)
 
         if self.keeps:
+            # Small blocks: threads would wait for the interpreter lock more than they compute.
             return [list(blocks(slice(B), slice(G)))]
         return [list(blocks(slice(b, b + 1), slice(g, g + 1))) for b in range(B) for g in range(G)]
 
@@ -222,7 +223,10 @@ class ScaledDotProductAttention(FusedOp):
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         B, H, T, K = shapes[0]
-        return 2 * B * H * T * shapes[1][2] * (K + output[-1])
+        S = shapes[1][2]
+        hidden = T - min(T, S)  # queries before the first key, if causal
+        seen = (T - hidden) * (S + 1 - (T - hidden)) + (T - hidden) * (T - hidden - 1) // 2
+        return 2 * B * H * (seen if self.causal else T * S) * (K + output[-1])
 
     def backward(self, gradient: Any) -> Any:
         B, H, T, _ = gradient.shape
