@@ -103,19 +103,21 @@ class Swiglu(FusedOp):
     )
 
     def forward(self, gate: Any, up: Any) -> Any:
-        self.up = up
+        self.gate, self.up = gate, up
         self.sigmoid = logistic(gate)
-        self.silu = gate * self.sigmoid
-        return self.silu * up
+        y = gate * self.sigmoid
+        y *= up
+        return y
 
     def backward(self, gradient: Any) -> Any:
-        gradient_up = gradient * self.silu
+        silu = self.gate * self.sigmoid
         slope = 1 - self.sigmoid  # silu' = sigmoid + silu (1 - sigmoid)
-        slope *= self.silu
+        slope *= silu
         slope += self.sigmoid
         slope *= self.up
         slope *= gradient
-        return slope, gradient_up
+        silu *= gradient  # now the gradient of up
+        return slope, silu
 
     def reference(self, gate: Tensor, up: Tensor) -> Tensor:
         return gate * sigmoid(gate) * up

@@ -7,7 +7,7 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum, rows
 from tinyllm.ops.norm import rms_norm
-from tinyllm.ops.rope import rope, rotate, rotation_tables
+from tinyllm.ops.rope import rope, rotate, rotate_in_place, rotation_tables
 from tinyllm.ops.shape import Movement, reshape, transpose
 from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
 
@@ -82,25 +82,26 @@ class RotaryHeads(FusedOp):
         if weight is None:
             y = rotate(self.x, self.cos, self.sin)
         else:
-            mean_square = row_sum(self.x * self.x) / K
-            self.inv_rms = 1 / backend.xp.sqrt(mean_square + self.eps)  # (B, T, H, 1)
-            n = self.x * self.inv_rms
-            y = rotate(n, self.cos * weight, self.sin * backend.swap_halves(weight))
+            y = self.x * self.x
+            self.inv_rms = 1 / backend.xp.sqrt(row_sum(y) / K + self.eps)  # (B, T, H, 1)
+            backend.xp.multiply(self.x, self.inv_rms, out=y)
+            rotate_in_place(y, self.cos * weight, self.sin * backend.swap_halves(weight))
         return y.transpose((0, 2, 1, 3))
 
     def backward(self, gradient: Any) -> Any:
         B, H, T, K = gradient.shape
         # The inverse of a rotation is the rotation back.
-        gradient_x = rotate(gradient.transpose((0, 2, 1, 3)), self.cos, -self.sin)  # (B, T, H, K)
+        gradient_x = gradient.transpose((0, 2, 1, 3)).copy()  # (B, T, H, K)
+        _, scratch = rotate_in_place(gradient_x, self.cos, -self.sin)
         if self.weight is None:
             return gradient_x.reshape((B, T, H * K))
         # As in RMSNorm.
-        product = gradient_x * self.x
+        product = backend.xp.multiply(gradient_x, self.x, out=scratch)
         gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
         projection = row_sum(product, self.weight) * self.inv_rms / K
         # Written out to (T, H, K), because products that broadcast along short rows are slow.
         gradient_x *= backend.xp.broadcast_to(self.weight, self.cos.shape).copy()
-        gradient_x -= self.x * (projection * self.inv_rms)
+        gradient_x -= backend.xp.multiply(self.x, projection * self.inv_rms, out=scratch)
         gradient_x *= self.inv_rms
         return gradient_x.reshape((B, T, H * K)), gradient_weight
 

@@ -30,9 +30,11 @@ class RMSNorm(FusedOp):
 
     def forward(self, x: Any, weight: Any) -> Any:
         self.x, self.weight = x, weight
-        mean_square = row_sum(x * x) / x.shape[-1]
+        y = x * x
+        mean_square = row_sum(y) / x.shape[-1]
         self.inv_rms = 1 / backend.xp.sqrt(mean_square + self.eps)  # (..., 1)
-        y = x * self.inv_rms
+        # Into the memory of the squares, which is in cache.
+        backend.xp.multiply(x, self.inv_rms, out=y)
         y *= weight
         return y
 
@@ -44,7 +46,7 @@ class RMSNorm(FusedOp):
         gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
         projection = row_sum(product, self.weight) * self.inv_rms / D
         gradient_x = gradient * self.weight
-        gradient_x -= self.x * (projection * self.inv_rms)
+        gradient_x -= backend.xp.multiply(self.x, projection * self.inv_rms, out=product)
         gradient_x *= self.inv_rms
         return gradient_x, gradient_weight
 

@@ -70,11 +70,16 @@ class Rope(FusedOp):
 
 def rotate(x: Any, cos: Any, sin: Any) -> Any:
     """x cos + swap(x) sin. x: (..., T, ..., K), cos and sin: (T, ..., K) -> the shape of x."""
-    y = x * cos
+    return rotate_in_place(x.copy(), cos, sin)[0]
+
+
+def rotate_in_place(x: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
+    """x, which is changed to its rotation, and an array of the same shape to write into, whose memory is in cache."""
     swapped = backend.swap_halves(x)
     swapped *= sin
-    y += swapped
-    return y
+    x *= cos
+    x += swapped
+    return x, swapped
 
 
 def rope(x: Any, offset: int = 0, theta: float = 10000.0, axis: int = -2) -> Tensor:
