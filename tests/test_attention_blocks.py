@@ -25,6 +25,7 @@ def in_blocks(patch: pytest.MonkeyPatch, rows: int, heads_in_group: int, S: int)
     patch.setattr(attention, "KEPT_SCORES", 0)
     patch.setattr(attention, "_SCORES", rows * heads_in_group * S)
     patch.setattr(attention, "_FEWEST_ROWS", 1)
+    patch.setattr(attention, "_TILE", (rows * heads_in_group, 2))
 
 
 def kept_in_blocks(patch: pytest.MonkeyPatch, rows: int) -> None:

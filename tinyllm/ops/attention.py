@@ -27,21 +27,23 @@ _CAUSAL_ROWS = 64
 # Scores in a block where none are kept: with fewer, the products with keys and values become thin and slow.
 _SCORES = 1 << 20
 _FEWEST_ROWS = 16
+# Rows (of all heads of a group) and columns of a block in backward then, where every score is by itself.
+_TILE = (512, 1024)
 
 _MASK = np.array([[True, False, True], [True, True, True]])
 _UNSEEN = np.array([[True, True, False], [False, False, False]])
 
 
 class Block(NamedTuple):
-    """Queries that are handled together: those of `rows` in some batches and groups of heads that share a key head.
+    """Scores that are computed together: of the queries in `rows` with the keys in `columns`.
 
-    They see the first `seen` keys at most.
+    They are in some batches and groups of heads that share a key head.
     """
 
     batches: slice
     groups: slice
     rows: slice
-    seen: int
+    columns: slice
 
     @property
     def queries(self) -> tuple[Any, ...]:
@@ -50,8 +52,13 @@ class Block(NamedTuple):
 
     @property
     def keys(self) -> tuple[slice, ...]:
-        """The index of the keys that they may see, in an array (B, G, S, ...)."""
-        return (self.batches, self.groups, slice(self.seen))
+        """The index of its keys in an array (B, G, S, ...)."""
+        return (self.batches, self.groups, self.columns)
+
+    @property
+    def scores(self) -> tuple[Any, ...]:
+        """The index of its scores in an array (B, G, H/G, T, S)."""
+        return (*self.queries, self.columns)
 
 
 @register
@@ -106,7 +113,7 @@ class ScaledDotProductAttention(FusedOp):
         self.out = _tokens_first((B, H, T, K_v), q.dtype)
         self.keeps = B * H * T * S <= KEPT_SCORES or self.dropout_p > 0
         self.kept: dict[int, Any] = {}
-        """The probabilities P of each block, (B, G, H/G R, seen), by its first row."""
+        """The probabilities P of each block, (B, G, H/G R, columns), by its first row."""
         self.log_total: Any = None
         """ln sum_s e^(score), (B, H, T, 1), from which backward computes P again where none are kept."""
         if not self.keeps:
@@ -135,28 +142,33 @@ class ScaledDotProductAttention(FusedOp):
         return not any(self.units) or (self.causal and T > S)
 
     def _units(self) -> list[list[Block]]:
-        """The blocks of all queries that see a key, in lists that may run at the same time."""
+        """The blocks of all queries that see a key, with these keys, in lists that may run at the same time."""
         B, H, T, _ = self.q.shape
         _, G, S, _ = self.k.shape
-        heads = H // G
-        if not self.keeps:
-            rows = max(_FEWEST_ROWS, _SCORES // max(1, heads * S))
-        elif self.causal:
-            rows = _CAUSAL_ROWS
-        else:
-            rows = max(T, 1)
-
-        def blocks(batches: slice, groups: slice) -> Iterator[Block]:
-            for start in range(0, T, rows):
-                end = min(start + rows, T)
-                seen = max(0, end + S - T) if self.causal else S
-                if seen:
-                    yield Block(batches, groups, slice(start, end), seen)
-
         if self.keeps:
-            # Small blocks: threads would wait for the interpreter lock more than they compute.
-            return [list(blocks(slice(B), slice(G)))]
-        return [list(blocks(slice(b, b + 1), slice(g, g + 1))) for b in range(B) for g in range(G)]
+            # All in one list: these blocks are small, and threads would wait for the interpreter lock.
+            rows = _CAUSAL_ROWS if self.causal else max(T, 1)
+            return [list(self._blocks(slice(B), slice(G), rows, max(S, 1)))]
+        rows = max(_FEWEST_ROWS, _SCORES // max(1, H // G * S))
+        return self._by_key_head(rows, S)
+
+    def _by_key_head(self, rows: int, columns: int) -> list[list[Block]]:
+        """A list of blocks for each batch and key head."""
+        B, G = self.k.shape[:2]
+        return [
+            list(self._blocks(slice(b, b + 1), slice(g, g + 1), rows, columns))
+            for b in range(B)
+            for g in range(G)
+        ]
+
+    def _blocks(self, batches: slice, groups: slice, rows: int, columns: int) -> Iterator[Block]:
+        """Blocks of at most so many rows and columns, without those that hold no key that a query sees."""
+        T, S = self.q.shape[2], self.k.shape[2]
+        for start in range(0, T, rows):
+            end = min(start + rows, T)
+            seen = max(0, end + S - T) if self.causal else S
+            for first in range(0, seen, columns):
+                yield Block(batches, groups, slice(start, end), slice(first, min(first + columns, seen)))
 
     def _forward_unit(self, blocks: list[Block]) -> None:
         xp = backend.xp
@@ -182,29 +194,34 @@ class ScaledDotProductAttention(FusedOp):
                 self._grouped(self.log_total)[block.queries] = _by_head(maximum + xp.log(total), heads)
 
     def _scores(self, block: Block) -> Any:
-        """factor Q K^T + M of a block, (b, g, H/G R, seen)."""
+        """factor Q K^T + M of a block, (b, g, H/G R, columns)."""
         xp = backend.xp
         q = self._grouped(self.q)[block.queries]  # (b, g, H/G, R, K)
         scores = _together(q) @ self.k[block.keys].swapaxes(-1, -2)
-        by_head = _by_head(scores, q.shape[2])  # (b, g, H/G, R, seen)
+        by_head = _by_head(scores, q.shape[2])  # (b, g, H/G, R, columns)
+        T, S = self.q.shape[2], self.k.shape[2]
         if self.causal:
-            # All but the last R keys are seen by every query of the block.
-            R = by_head.shape[3]
-            last = min(R, block.seen)
-            by_head[..., block.seen - last :] += causal_scores(R, last, scores.dtype.name, xp)
+            # Row r sees the columns up to r + last; those up to `last` are seen by every row.
+            last = block.rows.start + S - T - block.columns.start
+            R, columns = by_head.shape[3:]
+            hidden = max(0, last + 1)
+            if hidden < columns:
+                by_head[..., hidden:] += causal_scores(
+                    R, columns - hidden, last - hidden, scores.dtype.name, xp
+                )
         if self.mask is not None:
-            whole = self._grouped(xp.broadcast_to(self.mask, (*self.q.shape[:3], self.k.shape[2])))
-            by_head += additive(whole[block.queries][..., : block.seen], scores.dtype)
+            whole = self._grouped(xp.broadcast_to(self.mask, (*self.q.shape[:3], S)))
+            by_head += additive(whole[block.scores], scores.dtype)
         return scores
 
     def _dropped(self, values: Any, block: Block) -> Any:
-        """`values` (b, g, H/G R, seen) times the dropout mask."""
+        """`values` (b, g, H/G R, columns) times the dropout mask."""
         if self.keep is None:
             return values
-        return values * _together(self._grouped(self.keep)[block.queries][..., : block.seen])
+        return values * _together(self._grouped(self.keep)[block.scores])
 
     def _probabilities(self, block: Block) -> Any:
-        """P of a block, (b, g, H/G R, seen), as forward left it or computed again."""
+        """P of a block, (b, g, H/G R, columns), as forward left it or computed again."""
         if self.keeps:
             return self.kept[block.rows.start]
         p = self._scores(block)
@@ -217,7 +234,7 @@ class ScaledDotProductAttention(FusedOp):
         p = backend.xp.zeros((*self.q.shape[:3], self.k.shape[2]), dtype=self.q.dtype)
         grouped = self._grouped(p)
         for block in itertools.chain.from_iterable(self.units):
-            part = grouped[block.queries][..., : block.seen]
+            part = grouped[block.scores]
             part[...] = _by_head(self._probabilities(block), part.shape[2])
         return p
 
@@ -234,7 +251,10 @@ class ScaledDotProductAttention(FusedOp):
         gradient_q = _tokens_first((B, H, T, K), gradient.dtype)
         gradient_k = _tokens_first(self.k.shape, gradient.dtype)
         gradient_v = _tokens_first(self.v.shape, gradient.dtype)
-        if self._leaves_out():
+        units = (
+            self.units if self.keeps else self._by_key_head(max(1, _TILE[0] * self.k.shape[1] // H), _TILE[1])
+        )
+        if self._leaves_out() or not self.keeps:
             gradient_q[...] = gradient_k[...] = gradient_v[...] = 0
         # sum_s P dP = O . dO, so that no block needs the others.
         products = (gradient * self.out).transpose(0, 2, 1, 3)
@@ -242,19 +262,20 @@ class ScaledDotProductAttention(FusedOp):
         q, out, by_head = self._grouped(self.q), self._grouped(gradient), self._grouped(gradient_q)
 
         def of_unit(blocks: list[Block]) -> None:
-            # The last block sees every key, so that its gradients need nothing to be added to.
             for number, block in enumerate(reversed(blocks)):
+                # The last of the kept blocks sees every key, so that its gradients need nothing to be added to.
+                first = self.keeps and number == 0
                 p, keys = self._probabilities(block), block.keys
                 gradient_rows = _together(out[block.queries])
-                _add(gradient_v[keys], self._dropped(p, block), gradient_rows, number == 0)
+                _add(gradient_v[keys], self._dropped(p, block), gradient_rows, first)
                 # softmax: dS = P (dP - sum_s P dP)
                 gradient_scores = self._dropped(gradient_rows @ self.v[keys].swapaxes(-1, -2), block)
                 gradient_scores -= _together(delta[block.queries])
                 gradient_scores *= p
-                _write(by_head, block, gradient_scores, self.k[keys])
-                _add(gradient_k[keys], gradient_scores, _together(q[block.queries]), number == 0)
+                _write(by_head, block, gradient_scores, self.k[keys], add=not self.keeps)
+                _add(gradient_k[keys], gradient_scores, _together(q[block.queries]), first)
 
-        each_on_a_core(of_unit, self.units)
+        each_on_a_core(of_unit, units)
         gradient_q *= self.factor
         return gradient_q, gradient_k, gradient_v
 
@@ -296,9 +317,9 @@ def additive(allowed: Any, dtype: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def causal_scores(T: int, S: int, dtype: str, xp: Any) -> Any:
-    """What is added to causal scores (T, S): 0 up to key t + S - T, -infinity beyond."""
-    return additive(xp.tri(T, S, S - T, dtype=bool), dtype)
+def causal_scores(T: int, S: int, last: int, dtype: str, xp: Any) -> Any:
+    """What is added to causal scores (T, S): 0 up to key t + last, -infinity beyond."""
+    return additive(xp.tri(T, S, last, dtype=bool), dtype)
 
 
 def _together(x: Any) -> Any:
@@ -313,10 +334,12 @@ def _by_head(x: Any, heads: int) -> Any:
     return x.reshape((b, g, heads, rows // heads, K))
 
 
-def _write(target: Any, block: Block, a: Any, b: Any) -> None:
-    """target[block] = a b. target: (B, G, h, T, K), a: (b, g, h R, n), b: (b, g, n, K)."""
+def _write(target: Any, block: Block, a: Any, b: Any, add: bool = False) -> None:
+    """target[block] = a b, or += a b. target: (B, G, h, T, K), a: (b, g, h R, n), b: (b, g, n, K)."""
     part = target[block.queries]
-    if part.shape[2] == 1:
+    if add:
+        part += (a @ b).reshape(part.shape)
+    elif part.shape[2] == 1:
         backend.xp.matmul(a, b, out=part[:, :, 0])
     else:
         part[...] = (a @ b).reshape(part.shape)
