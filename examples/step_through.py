@@ -43,8 +43,8 @@ FORWARD_STOPS = {
 BACKWARD_STOPS = {
     "cross_entropy.backward": """
         Where backward begins. `gradient` is dL/dL = 1. What is returned, dL/dlogits, is (p - onehot) / (B T): `p` of
-        every character, less 1 at the right one. `self.safe_targets` are the right ones, `self.logsumexp` is
-        ln sum e^z.""",
+        every character, less 1 at the right one. `self.safe_targets` are the right ones; p is
+        `self.exponentials`, e^z of each row less its largest z, divided by their sums `self.total`.""",
     "scaled_dot_product_attention.backward": """
         `gradient` is dL/dO, (B, H, T, K). The softmax's part is dS = P (dP - sum(P dP)). `self.p`
         is P, `self.q` holds the queries times 1/sqrt(K), and what is returned is dL/dq, dL/dk, dL/dv.""",
