@@ -18,7 +18,7 @@ from tinyllm.errors import InputError
 
 Array = numpy.typing.NDArray[Any]
 
-CACHED_ELEMENTS = 1 << 13
+CACHED_ELEMENTS = 1 << 16
 """Elements of a part in `cache_parts`."""
 FEW_ROWS = 256
 """Up to so many target rows, `scatter_add` is a product with a one-hot matrix."""

@@ -7,11 +7,8 @@ import contextvars
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
-
-import threadpoolctl
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -34,7 +31,9 @@ def physical_cores() -> int:
 
 
 @functools.cache
-def _libraries() -> threadpoolctl.ThreadpoolController:
+def _libraries() -> Any:
+    import threadpoolctl  # late, as below, so that importing tinyllm stays fast
+
     return threadpoolctl.ThreadpoolController()
 
 
@@ -67,6 +66,8 @@ def each_on_a_core(function: Callable[[Item], None], items: Sequence[Item]) -> N
         for item in items:
             function(item)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with threads_allowed(1), ThreadPoolExecutor(threads, thread_name_prefix="tinyllm") as pool:
         # Each call runs in a copy of this context, so that modes hold there too.
         calls = [pool.submit(contextvars.copy_context().run, function, item) for item in items]
