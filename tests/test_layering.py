@@ -19,6 +19,7 @@ RANKS = (
     ("tensor",),
     ("ops", "transforms"),
     ("nn", "optim", "tokenizer", "data"),
+    ("decoder",),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
     ("tinyllm", "callbacks", "training_profile"),  # the package itself gathers what is above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from tinyllm.backend import Array
 from tinyllm.errors import InputError
 from tinyllm.memory import keep_freed_memory
 from tinyllm.mode import no_grad
-from tinyllm.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinyllm.nn import TransformerLM
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _WORTH_A_COPY = 32
-"""From so many new tokens on, the matrices are copied into the layout that decoding reads fastest."""
+"""From so many new tokens on, the matrices are copied into the layout that single tokens are fastest with."""
 
 
 class KeyValues:
@@ -109,7 +108,9 @@ def generate(
     Args:
         tokens: the prompt, at least one id. max_new_tokens: how many to draw.
         temperature, top_k, top_p: see `next_token`. seed: the same seed gives the same tokens.
-        use_cache: keep keys and values between tokens; without it every token is computed from all before.
+        use_cache: keep keys and values between tokens; without it every token is computed from all before. With it,
+            the modules are called only if someone watches them: a hook, an observer, a debugger; a `Decoder` otherwise
+            computes the same from their weights.
         vocab_size: draw among the first so many ids alone, where a model has more than its tokenizer.
 
     Raises:
@@ -155,12 +156,12 @@ def _continue(
     keep_freed_memory()
     context_length = model.config.context_length
     window = seen[-context_length:]
-    cache = new_cache(model) if use_cache else None
-    fresh = window  # the tokens that the cache has not seen
-    layout = _by_input(model) if use_cache and max_new_tokens >= _WORTH_A_COPY else {}
+    with evaluating(model):
+        next_logits = _next_logits(model, max_new_tokens, use_cache)
+    fresh = window  # the tokens of the window that were not seen yet
     for i in range(max_new_tokens):
-        with evaluating(model), _laid_out(layout if len(fresh) == 1 else {}):
-            logits = _last_logits(model, fresh if use_cache else window, cache)
+        with evaluating(model):
+            logits = next_logits(window, fresh)
         token = draw(logits)
         yield token
         if i + 1 == max_new_tokens:
@@ -168,34 +169,40 @@ def _continue(
         window.append(token)
         fresh = [token]
         if len(window) > context_length:
-            window = window[-max(1, context_length // 2) :]
-            cache = new_cache(model) if use_cache else None
-            fresh = window
+            fresh = window = window[-max(1, context_length // 2) :]
 
 
-def _by_input(model: TransformerLM) -> dict[Tensor, Array]:
-    """Copies of the matrices of linear layers that lie in memory input by input.
+def _next_logits(
+    model: TransformerLM, max_new_tokens: int, use_cache: bool
+) -> Callable[[list[int], list[int]], Array]:
+    """A function of a window of tokens, and of those that are new in it, to the logits (V,) after the last."""
+    from tinyllm.decoder import Decoder, supports  # only here, so that importing tinyllm stays fast
 
-    The product of a matrix with the single vector of a new token reads such a copy 1.5 times as fast.
-    """
-    from tinyllm.nn import Linear  # only here, so that importing tinyllm stays fast
+    def of_last(tokens: list[int], cache: list[KeyValues] | None) -> Array:
+        hidden = model.hidden(backend.asarray([tokens]), cache)
+        return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
 
-    modules = [module for _, module in model.named_modules()]
-    weights = [module.weight for module in modules if isinstance(module, Linear)]
-    return {weight: backend.xp.asfortranarray(weight.data) for weight in weights}
+    if not use_cache:
+        return lambda window, fresh: of_last(window, None)
+    if supports(model):
+        decoder = Decoder(model)
 
+        def decoded(window: list[int], fresh: list[int]) -> Array:
+            if fresh is window:
+                decoder.length = 0
+            elif not decoder.is_packed and max_new_tokens >= _WORTH_A_COPY:
+                decoder.pack()
+            return backend.to_numpy(decoder(fresh))
 
-@contextlib.contextmanager
-def _laid_out(layout: Mapping[Tensor, Array]) -> Iterator[None]:
-    """Within this context the Tensors have these arrays, of the same values."""
-    originals = [tensor.data for tensor in layout]
-    for tensor, array in layout.items():
-        tensor.data = array
-    try:
-        yield
-    finally:
-        for tensor, array in zip(layout, originals, strict=True):
-            tensor.data = array
+        return decoded
+    cache = new_cache(model)
+
+    def cached(window: list[int], fresh: list[int]) -> Array:
+        if fresh is window:
+            cache[:] = new_cache(model)
+        return of_last(fresh, cache)
+
+    return cached
 
 
 @contextlib.contextmanager
@@ -210,12 +217,6 @@ def evaluating(model: TransformerLM) -> Iterator[None]:
     finally:
         if training:
             model.train()
-
-
-def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
-    """The logits (V,) after the last of `tokens`."""
-    hidden = model.hidden(backend.asarray([tokens]), cache)
-    return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
 
 
 def generate_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import string
 from collections.abc import Sequence
@@ -29,14 +30,19 @@ def row_sum(x: Any, weight: Any = None) -> Any:
 
     x: (..., D), weight: (D,) -> (..., 1).
     """
-    weight = backend.xp.ones(x.shape[-1], dtype=x.dtype) if weight is None else weight
+    weight = _ones(x.shape[-1], x.dtype, backend.xp) if weight is None else weight
     return (rows(x) @ weight).reshape((*x.shape[:-1], 1))
 
 
 def column_sum(x: Any) -> Any:
     """The sum of all rows, likewise. x: (..., D) -> (D,)."""
     matrix = rows(x)
-    return backend.xp.ones(matrix.shape[0], dtype=x.dtype) @ matrix
+    return _ones(matrix.shape[0], x.dtype, backend.xp) @ matrix
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(length: int, dtype: Any, xp: Any) -> Any:
+    return xp.ones(length, dtype=dtype)
 
 
 @register

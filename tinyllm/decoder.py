@@ -1,0 +1,218 @@
+"""A TransformerLM on plain arrays, for one growing sequence: what `generate` runs when nobody watches the modules."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tinyllm import backend, nn
+from tinyllm.mode import current_mode, no_grad
+from tinyllm.nn.attention import HeadNorm
+from tinyllm.ops.activation import Swiglu
+from tinyllm.ops.attention import causal_scores
+from tinyllm.ops.matrix import row_sum
+from tinyllm.ops.norm import RMSNorm
+from tinyllm.ops.rope import rotate, rotation_tables
+
+if TYPE_CHECKING:
+    from tinyllm.nn import TransformerBlock, TransformerLM
+
+# Queries of a long prompt that attend together: fewer compute fewer scores in vain, in thinner products.
+_QUERIES = 128
+# Outputs that `pack` copies together: their rows stay in cache, which makes it several times faster.
+_PACKED_TOGETHER = 64
+# The classes of modules that a Decoder knows; it knows no subclass.
+_MODULES = {
+    nn.TransformerLM, nn.TransformerBlock, nn.MultiHeadAttention, nn.FeedForward, nn.Linear, nn.RMSNorm, HeadNorm,
+    nn.Embedding, nn.Dropout, nn.PositionEncoding, nn.RotaryEmbedding,
+}  # fmt: skip
+
+
+class Decoder:
+    """The logits after the newest token of one sequence, which grows from call to call.
+
+    It computes what the model computes in evaluation, from the same weights, in the same order. A single new token
+    takes a few large products and many small array operations, and outside a graph the small ones cost half. The
+    weights must not change while it is used.
+
+    Args:
+        model: one that `supports` accepts. capacity: tokens that there is room for; None: context_length.
+
+    Example:
+        >>> model = nn.TransformerLM(nn.ModelConfig(vocab_size=10), seed=1)
+        >>> decoder = Decoder(model)
+        >>> decoder([1, 2, 3]).shape, decoder([4]).shape, decoder.length
+        ((10,), (10,), 4)
+    """
+
+    def __init__(self, model: TransformerLM, capacity: int | None = None) -> None:
+        config = model.config
+        self.embedding = model.embedding
+        self.capacity = config.context_length if capacity is None else capacity
+        self.length = 0
+        """How many tokens it has seen; set it to 0 to begin anew."""
+        self.layers = [_Layer(block, self.capacity) for block in model.blocks]
+        self.norm = _Norm(model.norm)
+        self.head = _Products(model.head)
+        self.tables = None
+        if isinstance(model.position, nn.RotaryEmbedding):
+            template = backend.xp.empty((self.capacity, 1, config.head_dim), dtype=model.head.weight.dtype)
+            self.tables = rotation_tables(template, 0, config.rope_theta, axis=-3)  # (capacity, 1, K) each
+
+    def pack(self) -> None:
+        """Copy the matrices into the layout that single tokens are fastest with, worth it from some 30 of them on."""
+        for products in (self.head, *(products for layer in self.layers for products in layer.products())):
+            products.pack()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `pack` was called."""
+        return self.head.packed is not None
+
+    def __call__(self, tokens: Sequence[int]) -> Any:
+        """The logits (V,) after the last of `tokens`, which follow those of the calls before.
+
+        Raises ValueError when there is no room for them, IndexError for an id that is not in the vocabulary.
+        """
+        here = slice(self.length, self.length + len(tokens))
+        if here.stop > self.capacity:
+            raise ValueError(f"there is room for {self.capacity} tokens; got {here.stop}")
+        with no_grad():
+            x = self.embedding(backend.asarray(tokens)).data  # (T, D)
+        for layer in self.layers:
+            x += self._attention(layer, layer.attention_norm(x), here)
+            x += layer.feed_forward(layer.feed_forward_norm(x))
+        self.length = here.stop
+        (logits,) = self.head(self.norm(x[-1:]))
+        return logits[0]
+
+    def _attention(self, layer: _Layer, x: Any, here: slice) -> Any:
+        """Causal attention of the tokens at `here` to all so far, and its projection. x: (T, D) -> (T, D)."""
+        T, K, G = x.shape[0], layer.head_dim, layer.keys.shape[0]
+        q, k, v = layer.query_key_value(x)
+        heads = backend.xp.concatenate([q, k], axis=1).reshape((T, -1, K))  # (T, H + G, K)
+        if layer.head_norm is not None:
+            heads = layer.head_norm(heads)
+        if self.tables is not None:
+            cos, sin = self.tables
+            heads = rotate(heads, cos[here], sin[here])
+        layer.keys[:, here] = heads[:, -G:].swapaxes(0, 1)
+        layer.values[:, here] = v.reshape((T, G, K)).swapaxes(0, 1)
+        q = heads[:, :-G].reshape((T, G, -1, K)).transpose(1, 2, 0, 3)  # (G, H/G, T, K)
+        attended = backend.xp.empty_like(q)
+        for start in range(0, T, _QUERIES):
+            rows = slice(start, min(start + _QUERIES, T))
+            seen = here.start + rows.stop
+            attended[:, :, rows] = _attend(q[:, :, rows], layer.keys[:, :seen], layer.values[:, :seen])
+        (y,) = layer.output(attended.transpose(2, 0, 1, 3).reshape((T, -1)))
+        return y
+
+
+def _attend(q: Any, keys: Any, values: Any) -> Any:
+    """softmax(Q K^T / sqrt(K)) V of the newest R tokens. q: (G, h, R, K), keys, values: (G, S, K) -> (G, h, R, K)."""
+    xp = backend.xp
+    G, h, R, K = q.shape
+    p = (q * K**-0.5).reshape((G, h * R, K)) @ keys.swapaxes(1, 2)  # (G, h R, S)
+    if R > 1:
+        p.reshape((G, h, R, -1))[..., -R:] += causal_scores(R, R, 0, p.dtype.name, xp)
+    p -= p.max(axis=-1, keepdims=True)
+    xp.exp(p, out=p)
+    attended = p @ values
+    attended /= row_sum(p)
+    return attended.reshape(q.shape)
+
+
+class _Products:
+    """x W^T for each of several linear layers that share their input. x: (R, inputs) -> (R, outputs) each."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        self.matrices = [layer.weight.data.T for layer in layers]
+        self.packed: Any = None
+
+    def pack(self) -> None:
+        """Join the matrices into one that lies in memory input by input: a single row reads it 1.5 times as fast."""
+        first = self.matrices[0]
+        packed = backend.xp.empty((first.shape[0], sum(m.shape[1] for m in self.matrices)), dtype=first.dtype)
+        start = 0
+        for matrix in self.matrices:
+            for column in range(0, matrix.shape[1], _PACKED_TOGETHER):
+                part = matrix[:, column : column + _PACKED_TOGETHER]
+                packed[:, start : start + part.shape[1]] = part
+                start += part.shape[1]
+        self.packed = packed
+
+    def __call__(self, x: Any) -> list[Any]:
+        if self.packed is None or x.shape[0] > 1:
+            return [x @ matrix for matrix in self.matrices]
+        y = x @ self.packed
+        results, start = [], 0
+        for matrix in self.matrices:
+            results.append(y[:, start : start + matrix.shape[1]])
+            start += matrix.shape[1]
+        return results
+
+
+class _Norm:
+    """RMSNorm of an array by the weight of a module; with `heads`, by the weights of several, one for each head."""
+
+    def __init__(self, norm: nn.RMSNorm, *heads: nn.RMSNorm) -> None:
+        self.op, self.weight = RMSNorm(norm.eps), norm.weight.data
+        if heads:
+            self.weight = backend.xp.stack([norm.weight.data, *(head.weight.data for head in heads)])
+
+    def __call__(self, x: Any) -> Any:
+        return self.op.forward(x, self.weight)
+
+
+class _Layer:
+    """A block, and the keys and values (G, capacity, K) of the tokens that it has seen."""
+
+    def __init__(self, block: TransformerBlock, capacity: int) -> None:
+        attention, feed_forward = block.attention, block.feed_forward
+        self.head_dim = K = attention.head_dim
+        H, G = (projection.weight.shape[0] // K for projection in (attention.query, attention.key))
+        self.attention_norm, self.feed_forward_norm = (
+            _Norm(block.attention_norm),
+            _Norm(block.feed_forward_norm),
+        )
+        self.head_norm = None
+        if attention.query_norm is not None and attention.key_norm is not None:
+            self.head_norm = _Norm(*[attention.query_norm] * H, *[attention.key_norm] * G)
+        self.query_key_value = _Products(attention.query, attention.key, attention.value)
+        self.output = _Products(attention.output)
+        self.gate_up = _Products(feed_forward.gate, feed_forward.up)
+        self.down = _Products(feed_forward.down)
+        self.keys = backend.xp.empty((G, capacity, K), dtype=attention.key.weight.dtype)
+        self.values = backend.xp.empty_like(self.keys)
+
+    def feed_forward(self, x: Any) -> Any:
+        """SwiGLU and its projection. x: (R, D) -> (R, D)."""
+        gate, up = self.gate_up(x)
+        (y,) = self.down(Swiglu().forward(gate, up))
+        return y
+
+    def products(self) -> Iterator[_Products]:
+        """All matrices of the block."""
+        yield from (self.query_key_value, self.output, self.gate_up, self.down)
+
+
+def supports(model: TransformerLM) -> bool:
+    """Whether a Decoder computes what calling the model would, and nobody wants to see the modules do it.
+
+    Hooks, observers, reference mode and a debugger want to see them.
+    """
+    modules = [module for _, module in model.named_modules()]
+    known = {type(module) for module in modules} <= _MODULES
+    plain = all(module.bias is None for module in modules if isinstance(module, nn.Linear))
+    hooked = any(module._forward_hooks or module._backward_hooks for module in modules)
+    mode = current_mode.get()
+    return known and plain and not (hooked or mode.observers or mode.reference or _debugged())
+
+
+def _debugged() -> bool:
+    """Whether a debugger follows this thread."""
+    monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    return sys.gettrace() is not None or (
+        monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID) is not None
+    )
