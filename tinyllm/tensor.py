@@ -8,7 +8,6 @@ are attached by `tinyllm.ops`, so that this module imports nothing above the bac
 from __future__ import annotations
 
 import copy
-import html
 import itertools
 import math
 import re
@@ -153,6 +152,8 @@ class Tensor(_Methods):
             rows["requires_grad"] = "True"
         if self.grad is not None:
             rows["grad"] = Tensor(self.grad)._values_text("")
+        import html  # only notebooks need it
+
         cells = (
             f'<tr><th style="text-align:left">{key}</th>'
             f'<td style="text-align:left"><pre style="margin:0">{html.escape(value)}</pre></td></tr>'

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-import string
 from collections.abc import Sequence
 from typing import Any
 
 from tinyllm import backend
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.tensor import Case, FusedOp, Op, Tensor, operands, register
+
+# What `string.ascii_letters` holds; that module is slow to import.
+_LABELS = "".join(map(chr, [*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1)]))
 
 
 def product(a: Any, b: Any) -> Any:
@@ -201,7 +203,7 @@ def _parse(subscripts: str, ndims: list[int]) -> tuple[list[str], str]:
     terms = left.split(",")
     if len(terms) != len(ndims):
         raise ValueError(f"einsum: {subscripts!r} names {len(terms)} operands; got {len(ndims)}")
-    spare = [letter for letter in string.ascii_letters if letter not in subscripts]
+    spare = [letter for letter in _LABELS if letter not in subscripts]
     batch = max([0, *(n - len(term) + 3 for term, n in zip(terms, ndims, strict=True) if "..." in term)])
     letters = "".join(spare[:batch])
     for i, (term, n) in enumerate(zip(terms, ndims, strict=True)):
