@@ -58,9 +58,14 @@ Step = Callable[[int], float]
 def build_trainer(size: str, optimizer: str, threads: int) -> Trainer:
     """A trainer of this size on random tokens."""
     settings, batch_size, _, _ = SIZES[size]
-    model = TransformerLM(from_mapping(ModelConfig, settings), seed=1)
-    V = model.config.vocab_size
-    tokens = np.random.default_rng(0).integers(0, V, size=1_000_000).astype(np.uint16)
+    return trainer_of(from_mapping(ModelConfig, settings), batch_size, optimizer, threads)
+
+
+def trainer_of(shape: ModelConfig, batch_size: int, optimizer: str, threads: int) -> Trainer:
+    """A trainer of a model of this shape on random tokens."""
+    model = TransformerLM(shape, seed=1)
+    V = shape.vocab_size
+    tokens = np.random.default_rng(0).integers(0, V, size=1_000_000, dtype=np.uint16)
     characters = "".join(chr(i) for i in range(V + 0x1000) if not 0xD800 <= i < 0xE000)[:V]
     config = replace(
         from_mapping(TrainConfig, PRESETS["char"]["train"]),
@@ -135,11 +140,11 @@ def step_flops(config: ModelConfig, windows: int) -> float:
     return windows * (linear + attention)
 
 
-def product_rate(rank: int) -> float:
+def product_rate(rank: int, products: int = 6) -> float:
     """Floating-point operations a second of this worker in a large product; the median of several."""
     a = np.ones((2048, 2048), dtype=np.float32)
     seconds = []
-    for _ in range(6):
+    for _ in range(products):
         begun = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - begun)
@@ -201,6 +206,17 @@ def memory_of_tree(pid: int) -> int:
     return total + sum(memory_of_tree(int(child)) for child in children)
 
 
+def peak_memory(process: subprocess.Popen[str]) -> int:
+    """The most bytes that this process and its descendants hold from now to its end (Linux)."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, memory_of_tree(process.pid))
+        time.sleep(0.01)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return peak
+
+
 def memory(size: str, optimizer: str, threads: int) -> None:
     """Print the peak memory of three steps of each library, each in a process of its own."""
     peaks = {}
@@ -216,12 +232,7 @@ def memory(size: str, optimizer: str, threads: int) -> None:
             str(threads),
         ]
         process = subprocess.Popen([*command, "--only", name], stdout=subprocess.PIPE, text=True)
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, memory_of_tree(process.pid))
-            time.sleep(0.01)
-        assert process.returncode == 0
-        peaks[name] = peak
+        peaks[name] = peak_memory(process)
     for name, peak in peaks.items():
         print(f"{size}, {name:8}: {peak / 2**20:7.0f} MiB at most, {peak / peaks['eager']:.2f} of PyTorch's")
 
