@@ -8,7 +8,7 @@ import pytest
 
 from tinyllm import Tensor, gradients, ops, use_reference
 from tinyllm.cores import threads_allowed
-from tinyllm.ops import attention
+from tinyllm.ops import attention, tiled_attention
 
 # (B, H, G, T, S, K, K_v), causal, the shape of a random mask or None
 SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
@@ -21,15 +21,23 @@ SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
 ]
 
 
-def in_blocks(patch: pytest.MonkeyPatch, rows: int, heads_in_group: int, S: int) -> None:
+def in_tiles(patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(attention, "KEPT_SCORES", 0)
-    patch.setattr(attention, "_SCORES", rows * heads_in_group * S)
-    patch.setattr(attention, "_FEWEST_ROWS", 1)
-    patch.setattr(attention, "_TILE", (rows * heads_in_group, 2))
+    patch.setattr(tiled_attention, "_TILE", (rows, 2))
 
 
 def kept_in_blocks(patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(attention, "_CAUSAL_ROWS", rows)
+
+
+def probabilities(q: Any, k: Any, causal: bool, mask: Any) -> Any:
+    """P (B, H, T, S) by the formula."""
+    H, T, S = q.shape[1], q.shape[2], k.shape[2]
+    scores = q @ np.repeat(k, H // k.shape[1], axis=1).swapaxes(2, 3) / np.sqrt(q.shape[3])
+    seen = np.tri(T, S, S - T, dtype=bool) if causal else np.ones((T, S), dtype=bool)
+    exponentials = np.exp(scores) * (seen if mask is None else seen & mask)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    return exponentials / np.where(total == 0, 1, total)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -54,14 +62,15 @@ def test_blocks_equal_the_whole(
         out = ops.scaled_dot_product_attention(q, k, v, causal=causal, mask=mask)
         if isinstance(out.op, attention.ScaledDotProductAttention):
             assert bool(out.op.kept) == (attention.KEPT_SCORES > 0)
-            assert rows >= T or not causal or sum(map(len, out.op.units)) > 1
+            assert rows >= T or not (causal and out.op.keeps) or len(out.op.blocks) > 1
+            np.testing.assert_allclose(out.op.p, probabilities(q.data, k.data, causal, mask), rtol=1e-12)
         return [out.data, *gradients(out, [q, k, v], cotangent)]
 
     with use_reference():
         expected = run()
     for patched in (
         lambda: kept_in_blocks(monkeypatch, rows),
-        lambda: in_blocks(monkeypatch, rows, H // G, S),
+        lambda: in_tiles(monkeypatch, rows),
     ):
         patched()
         # Sums of at most 9 terms of size 1 to 10 in float64.
@@ -70,7 +79,7 @@ def test_blocks_equal_the_whole(
 
 
 def test_large_scores_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_blocks(monkeypatch, 2, 1, 4)
+    in_tiles(monkeypatch, 2)
     q = Tensor(np.full((1, 1, 4, 2), 300.0, dtype=np.float32), requires_grad=True)
     k = Tensor(np.array([[[[300.0, 0], [0, 1], [1, 0], [300.0, 0]]]], dtype=np.float32))
     v = Tensor(np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1))

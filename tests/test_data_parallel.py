@@ -16,7 +16,13 @@ import threadpoolctl
 from tinyllm import InputError, gradients, no_grad, ops
 from tinyllm.cores import each_on_a_core, threads_allowed
 from tinyllm.data import SequentialWindows
-from tinyllm.data_parallel import DataParallel, mean_loss
+from tinyllm.data_parallel import (
+    MICRO_BATCH_LOGITS,
+    MICRO_BATCH_TOKENS,
+    DataParallel,
+    count_micro_batches,
+    mean_loss,
+)
 from tinyllm.mode import Observer, is_grad_enabled, observe
 from tinyllm.nn import ModelConfig, Module, TransformerLM
 from tinyllm.optim import clip_scale
@@ -104,8 +110,23 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch(way: str, size: int, dt
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize(("tokens", "pieces"), [(16, 4), (8, 7), (1, 7)])
+def test_micro_batches_are_small_and_shared_evenly() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        windows, length, workers = (int(n) for n in rng.integers(1, [64, 600, 9]))
+        vocab_size = int(2 ** rng.uniform(1, 17))
+        pieces = count_micro_batches(windows, length, workers, vocab_size)
+        assert pieces == windows or pieces % workers == 0
+        assert 1 <= pieces <= windows
+        # On average; a piece has whole windows, so one may be larger.
+        tokens = windows * length / pieces
+        assert pieces == windows or tokens <= MICRO_BATCH_TOKENS
+        assert pieces == windows or tokens * vocab_size <= max(MICRO_BATCH_LOGITS, vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "pieces"), [(1, 16, 4), (3, 16, 6), (1, 8, 7), (3, 8, 7), (1, 1, 7)]
+)
 def test_several_micro_batches_for_each_worker_give_the_same_gradient(
     way: str, monkeypatch: pytest.MonkeyPatch, size: int, tokens: int, pieces: int
 ) -> None:

@@ -187,9 +187,10 @@ class DataParallel:
 
 
 def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int) -> int:
-    """Into how many micro-batches a batch (windows, length) is cut: at least one for each worker, if it has so many."""
+    """Into how many micro-batches a batch (windows, length) is cut: equally many for each worker, if it has enough."""
     tokens = min(MICRO_BATCH_TOKENS, max(1, MICRO_BATCH_LOGITS // vocab_size))
-    return min(windows, max(workers, math.ceil(windows * length / tokens)))
+    for_each = max(1, math.ceil(windows * length / (tokens * workers)))
+    return min(windows, workers * for_each)
 
 
 def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, size: int) -> list[float]:

@@ -10,10 +10,10 @@ from tinyllm import backend, nn
 from tinyllm.mode import current_mode, no_grad
 from tinyllm.nn.attention import HeadNorm
 from tinyllm.ops.activation import Swiglu
-from tinyllm.ops.attention import causal_scores
 from tinyllm.ops.matrix import row_sum
 from tinyllm.ops.norm import RMSNorm
 from tinyllm.ops.rope import rotate, rotation_tables
+from tinyllm.ops.tiled_attention import causal_scores
 
 if TYPE_CHECKING:
     from tinyllm.nn import TransformerBlock, TransformerLM
@@ -115,7 +115,7 @@ def _attend(q: Any, keys: Any, values: Any) -> Any:
     G, h, R, K = q.shape
     p = (q * K**-0.5).reshape((G, h * R, K)) @ keys.swapaxes(1, 2)  # (G, h R, S)
     if R > 1:
-        p.reshape((G, h, R, -1))[..., -R:] += causal_scores(R, R, 0, p.dtype.name, xp)
+        p.reshape((G, h, R, -1))[..., -R:] += causal_scores(R, R, 0, p.dtype, xp)
     p -= p.max(axis=-1, keepdims=True)
     xp.exp(p, out=p)
     attended = p @ values

@@ -178,12 +178,8 @@ def _next_logits(
     """A function of a window of tokens, and of those that are new in it, to the logits (V,) after the last."""
     from tinyllm.decoder import Decoder, supports  # only here, so that importing tinyllm stays fast
 
-    def of_last(tokens: list[int], cache: list[KeyValues] | None) -> Array:
-        hidden = model.hidden(backend.asarray([tokens]), cache)
-        return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
-
     if not use_cache:
-        return lambda window, fresh: of_last(window, None)
+        return lambda window, fresh: _last_logits(model, window, None)
     if supports(model):
         decoder = Decoder(model)
 
@@ -200,9 +196,15 @@ def _next_logits(
     def cached(window: list[int], fresh: list[int]) -> Array:
         if fresh is window:
             cache[:] = new_cache(model)
-        return of_last(fresh, cache)
+        return _last_logits(model, fresh, cache)
 
     return cached
+
+
+def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
+    """The logits (V,) after the last of `tokens`."""
+    hidden = model.hidden(backend.asarray([tokens]), cache)
+    return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
 
 
 @contextlib.contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from tinyllm.ops.embedding import dropout
 from tinyllm.ops.matrix import matmul, row_sum
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import shifted
+from tinyllm.ops.tiled_attention import Head, additive, causal_scores
 from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
@@ -24,41 +24,16 @@ KEPT_SCORES = 1 << 22
 """With more scores than this, and without dropout, no probabilities are kept: backward computes them again."""
 # Queries of a block under a causal mask: fewer compute fewer scores in vain, in thinner products.
 _CAUSAL_ROWS = 64
-# Scores in a block where none are kept: with fewer, the products with keys and values become thin and slow.
-_SCORES = 1 << 20
-_FEWEST_ROWS = 16
-# Rows (of all heads of a group) and columns of a block in backward then, where every score is by itself.
-_TILE = (512, 1024)
 
 _MASK = np.array([[True, False, True], [True, True, True]])
 _UNSEEN = np.array([[True, True, False], [False, False, False]])
 
 
 class Block(NamedTuple):
-    """Scores that are computed together: of the queries in `rows` with the keys in `columns`.
+    """Scores that are computed together: of the queries in `rows` with the keys in `columns`, for all heads."""
 
-    They are in some batches and groups of heads that share a key head.
-    """
-
-    batches: slice
-    groups: slice
     rows: slice
     columns: slice
-
-    @property
-    def queries(self) -> tuple[Any, ...]:
-        """The index of its queries in an array (B, G, H/G, T, ...)."""
-        return (self.batches, self.groups, slice(None), self.rows)
-
-    @property
-    def keys(self) -> tuple[slice, ...]:
-        """The index of its keys in an array (B, G, S, ...)."""
-        return (self.batches, self.groups, self.columns)
-
-    @property
-    def scores(self) -> tuple[Any, ...]:
-        """The index of its scores in an array (B, G, H/G, T, S)."""
-        return (*self.queries, self.columns)
 
 
 @register
@@ -70,12 +45,11 @@ class ScaledDotProductAttention(FusedOp):
     last query sees every key. A query that sees no key gives zeros.
 
     It runs in blocks of queries, and a block leaves out the keys that none of them sees. Probabilities are kept
-    for backward unless the sequence is long; then memory grows with its length and not with its square. Dropout
-    needs its mask whole, so with it they are always kept.
+    for backward unless the sequence is long; then each head runs in tiles (`Head`), and memory grows with the length
+    and not with its square. Dropout needs its mask whole, so with it they are always kept.
 
     Source: Vaswani et al., "Attention is all you need", 2017, equation 1; grouped heads: Ainslie et al., "GQA", 2023,
-    section 2; blocks: Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021; Dao et al.,
-    "FlashAttention", 2022, section 3.1.
+    section 2.
     """
 
     cases = (
@@ -118,17 +92,30 @@ class ScaledDotProductAttention(FusedOp):
         """ln sum_s e^(score), (B, H, T, 1), from which backward computes P again where none are kept."""
         if not self.keeps:
             self.log_total = xp.zeros((B, H, T, 1), dtype=q.dtype)
+            self._each_head(lambda at, head: head.forward(self.out[at], self.log_total[at]))
+            return self.out
         self.keep: Any = None
         """The dropout mask times 1 / (1 - p), (B, H, T, S)."""
         if self.dropout_p > 0:
             assert self.dropout_key is not None
             mask = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
             self.keep = mask * xp.asarray(1 / (1 - self.dropout_p), dtype=q.real.dtype)
-        self.units = self._units()
-        if self._leaves_out():
-            self.out[...] = 0
-        each_on_a_core(self._forward_unit, self.units)
+        self._forward_blocks()
         return self.out
+
+    def _each_head(self, function: Callable[[tuple[int, int], Head], None]) -> None:
+        """`function` of the index (b, h) and the Head of every query head; those with a key head in common in turn."""
+        B, H, T, _ = self.q.shape
+        G, S = self.k.shape[1:3]
+        mask = None if self.mask is None else backend.xp.broadcast_to(self.mask, (B, H, T, S))
+
+        def of_key_head(key: tuple[int, int]) -> None:
+            b, g = key
+            for h in range(g * (H // G), (g + 1) * (H // G)):
+                head_mask = None if mask is None else mask[b, h]
+                function((b, h), Head(self.q[b, h], self.k[key], self.v[key], self.causal, head_mask))
+
+        each_on_a_core(of_key_head, list(itertools.product(range(B), range(G))))
 
     def _grouped(self, x: Any) -> Any:
         """The query heads of each key head together. x: (B, H, T, ...) -> (B, G, H/G, T, ...)."""
@@ -136,45 +123,31 @@ class ScaledDotProductAttention(FusedOp):
         G = self.k.shape[1]
         return x.reshape((B, G, H // G, T, width))
 
+    def _blocks(self) -> list[Block]:
+        """The blocks whose probabilities are kept, without those that hold no key that a query sees."""
+        T, S = self.q.shape[2], self.k.shape[2]
+        step = _CAUSAL_ROWS if self.causal else max(T, 1)
+        blocks = []
+        for start in range(0, T, step):
+            end = min(start + step, T)
+            seen = max(0, end + S - T) if self.causal else S
+            if seen:
+                blocks.append(Block(slice(start, end), slice(0, seen)))
+        return blocks
+
     def _leaves_out(self) -> bool:
         """Whether some query, and so perhaps some key, is in no block."""
         T, S = self.q.shape[2], self.k.shape[2]
-        return not any(self.units) or (self.causal and T > S)
+        return not self.blocks or (self.causal and T > S)
 
-    def _units(self) -> list[list[Block]]:
-        """The blocks of all queries that see a key, with these keys, in lists that may run at the same time."""
-        B, H, T, _ = self.q.shape
-        _, G, S, _ = self.k.shape
-        if self.keeps:
-            # All in one list: these blocks are small, and threads would wait for the interpreter lock.
-            rows = _CAUSAL_ROWS if self.causal else max(T, 1)
-            return [list(self._blocks(slice(B), slice(G), rows, max(S, 1)))]
-        rows = max(_FEWEST_ROWS, _SCORES // max(1, H // G * S))
-        return self._by_key_head(rows, S)
-
-    def _by_key_head(self, rows: int, columns: int) -> list[list[Block]]:
-        """A list of blocks for each batch and key head."""
-        B, G = self.k.shape[:2]
-        return [
-            list(self._blocks(slice(b, b + 1), slice(g, g + 1), rows, columns))
-            for b in range(B)
-            for g in range(G)
-        ]
-
-    def _blocks(self, batches: slice, groups: slice, rows: int, columns: int) -> Iterator[Block]:
-        """Blocks of at most so many rows and columns, without those that hold no key that a query sees."""
-        T, S = self.q.shape[2], self.k.shape[2]
-        for start in range(0, T, rows):
-            end = min(start + rows, T)
-            seen = max(0, end + S - T) if self.causal else S
-            for first in range(0, seen, columns):
-                yield Block(batches, groups, slice(start, end), slice(first, min(first + columns, seen)))
-
-    def _forward_unit(self, blocks: list[Block]) -> None:
+    def _forward_blocks(self) -> None:
         xp = backend.xp
         may_see_nothing = self.mask is not None or (self.causal and self.q.shape[2] > self.k.shape[2])
+        self.blocks = self._blocks()
         out = self._grouped(self.out)
-        for block in blocks:
+        if self._leaves_out():
+            out[...] = 0
+        for block in self.blocks:
             p = self._scores(block)
             maximum = p.max(axis=-1, keepdims=True)
             if may_see_nothing:
@@ -184,58 +157,51 @@ class ScaledDotProductAttention(FusedOp):
             total = row_sum(p)
             if may_see_nothing:
                 total = xp.where(total == 0, 1, total)
-            if self.keeps:
-                p /= total
-                self.kept[block.rows.start] = p
-            _write(out, block, self._dropped(p, block), self.v[block.keys])
-            if not self.keeps:
-                heads = out.shape[2]
-                out[block.queries] /= _by_head(total, heads)
-                self._grouped(self.log_total)[block.queries] = _by_head(maximum + xp.log(total), heads)
+            p /= total
+            self.kept[block.rows.start] = p
+            _write(out[:, :, :, block.rows], self._dropped(p, block), self.v[:, :, block.columns])
 
     def _scores(self, block: Block) -> Any:
-        """factor Q K^T + M of a block, (b, g, H/G R, columns)."""
+        """factor Q K^T + M of a block, (B, G, H/G R, columns)."""
         xp = backend.xp
-        q = self._grouped(self.q)[block.queries]  # (b, g, H/G, R, K)
-        scores = _together(q) @ self.k[block.keys].swapaxes(-1, -2)
-        by_head = _by_head(scores, q.shape[2])  # (b, g, H/G, R, columns)
+        q = self._grouped(self.q)[:, :, :, block.rows]  # (B, G, H/G, R, K)
+        scores = _together(q) @ self.k[:, :, block.columns].swapaxes(-1, -2)
+        by_head = _by_head(scores, q.shape[2])  # (B, G, H/G, R, columns)
         T, S = self.q.shape[2], self.k.shape[2]
         if self.causal:
             # Row r sees the columns up to r + last; those up to `last` are seen by every row.
-            last = block.rows.start + S - T - block.columns.start
+            last = block.rows.start + S - T
             R, columns = by_head.shape[3:]
             hidden = max(0, last + 1)
             if hidden < columns:
-                by_head[..., hidden:] += causal_scores(
-                    R, columns - hidden, last - hidden, scores.dtype.name, xp
-                )
+                by_head[..., hidden:] += causal_scores(R, columns - hidden, last - hidden, scores.dtype, xp)
         if self.mask is not None:
             whole = self._grouped(xp.broadcast_to(self.mask, (*self.q.shape[:3], S)))
-            by_head += additive(whole[block.scores], scores.dtype)
+            by_head += additive(whole[:, :, :, block.rows, block.columns], scores.dtype)
         return scores
 
     def _dropped(self, values: Any, block: Block) -> Any:
-        """`values` (b, g, H/G R, columns) times the dropout mask."""
+        """`values` (B, G, H/G R, columns) times the dropout mask."""
         if self.keep is None:
             return values
-        return values * _together(self._grouped(self.keep)[block.scores])
-
-    def _probabilities(self, block: Block) -> Any:
-        """P of a block, (b, g, H/G R, columns), as forward left it or computed again."""
-        if self.keeps:
-            return self.kept[block.rows.start]
-        p = self._scores(block)
-        p -= _together(self._grouped(self.log_total)[block.queries])
-        return backend.xp.exp(p, out=p)
+        return values * _together(self._grouped(self.keep)[:, :, :, block.rows, block.columns])
 
     @property
     def p(self) -> Any:
         """P = softmax(factor Q K^T + M) as a whole, before dropout: (B, H, T, S)."""
-        p = backend.xp.zeros((*self.q.shape[:3], self.k.shape[2]), dtype=self.q.dtype)
-        grouped = self._grouped(p)
-        for block in itertools.chain.from_iterable(self.units):
-            part = grouped[block.scores]
-            part[...] = _by_head(self._probabilities(block), part.shape[2])
+        xp = backend.xp
+        p = xp.zeros((*self.q.shape[:3], self.k.shape[2]), dtype=self.q.dtype)
+        if self.keeps:
+            grouped = self._grouped(p)
+            for block in self.blocks:
+                part = grouped[:, :, :, block.rows, block.columns]
+                part[...] = _by_head(self.kept[block.rows.start], part.shape[2])
+            return p
+
+        def fill(at: tuple[int, int], head: Head) -> None:
+            p[at] = head.probabilities(self.log_total[at])
+
+        self._each_head(fill)
         return p
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
@@ -251,33 +217,43 @@ class ScaledDotProductAttention(FusedOp):
         gradient_q = _tokens_first((B, H, T, K), gradient.dtype)
         gradient_k = _tokens_first(self.k.shape, gradient.dtype)
         gradient_v = _tokens_first(self.v.shape, gradient.dtype)
-        units = (
-            self.units if self.keeps else self._by_key_head(max(1, _TILE[0] * self.k.shape[1] // H), _TILE[1])
-        )
-        if self._leaves_out() or not self.keeps:
+        if not self.keeps or self._leaves_out():
             gradient_q[...] = gradient_k[...] = gradient_v[...] = 0
+        if self.keeps:
+            self._backward_blocks(gradient, gradient_q, gradient_k, gradient_v)
+        else:
+            self._each_head(
+                lambda at, head: head.backward(
+                    self.out[at], self.log_total[at], gradient[at],
+                    gradient_q[at], gradient_k[self._key(at)], gradient_v[self._key(at)],
+                )
+            )  # fmt: skip
+        gradient_q *= self.factor
+        return gradient_q, gradient_k, gradient_v
+
+    def _key(self, at: tuple[int, int]) -> tuple[int, int]:
+        """The index of the key head that a query head looks at."""
+        b, h = at
+        return b, h // (self.q.shape[1] // self.k.shape[1])
+
+    def _backward_blocks(self, gradient: Any, gradient_q: Any, gradient_k: Any, gradient_v: Any) -> None:
         # sum_s P dP = O . dO, so that no block needs the others.
         products = (gradient * self.out).transpose(0, 2, 1, 3)
         delta = self._grouped(row_sum(products).transpose(0, 2, 1, 3))
         q, out, by_head = self._grouped(self.q), self._grouped(gradient), self._grouped(gradient_q)
-
-        def of_unit(blocks: list[Block]) -> None:
-            for number, block in enumerate(reversed(blocks)):
-                # The last of the kept blocks sees every key, so that its gradients need nothing to be added to.
-                first = self.keeps and number == 0
-                p, keys = self._probabilities(block), block.keys
-                gradient_rows = _together(out[block.queries])
-                _add(gradient_v[keys], self._dropped(p, block), gradient_rows, first)
-                # softmax: dS = P (dP - sum_s P dP)
-                gradient_scores = self._dropped(gradient_rows @ self.v[keys].swapaxes(-1, -2), block)
-                gradient_scores -= _together(delta[block.queries])
-                gradient_scores *= p
-                _write(by_head, block, gradient_scores, self.k[keys], add=not self.keeps)
-                _add(gradient_k[keys], gradient_scores, _together(q[block.queries]), first)
-
-        each_on_a_core(of_unit, units)
-        gradient_q *= self.factor
-        return gradient_q, gradient_k, gradient_v
+        for number, (rows, columns) in enumerate(reversed(self.blocks)):
+            # The last block sees every key, so that its gradients need nothing to be added to.
+            first = number == 0
+            p = self.kept[rows.start]
+            gradient_rows = _together(out[:, :, :, rows])
+            block = Block(rows, columns)
+            _add(gradient_v[:, :, columns], self._dropped(p, block), gradient_rows, first)
+            # softmax: dS = P (dP - sum_s P dP)
+            gradient_scores = self._dropped(gradient_rows @ self.v[:, :, columns].swapaxes(-1, -2), block)
+            gradient_scores -= _together(delta[:, :, :, rows])
+            gradient_scores *= p
+            _write(by_head[:, :, :, rows], gradient_scores, self.k[:, :, columns])
+            _add(gradient_k[:, :, columns], gradient_scores, _together(q[:, :, :, rows]), first)
 
     def allowed(self, T: int, S: int) -> Any:
         """Where a query may look: booleans that broadcast to (B, H, T, S), or None for everywhere."""
@@ -311,17 +287,6 @@ class ScaledDotProductAttention(FusedOp):
         return matmul(p, v)
 
 
-def additive(allowed: Any, dtype: Any) -> Any:
-    """What is added to scores: 0 where `allowed`, -infinity elsewhere."""
-    return backend.xp.where(allowed, 0, -math.inf).astype(dtype)
-
-
-@functools.lru_cache(maxsize=16)
-def causal_scores(T: int, S: int, last: int, dtype: str, xp: Any) -> Any:
-    """What is added to causal scores (T, S): 0 up to key t + last, -infinity beyond."""
-    return additive(xp.tri(T, S, last, dtype=bool), dtype)
-
-
 def _together(x: Any) -> Any:
     """The heads that share a key head as more rows. x: (b, g, h, R, K) -> (b, g, h R, K)."""
     b, g, h, R, K = x.shape
@@ -334,15 +299,12 @@ def _by_head(x: Any, heads: int) -> Any:
     return x.reshape((b, g, heads, rows // heads, K))
 
 
-def _write(target: Any, block: Block, a: Any, b: Any, add: bool = False) -> None:
-    """target[block] = a b, or += a b. target: (B, G, h, T, K), a: (b, g, h R, n), b: (b, g, n, K)."""
-    part = target[block.queries]
-    if add:
-        part += (a @ b).reshape(part.shape)
-    elif part.shape[2] == 1:
-        backend.xp.matmul(a, b, out=part[:, :, 0])
+def _write(target: Any, a: Any, b: Any) -> None:
+    """target = a b. target: (B, G, h, R, K), a: (B, G, h R, n), b: (B, G, n, K)."""
+    if target.shape[2] == 1:
+        backend.xp.matmul(a, b, out=target[:, :, 0])
     else:
-        part[...] = (a @ b).reshape(part.shape)
+        target[...] = (a @ b).reshape(target.shape)
 
 
 def _add(target: Any, a: Any, b: Any, first: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm import backend, ops
+from tinyllm import backend, decoder, ops
 from tinyllm.backend import Array
 from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
 from tinyllm.nn.attention import HeadNorm
@@ -357,3 +357,30 @@ def cache_returns_the_new_alone(self: Any, keys: Any, values: Any) -> Any:
     """The cache stores everything and returns only what is new: each token attends to itself alone."""
     _append(self, keys, values)
     return backend.xp.array(keys), backend.xp.array(values)
+
+
+# ---- The decoder -------------------------------------------------------------------------------
+
+_attend = decoder._attend
+_packed = decoder._Products.__call__
+
+
+@mutant(decoder, "_attend")
+def decoder_scores_not_scaled(q: Any, keys: Any, values: Any) -> Any:
+    """What generates does not divide scores by sqrt(d), and what is trained does: text is more certain of itself than
+    the model is."""
+    return _attend(q * q.shape[-1] ** 0.5, keys, values)
+
+
+@mutant(decoder, "_attend")
+def decoder_forgets_the_first_token(q: Any, keys: Any, values: Any) -> Any:
+    """The first of the keys and values that were kept is left out as soon as there are others."""
+    kept = slice(1 if q.shape[2] == 1 and keys.shape[1] > 1 else 0, None)
+    return _attend(q, keys[:, kept], values[:, kept])
+
+
+@mutant(decoder._Products, "__call__")
+def decoder_products_in_the_wrong_order(self: Any, x: Any) -> Any:
+    """Joined matrices of one size are taken apart in the wrong order: queries are used as keys."""
+    results = _packed(self, x)
+    return [results[1], results[0], *results[2:]] if len(results) == 3 and len(x) == 1 else results
