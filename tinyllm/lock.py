@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from tinyllm.errors import InputError
@@ -14,6 +15,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
+_PATIENCE = 0.3
+"""Seconds: a process that is being killed, or was just forked from one, still has its files."""
 
 _held: set[int] = set()
 """The descriptors of this process's locks."""
@@ -39,26 +42,37 @@ class FolderLock:
         self.release()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            self._lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
                 raise InputError(
-                    f"{self.path.parent}: process {owner} trains in this folder; wait until it has ended, or give "
-                    "another --out"
+                    f"{self.path.parent}: process {self._owner()} trains in this folder; wait until it has ended, or "
+                    "give another --out"
                 ) from None
-            except OSError:  # a file system without locks
-                os.close(descriptor)
-                return
-            with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-            raise
+            return  # a file system without locks
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
         _held.add(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def _owner(self) -> str:
+        """The number of the process that has the lock, as far as it could be written."""
+        try:
+            return self.path.read_text(encoding="ascii")[:20].strip() or "unknown"
+        except (OSError, ValueError):
+            return "unknown"
 
     def _is_held(self) -> bool:
         """Whether this object has the lock, on the file that has its name."""
