@@ -35,7 +35,22 @@ MOMENTS = ("starting", "training", "saving")
 
 def write_text(folder: Path) -> None:
     """The text that all runs train on."""
-    words = "the quick brown fox jumps over the lazy dog and runs away from it".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "the",
+        "lazy",
+        "dog",
+        "and",
+        "runs",
+        "away",
+        "from",
+        "it",
+    ]
     generator = random.Random(0)
     (folder / "text.txt").write_text(" ".join(generator.choice(words) for _ in range(1500)))
 
