@@ -26,7 +26,7 @@ from typing import Any
 import safetensors.numpy
 
 from tinyllm import backend, storage
-from tinyllm.config import StrPath, parse_json
+from tinyllm.config import LARGEST_FILE, StrPath, parse_json
 from tinyllm.errors import InputError
 from tinyllm.interop import llama
 from tinyllm.nn import ModelConfig, TransformerLM
@@ -160,7 +160,8 @@ def read(path: StrPath) -> Checkpoint:
     """
     folder = Path(path)
     if not (folder / MANIFEST).parent.exists():
-        return Checkpoint(folder, {name: _read(folder / name) for name in NEEDED})
+        largest = {CONFIG: LARGEST_FILE, TOKENIZER: LARGEST_FILE}
+        return Checkpoint(folder, {name: _read(folder / name, largest.get(name)) for name in NEEDED})
     files: dict[str, bytes] = {}
     for name, (size, sha256) in _manifest(folder).items():
         content = _read(folder / name, size)

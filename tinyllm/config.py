@@ -64,6 +64,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
     Case, and `-` against `_`, do not count: nearest("Hidden-Size", ["hidden_size"]) finds it.
     """
+    if len(name) > 200:  # the search takes far more time and memory than the name, and nothing is so long
+        return None
     plain = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1)
     return plain[found[0]] if found else None
@@ -242,14 +244,14 @@ def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-_LARGEST_FILE = 1 << 27
+LARGEST_FILE = 1 << 27
 _MOST_ITEMS = 1 << 22
 """Of JSON. What it becomes takes up to 100 bytes an item, and tokenizers of 256,000 tokens have some 2 million."""
 
 
 def _read(path: Path) -> bytes:
     try:
-        return storage.read_file(path, _LARGEST_FILE)
+        return storage.read_file(path, LARGEST_FILE)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from tinyllm.config import refuse_duplicates, shown
 from tinyllm.errors import InputError
 
-LARGEST_HEADER = 1 << 24
-"""In bytes. The format allows 100 MB; the objects that JSON becomes take some ten times its size."""
+LARGEST_HEADER = 1 << 22
+"""In bytes. The format allows 100 MB; the objects that JSON becomes take some twenty times its size."""
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tinyllm import backend, checkpoint, resuming
 from tinyllm.backend import Array
 from tinyllm.callbacks import Callback
-from tinyllm.config import field, require_known
+from tinyllm.config import field, require_known, shown
 from tinyllm.cores import physical_cores
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows, token_digest
 from tinyllm.data_parallel import DataParallel
@@ -107,7 +107,7 @@ class TrainConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
+            raise InputError(f"{name}={shown(getattr(self, name))}; it must be {expected}")
 
 
 @dataclass(frozen=True)
