@@ -25,7 +25,7 @@ from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.runs import RunFolder
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Evaluation, StepMetrics, TrainConfig, Trainer
 
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=8, dropout=0.1)
 TRAIN = TrainConfig(
@@ -238,6 +238,26 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
     told = "metrics.jsonl: cannot be written: No space left on device; its lines are kept"
     assert capsys.readouterr().err.count(told) == 1
     assert not list(run.rglob("*.tmp"))
+
+
+def test_the_best_is_the_best_of_those_that_could_be_saved(
+    tmp_path: Path, full: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    trainer = make(run, At({3: lambda: full.update(yes=True), 5: lambda: full.update(yes=False)}))
+    losses = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0))
+    trainer.fit()
+    assert (trainer.best_loss, trainer.best_step) == (2.0, 12)
+    assert checkpoint.step_of(checkpoint.find(run, ("best",))) == 12
+
+
+def test_an_interrupt_after_a_save_writes_no_other(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer = make(run)
+    trainer.save()
+    trainer.save(interrupted=True)
+    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000000"]
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(

@@ -6,6 +6,7 @@ all of what is sampled here.
 
 import itertools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -143,6 +144,9 @@ def test_a_fault_at_any_operation_leaves_the_old_or_the_new(
             break
         # Whatever happened, the run goes on from what is there, and ends as if nothing had.
         again = resumed(run)
+        best = checkpoint.read_link(run, "best")
+        assert best is not None
+        assert checkpoint.step_of(best) == again.best_step
         again.fit()
         assert is_one_that_was_written(run, written) == "step-00000006"
         assert not list(run.rglob("*.tmp"))
@@ -151,6 +155,30 @@ def test_a_fault_at_any_operation_leaves_the_old_or_the_new(
     assert found[-1] == "step-00000004"
     assert set(found) <= {"step-00000003-interrupted", "step-00000004"}
     assert len(found) > 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no forks here")
+def test_a_kill_amid_a_removal_leaves_no_half_checkpoint(
+    tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(old, run, symlinks=True)
+
+    def kill(folder: Path, ignore_errors: bool) -> None:
+        (folder / "config.json").unlink()
+        os._exit(KILLED)
+
+    def work() -> None:
+        monkeypatch.setattr(shutil, "rmtree", kill)
+        (run / "best").unlink()
+        checkpoint.prune(run)
+
+    assert in_fork(work) == KILLED
+    names = [path.name for path in (run / "checkpoints").iterdir()]
+    assert sorted(name.startswith(".step-00000002") for name in names) == [False, True]
+    assert checkpoint.find_valid(run, training=True).passed_over == ()
+    resumed(run).fit()
+    assert not list(run.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("operation", ["write_bytes", "flush_file", "rename", "flush_folder"])
