@@ -140,10 +140,8 @@ class Team:
         """The life of a forked process: tasks until the connection ends."""
         for other in of_the_parent:
             other.close()  # or this process would not see that the parent is gone
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # they may reach all; the parent decides what they mean
+        # They may reach all processes; the parent decides what they mean.
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         sys.breakpointhook = _no_breakpoint
         with contextlib.suppress(EOFError, OSError):
