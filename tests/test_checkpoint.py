@@ -350,7 +350,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
 @pytest.mark.parametrize(
     ("function", "number"),
-    [("os.fsync", 1), ("os.fsync", 3), ("os.rename", 1), ("builtins.open", 1), ("builtins.open", 4)],
+    [("os.fsync", 1), ("os.fsync", 3), ("os.replace", 1), ("builtins.open", 1), ("builtins.open", 4)],
 )
 def test_a_save_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int, error: BaseException
@@ -453,11 +453,26 @@ def test_pruning_keeps_best_latest_and_newest(tmp_path: Path, links: bool) -> No
     checkpoint.point(tmp_path, "latest", made[3])
     leftover = tmp_path / "checkpoints" / ".step-00000050.123.tmp"
     (leftover / "training").mkdir(parents=True)
+    (tmp_path / ".run.toml.123.tmp").write_text("")
+    checkpoint.prune(tmp_path, [made[4], made[0]])
+    assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000040", "step-00000100"]
+    assert not (tmp_path / ".run.toml.123.tmp").exists()
     checkpoint.prune(tmp_path)
-    assert names(tmp_path) == ["step-00000020", "step-00000040", "step-00000100"]
+    assert names(tmp_path) == ["step-00000020", "step-00000040"]
     checkpoint.load(tmp_path)
-    checkpoint.prune(tmp_path, keep=3)
-    assert len(names(tmp_path)) == 3
+
+
+def test_scheduled_checkpoints_are_whole_and_at_multiples(tmp_path: Path) -> None:
+    for name in ("step-00000000", "step-00000003", "step-00000006-interrupted", "step-00000006", "step-00000007",
+                 "step-00000012-interrupted", "step-x", "step-100000000", ".step-00000009.1.tmp"):  # fmt: skip
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == [
+        "step-00000000", "step-00000003", "step-00000006-interrupted", "step-00000006", "step-00000007",
+        "step-00000012-interrupted", "step-100000000",
+    ]  # fmt: skip
+    found = checkpoint.scheduled(tmp_path, 3)
+    assert [checkpoint.step_of(path) for path in found] == [0, 3, 6]
+    assert found[-1] == checkpoint.folder_of(tmp_path, 6)
 
 
 def test_remove_after_and_remove_run(tmp_path: Path, links: bool) -> None:

@@ -13,16 +13,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only from the lines above its own. Within a folder everything is one subject.
 RANKS = (
-    ("errors",),
-    ("backend", "config", "cores", "files", "memory", "mode", "progress"),
-    ("workers", "philox"),
+    ("errors", "storage"),
+    ("backend", "config", "cores", "files", "interrupts", "lock", "memory", "mode", "progress"),
+    ("workers", "philox", "safetensors_reader"),
     ("tensor",),
     ("ops", "transforms"),
     ("nn", "optim", "tokenizer", "data"),
     ("decoder",),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
-    ("tinyllm", "callbacks", "training_profile"),  # the package itself gathers what is above
+    ("tinyllm", "callbacks", "resuming", "training_profile"),  # the package itself gathers what is above
     ("train", "profile_report"),
     ("presets", "runs", "cli_tokenizer"),
     ("cli_profile",),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import Tensor, cli, cli_profile, nn, ops, profile_report
+from tinyllm import Tensor, checkpoint, cli, cli_profile, nn, ops, profile_report
 from tinyllm.data_parallel import DataParallel
 from tinyllm.debug import trace
 from tinyllm.mode import observe, use_reference
@@ -393,7 +393,7 @@ def test_profile_of_a_run_takes_its_settings(trained: Path, capsys: pytest.Captu
 def test_a_checkpoint_elsewhere_has_the_default_settings(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder,) = (trained / "checkpoints").iterdir()
+    folder = checkpoint.find(trained)
     folder.resolve().rename("moved")
     try:
         assert ", adamw, 12 windows" in output_of(capsys, "moved", "--steps", "1", "--threads", "1")[1]
@@ -483,7 +483,6 @@ def test_the_shape_of_a_trained_model_is_not_a_setting(
 
 def test_a_model_that_is_broken(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import tinyllm
-    from tinyllm import checkpoint
 
     model, tokenizer = tinyllm.load(trained)
     model.head.weight.data[...] = np.nan

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import InputError, checkpoint, gradients, no_grad, ops, runs
+from tinyllm import InputError, checkpoint, gradients, no_grad, ops, resuming, runs
 from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress, duration, read_metrics, running_mean
 from tinyllm.nn import ModelConfig, TransformerLM, dropout_position
 from tinyllm.tokenizer import CharTokenizer
@@ -403,13 +403,19 @@ def test_an_interrupt_before_the_evaluation_makes_it_on_resuming(
 # ---- Checkpoints of a run ----------------------------------------------------------------------
 
 
-def test_best_and_latest_are_kept_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("every", "keep", "left"), [(1, 1, [4, 10]), (1, 3, [4, 8, 9, 10]), (3, 2, [4, 6, 9, 10])]
+)
+def test_the_last_scheduled_the_best_and_the_latest_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, keep: int, left: list[int]
+) -> None:
     run = tmp_path / "run"
     losses = iter([3.0, 2.0, 2.5, 2.5, 4.0])
-    trainer = make(replace(TRAIN, eval_every=2, checkpoint_every=1), run=run)
+    config = replace(TRAIN, eval_every=2, checkpoint_every=every, keep_checkpoints=keep)
+    trainer = make(config, run=run)
     monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0))
     trainer.fit()
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000010"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{step:08}" for step in left]
     assert (run / "best").resolve().name == "step-00000004"
     assert (run / "latest").resolve().name == "step-00000010"
     assert trainer.best_loss == 2.0
@@ -457,7 +463,13 @@ def test_resuming_with_other_settings_is_refused(
 
 
 def test_resuming_with_another_text_is_refused(finished: Path) -> None:
-    refused(make(run=finished, tokens=(TOKENS[:401], TOKENS[401:])).resume, "num_tokens was 400 and is 401")
+    for tokens, split in (
+        ((TOKENS[:401], TOKENS[401:]), "training and validation"),
+        ((TOKENS[:400], TOKENS[400:499]), "validation"),
+        ((TOKENS[:400][::-1], TOKENS[400:]), "training"),
+    ):
+        refused(make(run=finished, tokens=tokens).resume, f"its {split} tokens have another SHA-256")
+    make(run=finished, tokens=(TOKENS[:400].astype(np.int64), TOKENS[400:].astype(">i4"))).resume()
     refused(make(run=finished, tokenizer=CharTokenizer("abcdefghj")).resume, "vocabulary")
 
 
@@ -475,29 +487,27 @@ def test_what_does_not_change_the_steps_may_change(finished: Path) -> None:
     [
         {"step": "3"}, {"sampler": None}, {"sampler": {}}, {"optimizer_steps": None}, {"optimizer_steps": "x"},
         {"best_loss": "low"}, {"best_loss": []}, {"model": 5}, {"train": None}, {"model": {}},
-        {"evaluated_step": {}}, {"evaluated_step": 1e999},
+        {"evaluated_step": {}}, {"evaluated_step": 1e999}, {"step": -1}, {"step": True}, {"threads": 0},
+        {"threads": 10**9}, {"threads": 1.0}, {"best_step": None}, {"data": None}, {"data": {"training": 5}},
+        {"callbacks": 5}, {"optimizer_steps": -5},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_training_state_of_hostile_types_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     saved = make(replace(TRAIN, steps=1), run=tmp_path / "run")
-    saved.step = 1
-    state = saved._training_state()
+    state = resuming.training_state(saved)
     state.values.update(change)
     folder = checkpoint.save(tmp_path / "run/checkpoints/step-00000001", saved.model, TOKENIZER, state)
     checkpoint.point(tmp_path / "run", "latest", folder)
     trainer = make(run=tmp_path / "run")
     before = bits(trainer)
-    if change.keys() == {"step"}:  # the sampler's step is the one that counts
-        trainer.resume()
-    else:
-        refused(trainer.resume)
+    refused(trainer.resume)
     assert bits(trainer) == before
 
 
 def test_optimizer_arrays_that_are_missing_are_refused(tmp_path: Path) -> None:
     saved = make(replace(TRAIN, steps=1), run=tmp_path / "run")
-    state = saved._training_state()
+    state = resuming.training_state(saved)
     del state.arrays["norm.weight.m"]
     checkpoint.save(tmp_path / "run/checkpoints/step-00000001", saved.model, TOKENIZER, state)
     refused(make(run=tmp_path / "run").resume, "norm.weight.m", "damaged")

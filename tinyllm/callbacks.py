@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tinyllm.config import write_text
+from tinyllm import storage
+from tinyllm.config import shown
 from tinyllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,8 +36,21 @@ class Callback:
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """The validation split was evaluated."""
 
+    def on_save(self, step: int) -> None:
+        """A checkpoint is about to be written; an InputError prevents it."""
+
+    def on_message(self, line: str) -> None:
+        """Something happened that whoever watches the run should know."""
+
     def on_end(self) -> None:
         """Training has ended, finished or not."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this callback needs to go on from a checkpoint, for JSON; kept there under the name of its class."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; {} where there is none. Raises ValueError when it is damaged."""
 
 
 class Progress(Callback):
@@ -90,6 +107,10 @@ class Progress(Callback):
         )
         if self.bar is not None:
             self.bar.set_description_str(self.status, refresh=False)
+        self.on_message(line)
+
+    def on_message(self, line: str) -> None:
+        if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:
             print(line, file=self.stream, flush=True)
@@ -101,45 +122,100 @@ class Progress(Callback):
 
 
 class MetricsFile(Callback):
-    """Appends one JSON object a line to metrics.jsonl, and keeps a resumed run's file free of doubles."""
+    """Appends one JSON object a line to metrics.jsonl.
+
+    Training that goes on from a checkpoint cuts the file to the lines that it had then. Lines that cannot be written,
+    on a full disk for one, are kept and written later. A file that was deleted meanwhile is made again.
+    """
 
     def __init__(self, folder: Path, log_every: int = 1) -> None:
         self.path = folder / METRICS
         self.log_every = log_every
-        self.file: TextIO | None = None
-        self.evaluated: set[int] = set()
+        self._file: io.FileIO | None = None
+        self._size = 0
+        """Of the whole lines in the file; what follows is a part of one."""
+        self._lines = 0
+        self._waiting: list[str] = []
+        self._told = False
+        """Whether the trouble that there is has been told."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lines in the file, which are flushed to disk first, and those that could not be written."""
+        self._write_waiting()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                storage.flush_file(self._file)
+        return {"lines": self._lines, "waiting": self._waiting}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        lines, waiting = state.get("lines", 0), state.get("waiting", [])
+        if type(lines) is not int or lines < 0 or not all(isinstance(line, str) for line in waiting):
+            raise ValueError(f"the lines of {METRICS} are {shown(state)}")
+        self._lines, self._waiting = lines, list(waiting)
 
     def on_start(self, step: int, total_steps: int) -> None:
-        # Lines after the checkpoint that training resumes from will be written again.
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        self.evaluated = {line["step"] for line in kept if "val_loss" in line}
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         try:
-            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            whole = storage.read_file(self.path).split(b"\n")[:-1] if self.path.exists() else []
+            kept = [line + b"\n" for line in whole[: self._lines]]
+            storage.replace(self.path, b"".join(kept))
+            self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+        self._lines, self._size = len(kept), sum(map(len, kept))
+        self._write_waiting()
 
     def on_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self.log_every == 0:
             self._write(vars(metrics))
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        # A run that was stopped after an evaluation and before the next checkpoint makes it again.
-        if evaluation.step not in self.evaluated:
-            self._write(vars(evaluation))
+        self._write(vars(evaluation))
 
     def on_end(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        self._write_waiting()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _write(self, values: dict[str, Any]) -> None:
-        assert self.file is not None
+        self._waiting.append(json.dumps(values) + "\n")
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write what waits, or keep it for the next time."""
+        if self._file is None:
+            return
+        content = "".join(self._waiting).encode()
         try:
-            self.file.write(json.dumps(values) + "\n")
-            self.file.flush()
+            self._find_again()
+            self._file.seek(self._size)
+            storage.write_bytes(self._file, content)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+            if not self._told:
+                print(
+                    f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later",
+                    file=sys.stderr,
+                )
+            self._told = True
+            return
+        self._told = False
+        self._size += len(content)
+        self._lines += len(self._waiting)
+        self._waiting.clear()
+
+    def _find_again(self) -> None:
+        """Where the file was deleted, put its lines, which an open file keeps, into a new one."""
+        assert self._file is not None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                return
+        self._file.seek(0)
+        content = self._file.read(self._size)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        storage.replace(self.path, content or b"")
+        found = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        self._file.close()
+        self._file = found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -205,7 +281,15 @@ class LossCurve(Callback):
             )  # fmt: skip
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self.folder / "loss.png", dpi=120)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120)
+        try:
+            storage.replace(self.folder / "loss.png", image.getvalue())
+        except OSError as error:
+            # The end of a run has more important things to say.
+            print(
+                f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}", file=sys.stderr
+            )
 
 
 def running_mean(values: list[float], span: int = 50) -> list[float]:

@@ -4,34 +4,47 @@
     training/optimizer.safetensors, training/state.json                      what a run needs to go on
     training/manifest.json                                                   size and SHA-256 of each file
 
-A run keeps its checkpoints as `checkpoints/step-00000250`, and names two of them by links: `latest` and
-`best`.
+A run keeps its checkpoints as `checkpoints/step-00000250`, and names two of them by links: `latest` and `best`. One
+that Ctrl-C made ends in `-interrupted`: it may lack the evaluation of its step, and the next save removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
 
-from tinyllm import backend
-from tinyllm.config import StrPath, read_json
+from tinyllm import backend, storage
+from tinyllm.config import LARGEST_FILE, StrPath, parse_json
 from tinyllm.errors import InputError
 from tinyllm.interop import llama
 from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.tokenizer import Tokenizer, load_tokenizer
+from tinyllm.safetensors_reader import read_safetensors
+from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+TOKENIZER = "tokenizer.json"
 MANIFEST = "training/manifest.json"
 STATE = "training/state.json"
 OPTIMIZER = "training/optimizer.safetensors"
+NEEDED = (CONFIG, MODEL, TOKENIZER)
+FILES = (*NEEDED, "tokenizer_config.json", OPTIMIZER, STATE)
 LINKS = ("latest", "best")
+INTERRUPTED = "-interrupted"
+ELSEWHERE = "; use another checkpoint"
+_NAME = re.compile(rf"step-(\d+)({INTERRUPTED})?")
 
 
 @dataclass
@@ -40,6 +53,9 @@ class TrainingState:
 
     arrays: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+
+
+# ---- Writing one -------------------------------------------------------------------------------
 
 
 def save(
@@ -54,9 +70,9 @@ def save(
         llama.to_external(name): backend.to_numpy(array) for name, array in model.state_dict().items()
     }
     files = {
-        "config.json": _json_bytes(llama.config_to_json(model.config)),
-        "model.safetensors": safetensors.numpy.save(parameters, metadata={"format": "pt"}),
-        "tokenizer.json": _json_bytes(tokenizer.to_json()),
+        CONFIG: _json_bytes(llama.config_to_json(model.config)),
+        MODEL: safetensors.numpy.save(parameters, metadata={"format": "pt"}),
+        TOKENIZER: _json_bytes(tokenizer.to_json()),
         "tokenizer_config.json": _json_bytes({"tokenizer_class": "PreTrainedTokenizerFast"}),
     }
     if training is not None:
@@ -65,18 +81,16 @@ def save(
         files[STATE] = _json_bytes(training.values)
     manifest = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in files.items()}
     files[MANIFEST] = _json_bytes({"files": manifest})
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = storage.temporary_name(target)
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         (temporary / "training").mkdir(parents=True)
         for name, content in files.items():
-            with open(temporary / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _flush_folder(temporary / "training")
-        _flush_folder(temporary)
-        os.rename(temporary, target)
-        _flush_folder(target.parent)
+            storage.write_new(temporary / name, content)
+        storage.flush_folder(temporary / "training")
+        storage.flush_folder(temporary)
+        storage.rename(temporary, target)
+        storage.flush_folder(target.parent)
     except OSError as error:
         raise InputError(f"{target}: the checkpoint cannot be written: {error.strerror or error}") from None
     finally:
@@ -84,143 +98,106 @@ def save(
     return target
 
 
-def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
-    """The model and tokenizer of a checkpoint, of a run (its best checkpoint), or of a folder of transformers.
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
-    Raises InputError, in one line, when something is missing, damaged or not supported.
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---- Reading one -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a checkpoint, read once and found to be those that were written."""
+
+    folder: Path
+    files: Mapping[str, bytes]
+    passed_over: tuple[str, ...] = ()
+    """Of the run's checkpoints that would have come first, what is wrong with each."""
+
+    def model(self) -> TransformerLM:
+        """The model, in evaluation mode; raises InputError when the files do not describe one that we have."""
+        content = parse_json(self.files[CONFIG], self.folder / CONFIG)
+        external = self._arrays(MODEL)
+        try:
+            config = llama.config_from_json(content)
+            arrays = {llama.to_internal(name): array for name, array in external.items()}
+            _check_size(config, arrays)
+            model = TransformerLM(config)
+            if config.tie_embeddings:
+                arrays.pop("head.weight", None)  # some writers store the shared matrix twice
+            model.load_state_dict(arrays)
+        except ValueError as error:
+            raise InputError(f"{self.folder}: {error}") from None
+        return model.eval()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises InputError for a kind that we do not have."""
+        path = self.folder / TOKENIZER
+        return parse_tokenizer(parse_json(self.files[TOKENIZER], path), path)
+
+    def training(self) -> TrainingState:
+        """The training state; raises InputError when there is none."""
+        if STATE not in self.files:
+            raise InputError(f"{self.folder}: holds no training state, so training cannot go on from it")
+        return TrainingState(self._arrays(OPTIMIZER), parse_json(self.files[STATE], self.folder / STATE))
+
+    def _arrays(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(read_safetensors(self.files[name]))
+        except InputError as error:
+            raise InputError(f"{self.folder / name}: not a readable safetensors file: {error}") from None
+
+
+def read(path: StrPath) -> Checkpoint:
+    """Read and verify one checkpoint folder.
+
+    A folder without training/, as transformers writes it, has no manifest: its files are taken as they are. Raises
+    InputError, in one line, naming the file that is missing or damaged.
     """
-    folder = find(path, ("best", "latest"))
-    verify(folder)
-    model, tokenizer = _load_model(folder), load_tokenizer(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
-            "they do not belong together"
-        )
-    return model, tokenizer
-
-
-def load_training(path: StrPath) -> TrainingState:
-    """The training state of a checkpoint; raises InputError when it has none or it is damaged."""
     folder = Path(path)
-    verify(folder)
-    if not (folder / STATE).exists():
-        raise InputError(f"{folder}: holds no training state, so training cannot go on from it")
-    return TrainingState(_load_arrays(folder / OPTIMIZER), read_json(folder / STATE))
-
-
-def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
-    """The checkpoint that `path` is, or the first of `links` that the run at `path` has."""
-    folder = Path(path)
-    if _is_checkpoint(folder):
-        return folder
-    for link in links:
-        target = read_link(folder, link)
-        if target is not None and _is_checkpoint(target):
-            return target
-    if found := checkpoints(folder):
-        return found[-1]  # a crash came between the checkpoint and the link to it
-    if not folder.exists():
-        raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `tinyllm train` wrote")
-    raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `tinyllm train` wrote")
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """Whether this is a checkpoint, be it a damaged one."""
-    return (folder / "config.json").exists() or (folder / "training").exists()
-
-
-def verify(folder: Path) -> None:
-    """Check every file against the manifest; raises InputError naming the damaged file.
-
-    A folder without training/, as transformers writes it, has no manifest and is not checked.
-    """
     if not (folder / MANIFEST).parent.exists():
-        return
-    content = _read(folder / MANIFEST)
-    try:
-        files = json.loads(content)["files"]
-        expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-        complete = expected.keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-        complete = False
-    if not complete:
-        raise InputError(f"{folder / MANIFEST}: damaged; use another checkpoint")
-    for name, (size, sha256) in expected.items():
-        content = _read(folder / name)
+        largest = {CONFIG: LARGEST_FILE, TOKENIZER: LARGEST_FILE}
+        return Checkpoint(folder, {name: _read(folder / name, largest.get(name)) for name in NEEDED})
+    files: dict[str, bytes] = {}
+    for name, (size, sha256) in _manifest(folder).items():
+        content = _read(folder / name, size)
         if len(content) != size or _sha256(content) != sha256:
             raise InputError(
-                f"{folder / name}: damaged, its SHA-256 is not the one it was written with; use another checkpoint"
+                f"{folder / name}: damaged, its SHA-256 is not the one it was written with{ELSEWHERE}"
             )
+        files[name] = content
+    return Checkpoint(folder, files)
 
 
-def point(run: Path, link: str, target: Path) -> None:
-    """Make `run/link` name the checkpoint `target`, in one step."""
-    temporary = run / f".{link}.tmp"
-    relative = os.path.relpath(target, run)
+def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file. No other names than ours: they could lead to any file of the machine."""
+    path = folder / MANIFEST
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.symlink(relative, temporary, target_is_directory=True)
-        except OSError:  # a file system or a user without symbolic links: a file that holds the path
-            temporary.write_text(relative, encoding="utf-8")
-        os.replace(temporary, run / link)
+        files = parse_json(_read(path, 1 << 16), path)["files"]
+        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+        training = {OPTIMIZER, STATE} & expected.keys()
+        whole = {*FILES} >= expected.keys() >= {*NEEDED} and len(training) != 1
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(error, InputError) and not path.is_file():
+            raise
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: damaged{ELSEWHERE}")
+    return expected
+
+
+def _read(path: Path, largest: int | None = None) -> bytes:
+    try:
+        return storage.read_file(path, largest)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing{ELSEWHERE}") from None
     except OSError as error:
-        raise InputError(f"{run / link}: cannot be written: {error.strerror or error}") from None
-
-
-def read_link(run: Path, link: str) -> Path | None:
-    """The checkpoint that `run/link` names, or None."""
-    path = run / link
-    if path.is_dir():
-        return path.resolve()
-    if path.is_file():
-        return run / path.read_text(encoding="utf-8", errors="replace").strip()
-    return None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
-
-
-def prune(run: Path, keep: int = 1) -> None:
-    """Delete the checkpoints of a run but the newest `keep` and those that a link names, and what a crash left."""
-    linked = {target.resolve() for target in (read_link(run, link) for link in LINKS) if target is not None}
-    unlinked = [folder for folder in checkpoints(run)[:-keep] if folder.resolve() not in linked]
-    for folder in [*unlinked, *(run / "checkpoints").glob(".step-*.tmp")]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_after(run: Path, target: Path) -> None:
-    """Delete the checkpoints that are newer than `target`: a crash left them without a link."""
-    for folder in checkpoints(run):
-        if folder.name > target.resolve().name:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_run(run: Path) -> None:
-    """Delete the checkpoints of a run and the links to them."""
-    for link in LINKS:
-        (run / link).unlink(missing_ok=True)
-    if (run / "checkpoints").exists():
-        shutil.rmtree(run / "checkpoints")
-
-
-def _load_model(folder: Path) -> TransformerLM:
-    content = read_json(folder / "config.json")
-    external = _load_arrays(folder / "model.safetensors")
-    try:
-        config = llama.config_from_json(content)
-        arrays = {llama.to_internal(name): array for name, array in external.items()}
-        _check_size(config, arrays)
-        model = TransformerLM(config)
-        if config.tie_embeddings:
-            arrays.pop("head.weight", None)  # some writers store the shared matrix twice
-        model.load_state_dict(arrays)
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from None
-    return model.eval()
+        what = "damaged" if error.errno == errno.EFBIG else "cannot be read"
+        raise InputError(f"{path}: {what}: {error.strerror or error}") from None
 
 
 def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
@@ -232,40 +209,176 @@ def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
         )
     if config.num_parameters > sum(array.size for array in arrays.values()):
         raise InputError("config.json describes a larger model than model.safetensors holds")
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise InputError(f"{name} is of {array.dtype}; weights must be floating-point numbers")
 
 
-def _load_arrays(path: Path) -> dict[str, Any]:
-    try:
-        arrays: dict[str, Any] = safetensors.numpy.load(_read(path))
-    except Exception as error:  # the library raises several unrelated types for damaged files
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
-    return arrays
+# ---- Those of a run ----------------------------------------------------------------------------
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; use another checkpoint") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
+    """The model and tokenizer of a checkpoint, of a run (its best checkpoint), or of a folder of transformers.
+
+    Of a run's checkpoints, damaged ones are passed over, with a line on standard error. Raises InputError, in one
+    line, when nothing is left, and for what is not supported.
+    """
+    found = find_valid(path, ("best", "latest"))
+    say_passed_over(found)
+    model, tokenizer = found.model(), found.tokenizer()
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{found.folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
+            "they do not belong together"
+        )
+    return model, tokenizer
 
 
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+def load_training(path: StrPath) -> TrainingState:
+    """The training state of a checkpoint; raises InputError when it has none or it is damaged."""
+    return read(path).training()
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = False) -> Checkpoint:
+    """The checkpoint at `path`; of a run the first that verifies: of `links`, then the others, newest first.
 
-
-def _flush_folder(folder: Path) -> None:
-    """Flush a folder's list of names to disk, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    training: whether it must hold a training state. Raises InputError when there is none.
+    """
+    folder = Path(path)
+    candidates = _candidates(folder, links)
+    passed_over: list[str] = []
+    for candidate in candidates:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            found = read(candidate)
+            if training:
+                found.training()
+        except InputError as error:
+            if len(candidates) == 1:
+                raise
+            passed_over.append(str(error).removesuffix(ELSEWHERE))
+        else:
+            return Checkpoint(found.folder, found.files, tuple(passed_over))
+    raise InputError(
+        f"{folder}: all {len(candidates)} checkpoints are damaged, the newest: {passed_over[0]}; begin a new run with "
+        "--overwrite, or restore one from a copy"
+    )
+
+
+def say_passed_over(found: Checkpoint) -> None:
+    """A line on standard error for each damaged checkpoint, and one with what is taken in their place."""
+    for line in found.passed_over:
+        print(f"passed over {line}", file=sys.stderr, flush=True)
+    if found.passed_over:
+        print(f"taking {found.folder}", file=sys.stderr, flush=True)
+
+
+def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
+    """The checkpoint that `path` is, or the first of `links` that the run at `path` has; it may be damaged."""
+    return _candidates(Path(path), links)[0]
+
+
+def _candidates(folder: Path, links: tuple[str, ...]) -> list[Path]:
+    """Checkpoints in the order in which they are wanted; raises InputError when there is none."""
+    if _is_checkpoint(folder):
+        return [folder]
+    names = {target.resolve(): target for target in checkpoints(folder)}
+    found = [read_link(folder, link) for link in links]
+    linked = [names.get(target, target) for target in found if target is not None and _is_checkpoint(target)]
+    # Those without a link too: a crash may have come between the checkpoint and the link to it.
+    wanted = [*dict.fromkeys([*linked, *reversed(names.values())])]
+    if wanted:
+        return wanted
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `tinyllm train` wrote")
+    raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `tinyllm train` wrote")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether this is a checkpoint, be it a damaged one."""
+    return (folder / CONFIG).exists() or (folder / "training").exists()
+
+
+def folder_of(run: Path, step: int, interrupted: bool = False) -> Path:
+    """The name of a run's checkpoint after `step` steps."""
+    return run / "checkpoints" / f"step-{step:08}{INTERRUPTED if interrupted else ''}"
+
+
+def step_of(folder: Path) -> int:
+    """After how many steps a run's checkpoint was made, by its name."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else -1
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; an interrupted one before the whole one of the same step."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (step_of(path), not path.name.endswith(INTERRUPTED)))
+
+
+def scheduled(run: Path, every: int) -> list[Path]:
+    """The checkpoints that a run makes every so many steps, oldest first, whatever interrupts it."""
+    whole = [path for path in checkpoints(run) if not path.name.endswith(INTERRUPTED)]
+    return [path for path in whole if step_of(path) % every == 0]
+
+
+def point(run: Path, link: str, target: Path) -> None:
+    """Make `run/link` name the checkpoint `target`, in one step."""
+    temporary = storage.temporary_name(run / link)
+    relative = os.path.relpath(target, run)
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            storage.link(relative, temporary)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            # A file system or a user without symbolic links: a file that holds the path.
+            storage.write_new(temporary, relative.encode())
+        storage.rename(temporary, run / link)
+        storage.flush_folder(run)
+    except OSError as error:
+        raise InputError(f"{run / link}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_link(run: Path, link: str) -> Path | None:
+    """The checkpoint that `run/link` names, or None."""
+    path = run / link
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError):  # not what we wrote
+            return (run / storage.read_file(path, 4096).decode("utf-8").strip()).resolve()
+    return None
+
+
+def prune(run: Path, keep: Collection[Path] = ()) -> None:
+    """Delete the checkpoints of a run but `keep` and those that a link names, and what a crash left."""
+    kept = {path.resolve() for path in (*keep, *(read_link(run, link) for link in LINKS)) if path is not None}
+    for folder in checkpoints(run):
+        if folder.resolve() not in kept:
+            with contextlib.suppress(OSError):  # what stays now goes next time
+                storage.remove_folder(folder)
+    storage.remove_leftovers(run / "checkpoints")
+    storage.remove_leftovers(run)
+
+
+def remove_after(run: Path, target: Path) -> None:
+    """Delete the checkpoints that are newer than `target`; raises InputError when that is not possible."""
+    every = checkpoints(run)
+    names = [folder.name for folder in every]
+    for folder in every[names.index(target.resolve().name) + 1 :]:
+        try:
+            storage.remove_folder(folder)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be removed: {error.strerror or error}") from None
+
+
+def remove_run(run: Path) -> None:
+    """Delete the checkpoints of a run and the links to them."""
+    for link in LINKS:
+        (run / link).unlink(missing_ok=True)
+    if (run / "checkpoints").exists():
+        storage.remove_folder(run / "checkpoints")

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import tinyllm
 from tinyllm import cli_profile, cli_tokenizer, runs
 from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections, require_known, shown
 from tinyllm.errors import InputError
+from tinyllm.interrupts import is_termination
 from tinyllm.nn import ModelConfig
 from tinyllm.presets import PRESETS
 from tinyllm.train import TrainConfig
@@ -106,7 +108,7 @@ def build_parser() -> Parser:
         "--config", metavar="FILE", help="a .toml or .json file with [model] and [train] settings"
     )
     train.add_argument(
-        "--resume", action="store_true", help="go on from the latest checkpoint in the run's folder"
+        "--resume", action="store_true", help="go on from the newest checkpoint in the run's folder"
     )
     train.add_argument("--overwrite", action="store_true", help="replace a run that is in the folder already")
     for name, config in SECTIONS.items():
@@ -217,15 +219,15 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
         args = build_parser().parse_args(arguments)
         args.command(args)
     except InputError as error:
         print(f"tinyllm: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return 128 + (signal.SIGTERM if is_termination(stop) else signal.SIGINT)
     except MemoryError as error:
         print(
             f"tinyllm: error: out of memory ({error}); make the batch, the context or the model smaller",

@@ -165,8 +165,9 @@ def _vocab_size(train: TrainConfig) -> int:
 
 
 def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
-    model, _ = checkpoint.load(path)
-    folder = checkpoint.find(path, ("best", "latest")).resolve()
+    found = checkpoint.find_valid(path, ("best", "latest"))
+    checkpoint.say_passed_over(found)
+    model, folder = found.model(), found.folder.resolve()
     settings: dict[str, Any] = {}
     saved = folder.parent.parent / runs.CONFIG_FILE
     if folder.parent.name == "checkpoints" and saved.exists():

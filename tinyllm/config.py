@@ -32,6 +32,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from tinyllm import storage
 from tinyllm.errors import InputError
 
 C = TypeVar("C")
@@ -63,6 +64,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
     Case, and `-` against `_`, do not count: nearest("Hidden-Size", ["hidden_size"]) finds it.
     """
+    if len(name) > 200:  # the search takes far more time and memory than the name, and nothing is so long
+        return None
     plain = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1)
     return plain[found[0]] if found else None
@@ -229,8 +232,8 @@ def to_mapping(config: Any) -> dict[str, Any]:
 # ---- Files -------------------------------------------------------------------------------------
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json's default keeps the last of two equal keys, and nobody learns that one was dropped."""
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object_pairs_hook for json, whose default keeps the last of two equal keys and tells nobody."""
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()
@@ -241,31 +244,48 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _read(path: Path) -> str:
+LARGEST_FILE = 1 << 27
+_MOST_ITEMS = 1 << 22
+"""Of JSON. What it becomes takes up to 100 bytes an item, and tokenizers of 256,000 tokens have some 2 million."""
+
+
+def _read(path: Path) -> bytes:
     try:
-        # "utf-8-sig" drops the byte order mark that some Windows editors write.
-        return path.read_text(encoding="utf-8-sig")
+        return storage.read_file(path, LARGEST_FILE)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _decode(content: bytes, where: StrPath) -> str:
+    try:
+        # "utf-8-sig" drops the byte order mark that some Windows editors write.
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); is it the right file?") from None
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start}); is it the right file?") from None
 
 
-def _parse(path: Path, language: str) -> dict[str, Any]:
-    text = _read(path)
+def _parse(content: bytes, language: str, where: StrPath) -> dict[str, Any]:
+    text = _decode(content, where)
+    if language == "JSON" and sum(map(text.count, ",[{")) > _MOST_ITEMS:
+        raise InputError(f"{where}: not usable JSON: more than {_MOST_ITEMS:,} items")
     try:
         if language == "TOML":
             return tomllib.loads(text)
-        content = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        parsed = json.loads(text, object_pairs_hook=refuse_duplicates)
     except RecursionError:
-        raise InputError(f"{path}: not usable {language}: nested too deeply") from None
+        raise InputError(f"{where}: not usable {language}: nested too deeply") from None
     except ValueError as error:  # bad syntax, and an integer of thousands of digits
-        raise InputError(f"{path}: not valid {language}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object {{...}}, got {shown(content)}")
-    return content
+        raise InputError(f"{where}: not valid {language}: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InputError(f"{where}: must hold a JSON object {{...}}, got {shown(parsed)}")
+    return parsed
+
+
+def parse_json(content: bytes, where: StrPath) -> dict[str, Any]:
+    """The JSON object in the bytes of a file; `where` is what errors call it. Raises InputError as read_json does."""
+    return _parse(content, "JSON", where)
 
 
 def read_json(path: StrPath) -> dict[str, Any]:
@@ -273,9 +293,9 @@ def read_json(path: StrPath) -> dict[str, Any]:
 
     Raises:
         InputError: no such file, unreadable, not UTF-8, bad syntax, a key given twice, nested too
-            deeply, or something other than an object at the top.
+            deeply, too large, or something other than an object at the top.
     """
-    return _parse(Path(path), "JSON")
+    return parse_json(_read(Path(path)), path)
 
 
 def read_sections(path: StrPath, known: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -297,7 +317,7 @@ def read_sections(path: StrPath, known: Iterable[str] | None = None) -> dict[str
     if language is None:
         raise InputError(f"{path}: a config file ends in .toml or .json")
     names = None if known is None else list(known)
-    content = _parse(path, language)
+    content = _parse(_read(path), language, path)
     for name, section in content.items():
         if not isinstance(section, dict):
             raise InputError(
@@ -318,17 +338,8 @@ def write_text(path: StrPath, text: str) -> None:
         InputError: the folder is missing, the disk is full, writing is not allowed.
     """
     path = Path(path)
-    # In the same folder, because a rename is atomic only inside one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        storage.replace(path, text.encode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 

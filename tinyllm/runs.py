@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllm import checkpoint
-from tinyllm.callbacks import LossCurve, MetricsFile, Progress
+from tinyllm import checkpoint, storage
+from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
 from tinyllm.cores import physical_cores
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
 from tinyllm.data_parallel import mean_loss
 from tinyllm.errors import InputError
 from tinyllm.generate import generate_text
+from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from tinyllm.train import TrainConfig, Trainer
@@ -42,14 +43,77 @@ def train(
     if train_config.out is None:
         raise InputError("the run needs a folder; give --out DIR")
     folder = Path(train_config.out)
-    _prepare(folder, resume, overwrite)
+    _check_folder(folder, resume, overwrite)
+    with RunFolder(folder) as run_folder:
+        found = checkpoint.find_valid(folder, training=True) if resume else None
+        trainer = _build(model_config, train_config, found)
+        metrics = MetricsFile(folder, train_config.log_every)
+        trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
+        if found is not None:
+            trainer.resume(found)
+            del found  # the bytes of its files
+        elif overwrite:
+            # Only now, when everything that the user gave has been found good.
+            checkpoint.remove_run(folder)
+        run_folder.write({"model": trainer.model.config, "train": train_config})
+        _fit(trainer, resume)
+    if train_config.sample_tokens:
+        pieces = generate_text(
+            trainer.model,
+            trainer.tokenizer,
+            first_prompt(trainer.tokenizer),
+            train_config.sample_tokens,
+            temperature=train_config.sample_temperature,
+        )
+        print("".join(pieces).strip("\n"))
+    return folder
+
+
+class RunFolder(Callback):
+    """A run's folder while it is trained into: locked, and made again, with its settings, if somebody deletes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = FolderLock(folder)
+        self.settings: dict[str, Any] = {}
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.lock.hold()
+        except OSError as error:
+            raise InputError(f"{self.lock.path}: cannot be written: {error.strerror or error}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def write(self, settings: dict[str, Any]) -> None:
+        """Write the configs of the run, by section."""
+        self.settings = settings
+        write_toml(self.folder / CONFIG_FILE, settings)
+
+    def on_save(self, step: int) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.hold()
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+        if not (self.folder / CONFIG_FILE).exists():
+            write_toml(self.folder / CONFIG_FILE, self.settings)
+
+
+def _build(
+    model_config: ModelConfig, train_config: TrainConfig, found: checkpoint.Checkpoint | None
+) -> Trainer:
+    """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume."""
+    assert train_config.out is not None
     text = read_text(train_config.data) if train_config.data else embedded_corpus()
     # Split as text, so that runs with different tokenizers are validated on the same characters.
     texts = split_by_position(text, train_config.validation_fraction)
-    workers = train_config.threads or physical_cores()
-    if resume and train_config.tokenizer == "bpe":
-        tokenizer: Tokenizer = load_tokenizer(checkpoint.find(folder, ("latest",)))
+    if found is not None and train_config.tokenizer == "bpe":
+        tokenizer = found.tokenizer()
     else:
+        workers = train_config.threads or physical_cores()
         tokenizer = build_tokenizer(train_config.tokenizer, text, texts[0], model_config.vocab_size, workers)
     if model_config.vocab_size == 0 or train_config.tokenizer == "bpe":
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
@@ -61,21 +125,21 @@ def train(
     train_tokens, validation_tokens = (tokenizer.encode_to_array(part) for part in texts)
     require_memory(model_config)
     model = TransformerLM(model_config, train_config.seed)
-    callbacks = [Progress(), MetricsFile(folder, train_config.log_every), LossCurve(folder)]
-    trainer = Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, folder, callbacks)
-    if resume:
-        trainer.resume()
-    elif overwrite:
-        # Only now, when everything that the user gave has been found good.
-        checkpoint.remove_run(folder)
-    write_toml(folder / CONFIG_FILE, {"model": model_config, "train": train_config})
+    return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
+
+
+def _fit(trainer: Trainer, resumed: bool) -> None:
+    """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
+    tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
+    assert folder is not None
     _say(
-        f"{model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
-        f"{len(train_tokens):,} tokens to train on, {len(validation_tokens):,} to validate, {trainer.threads} threads"
+        f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
+        f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
+        f"{trainer.threads} threads"
     )
-    if resume and trainer.step < train_config.steps:
+    if resumed and trainer.step < steps:
         _say(f"going on from step {trainer.step}")
-    elif resume:
+    elif resumed:
         _say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
     try:
         trainer.fit()
@@ -90,17 +154,10 @@ def train(
         f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
         f"the run is in {folder}"
     )
-    if train_config.sample_tokens:
-        prompt = first_prompt(tokenizer)
-        pieces = generate_text(
-            model, tokenizer, prompt, train_config.sample_tokens, temperature=train_config.sample_temperature
-        )
-        print("".join(pieces).strip("\n"))
-    return folder
 
 
-def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make sure, before any work, that the folder can be written and holds no other run."""
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure, before any work, that the folder holds what the user thinks and can be written."""
     try:
         has_run = bool(checkpoint.checkpoints(folder))
     except OSError:
@@ -114,8 +171,8 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
+        probe = storage.temporary_name(folder / "probe")
+        storage.write_new(probe, b"written")
         probe.unlink()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else None

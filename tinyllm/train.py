@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tinyllm import backend, checkpoint
+from tinyllm import backend, checkpoint, resuming
 from tinyllm.backend import Array
 from tinyllm.callbacks import Callback
-from tinyllm.config import field, require_known, to_mapping
+from tinyllm.config import field, require_known, shown
 from tinyllm.cores import physical_cores
-from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
+from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows, token_digest
 from tinyllm.data_parallel import DataParallel
 from tinyllm.errors import InputError
+from tinyllm.interrupts import HurriedInterrupt, Interrupts
 from tinyllm.nn import TransformerLM
 from tinyllm.optim import (
     OPTIMIZERS,
@@ -74,6 +73,7 @@ class TrainConfig:
     eval_every: int = field(500, "steps between evaluations of the whole validation split")
     eval_batch_size: int = field(64, "windows in a batch of the evaluation")
     checkpoint_every: int = field(500, "steps between checkpoints")
+    keep_checkpoints: int = field(2, "how many of these are kept, beside the best and the latest")
     log_every: int = field(1, "steps between lines of metrics.jsonl")
     sample_tokens: int = field(500, "tokens to sample at the end")
     sample_temperature: float = field(0.8, "temperature of that sample")
@@ -86,6 +86,7 @@ class TrainConfig:
             "eval_every",
             "eval_batch_size",
             "checkpoint_every",
+            "keep_checkpoints",
             "log_every",
         )
         for name in whole:
@@ -106,12 +107,7 @@ class TrainConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
-
-
-# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads.
-CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every", "log_every",
-              "sample_tokens", "sample_temperature"}  # fmt: skip
+            raise InputError(f"{name}={shown(getattr(self, name))}; it must be {expected}")
 
 
 @dataclass(frozen=True)
@@ -178,48 +174,68 @@ class Trainer:
         self.config = config
         self.run = run
         self.callbacks = list(callbacks)
-        self.threads = config.threads or physical_cores()
         self.parameters = dict(model.named_parameters())
         self.optimizer = build_optimizer(model, config)
         T = model.config.context_length
         windows = config.batch_size * config.gradient_accumulation
         self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
-        self.workers = DataParallel(model, self.optimizer, self.threads, config.seed, self.validation)
+        self.use_threads(config.threads or physical_cores())
         self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
+        self.interrupts = Interrupts()
         self.step = 0
-        self.best_loss = math.inf
+        self.best_loss, self.best_step = math.inf, -1
+        """Of the evaluation with the lowest loss whose checkpoint could be written."""
         self.evaluated_step = -1
         """The step of the last evaluation."""
-        self.saved_step = -1
-        """The step of the last checkpoint."""
+        self.saved: Path | None = None
+        """The last checkpoint that was written, or resumed from."""
 
     def fit(self) -> None:
         """Train from the current step to `config.steps`, evaluating and saving on the way.
 
-        Ctrl-C waits for the end of the step, and saves a checkpoint before it goes on as KeyboardInterrupt. A
-        second one does not wait, and saves nothing.
+        Ctrl-C and SIGTERM wait for the end of the step, and save a checkpoint before they go on as KeyboardInterrupt
+        (SIGTERM as its subclass Terminated). A second one does not wait, and saves nothing.
 
-        Raises InputError when the loss is no longer finite, or the run folder cannot be written.
+        A checkpoint on the way that cannot be written is told to the callbacks, and tried again at the next one.
+        Raises InputError when the loss is no longer finite, and when the first checkpoint, the last, or that of an
+        interrupt cannot be written.
         """
-        try:
-            # Whether a step is finite is checked once, on its loss and its gradient norm.
-            with backend.ignore_non_finite(), self.workers:
-                self._tell("on_start", self.step, self.config.steps)
-                if self.step and self.evaluated_step < self.step:
-                    self._after_step()  # what an interrupt came before
-                while self.step < self.config.steps:
-                    with interrupt_after():
-                        self._tell("on_step", self.train_step())
-                    self._after_step()
-        except HurriedInterrupt:
-            raise
-        except KeyboardInterrupt:
-            with interrupt_after():
-                self.save()
-            raise
-        finally:
-            self._tell("on_end")
+        with self.interrupts:
+            try:
+                # Whether a step is finite is checked once, on its loss and its gradient norm.
+                with backend.ignore_non_finite(), self.workers:
+                    self._begin()
+                    while self.step < self.config.steps:
+                        with self.interrupts.put_off():
+                            self._tell("on_step", self.train_step())
+                        self._after_step()
+            except HurriedInterrupt:
+                raise
+            except KeyboardInterrupt:
+                self.save(interrupted=True)
+                raise
+            finally:
+                self._tell("on_end")
+
+    def _begin(self) -> None:
+        self._tell("on_start", self.step, self.config.steps)
+        if self.saved is None:
+            with self.interrupts.put_off():
+                self.save()  # so that there is always one
+        if self.step and self.evaluated_step < self.step:
+            self._after_step()  # what an interrupt came before
+
+    def use_threads(self, threads: int) -> None:
+        """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
+        self.threads = threads
+        self.workers = DataParallel(self.model, self.optimizer, threads, self.config.seed, self.validation)
+
+    @functools.cached_property
+    def data_digests(self) -> dict[str, str]:
+        """The SHA-256 of the tokens of each split."""
+        splits = {"training": self.sampler.tokens, "validation": self.validation.tokens}
+        return {name: token_digest(tokens) for name, tokens in splits.items()}
 
     def train_step(self) -> StepMetrics:
         """One optimizer step; within `with self.workers:`."""
@@ -241,7 +257,7 @@ class Trainer:
         self.workers.update(factor, clip_scale(norm, self.config.clip_norm))
         self.step += 1
         self.sampler.step = self.step
-        rate = targets.size / (time.perf_counter() - begun)
+        rate = targets.size / max(time.perf_counter() - begun, 1e-9)
         return StepMetrics(self.step, loss, self.config.learning_rate * factor, norm, rate)
 
     def evaluate(self) -> Evaluation:
@@ -249,75 +265,61 @@ class Trainer:
         val_loss = self.workers.losses()
         return Evaluation(self.step, val_loss, val_loss / math.log(2) * self.tokens_per_character)
 
-    def save(self, best: bool = False) -> None:
-        """Write a checkpoint of this step, make it `latest` (and `best`), and delete older ones."""
-        if self.run is None:
-            return
-        folder = self.run / "checkpoints" / f"step-{self.step:08}"
-        if self.saved_step != self.step:
-            checkpoint.save(folder, self.model, self.tokenizer, self._training_state())
-            self.saved_step = self.step
-        if best:
-            checkpoint.point(self.run, "best", folder)
-        checkpoint.point(self.run, "latest", folder)
-        checkpoint.prune(self.run)
+    def save(self, best: bool = False, interrupted: bool = False) -> None:
+        """Write a checkpoint of this step, make it `latest` (and `best`), and delete those that are not to be kept.
 
-    def resume(self) -> None:
-        """Go on from the latest checkpoint of the run folder.
+        interrupted: the step may not be evaluated yet; a checkpoint of it that is there already will do. Raises
+        InputError when it cannot be written, saying what there is instead.
+        """
+        if self.run is None or (interrupted and self.step == self.saved_step):
+            return
+        folder = checkpoint.folder_of(self.run, self.step, interrupted)
+        try:
+            if folder != self.saved or not folder.exists():
+                self._tell("on_save", self.step)
+                checkpoint.save(folder, self.model, self.tokenizer, resuming.training_state(self))
+                self.saved = folder
+            if best:
+                checkpoint.point(self.run, "best", folder)
+            checkpoint.point(self.run, "latest", folder)
+            checkpoint.prune(self.run, self.scheduled())
+        except InputError as error:
+            there = (
+                f"--resume goes on from step {self.saved_step}"
+                if self.saved_step >= 0
+                else "nothing is saved yet"
+            )
+            raise InputError(f"{error}; free space or mend the folder; {there}") from None
+
+    @property
+    def saved_step(self) -> int:
+        """The step of the last checkpoint, -1 if there is none or it is gone."""
+        return checkpoint.step_of(self.saved) if self.saved is not None and self.saved.exists() else -1
+
+    def scheduled(self) -> list[Path]:
+        """The checkpoints that do not depend on interrupts and on the best loss, oldest first."""
+        assert self.run is not None
+        return checkpoint.scheduled(self.run, self.config.checkpoint_every)[-self.config.keep_checkpoints :]
+
+    def resume(self, found: checkpoint.Checkpoint | None = None) -> None:
+        """Go on from `found`, by default the newest checkpoint of the run folder that verifies.
 
         Raises InputError when there is none, it is damaged, or it belongs to another configuration or text.
         """
         assert self.run is not None
-        folder = checkpoint.find(self.run, ("latest",))
-        model, tokenizer = checkpoint.load(folder)
-        state = checkpoint.load_training(folder)
-        try:
-            self._check_same(state.values, tokenizer)
-            best_loss = state.values["best_loss"]
-            best_loss = math.inf if best_loss is None else float(best_loss)
-            steps, evaluated_step = int(state.values["optimizer_steps"]), int(state.values["evaluated_step"])
-            self.sampler.load_state_dict(state.values["sampler"])
-            self.optimizer.load_state_dict(state.arrays, steps)
-        except InputError:
-            raise
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(f"{folder}: the training state is damaged ({error}); begin a new run") from None
-        self.model.load_state_dict(model.state_dict())
-        self.step = self.saved_step = self.sampler.step
-        self.best_loss, self.evaluated_step = best_loss, evaluated_step
-        checkpoint.remove_after(self.run, folder)
-
-    def _training_state(self) -> checkpoint.TrainingState:
-        values = {
-            "step": self.step,
-            "evaluated_step": self.evaluated_step,
-            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-            "optimizer_steps": self.optimizer.steps,
-            "sampler": self.sampler.state_dict(),
-            "model": to_mapping(self.model.config),
-            "train": to_mapping(self.config),
-        }
-        return checkpoint.TrainingState(self.optimizer.state_dict(), values)
-
-    def _check_same(self, saved: dict[str, Any], tokenizer: Tokenizer) -> None:
-        """Raise InputError naming every setting that differs from those of the saved run and matters."""
-        if tokenizer.to_json() != self.tokenizer.to_json():
-            raise InputError(
-                f"{self.run} cannot be resumed with this text: its vocabulary is another; "
-                "give the text it was begun with, or another --out"
-            )
-        now = {**to_mapping(self.model.config), **to_mapping(self.config)}
-        before = {**saved["model"], **saved["train"]}
-        differing = [
-            f"{name} was {before.get(name)!r} and is {value!r}"
-            for name, value in now.items()
-            if name not in CHANGEABLE and before.get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{self.run} cannot be resumed with other settings: {', '.join(differing)}; "
-                "give the settings it was begun with, or another --out"
-            )
+        if found is None:
+            found = checkpoint.find_valid(self.run, training=True)
+        checkpoint.say_passed_over(found)
+        threads = resuming.restore(self, found)
+        self.saved = found.folder
+        self.use_threads(self.config.threads or threads)
+        if self.threads != threads:
+            line = f"the run had {threads} threads and goes on with {self.threads}: the same steps, rounded otherwise"
+            self._tell("on_message", line)
+        checkpoint.remove_after(self.run, found.folder)
+        best = checkpoint.folder_of(self.run, self.best_step)
+        if best.exists():  # a crash came between the checkpoint and the link to it
+            checkpoint.point(self.run, "best", best)
 
     def _after_step(self) -> None:
         """Evaluate and save, where it is time for it."""
@@ -327,43 +329,33 @@ class Trainer:
         if due:
             self._tell("on_evaluation_start", self.step)
             evaluation = self.evaluate()
-        with interrupt_after():
+        with self.interrupts.put_off():
+            before = self.best_loss, self.best_step
             improved = False
             if evaluation is not None:
                 self._tell("on_evaluation", evaluation)
-                improved = evaluation.val_loss < self.best_loss
-                self.best_loss = min(self.best_loss, evaluation.val_loss)
                 self.evaluated_step = self.step
-            if improved or last or self.step % self.config.checkpoint_every == 0:
+                improved = evaluation.val_loss < self.best_loss
+                if improved:
+                    self.best_loss, self.best_step = evaluation.val_loss, self.step
+            if last:
                 self.save(best=improved)
+            elif (improved or self.step % self.config.checkpoint_every == 0) and not self._try_to_save(
+                improved
+            ):
+                self.best_loss, self.best_step = before
+
+    def _try_to_save(self, best: bool) -> bool:
+        """Save on the way, which is not the end when it fails."""
+        try:
+            self.save(best)
+        except InputError as error:
+            self._tell(
+                "on_message", f"not saved: {error}. Training goes on, and tries again at the next checkpoint"
+            )
+            return False
+        return True
 
     def _tell(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(*values)
-
-
-class HurriedInterrupt(KeyboardInterrupt):
-    """A second Ctrl-C, which may come in the middle of a step."""
-
-
-@contextlib.contextmanager
-def interrupt_after() -> Iterator[None]:
-    """Put Ctrl-C off until the end of this context, so that no half step is saved; a second one comes at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread alone
-        return
-    waiting = False
-
-    def remember(number: int, frame: object) -> None:
-        nonlocal waiting
-        if waiting:
-            raise HurriedInterrupt
-        waiting = True
-
-    previous = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if waiting:
-        raise KeyboardInterrupt

@@ -90,7 +90,7 @@ class Team:
                 connection.send(None)  # ends its loop, unless it is in the middle of a task
             connection.close()
             if error is not None:
-                process.terminate()
+                process.kill()
         for process, _ in self._forks:
             process.join()
         self._forks = []
@@ -140,7 +140,9 @@ class Team:
         """The life of a forked process: tasks until the connection ends."""
         for other in of_the_parent:
             other.close()  # or this process would not see that the parent is gone
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides what it means
+        # They may reach all processes; the parent decides what they mean.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         sys.breakpointhook = _no_breakpoint
         with contextlib.suppress(EOFError, OSError):
             while True:

@@ -9,6 +9,7 @@ from tinyllm.data.windows import (
     SequentialWindows,
     SlidingWindows,
     split_by_position,
+    token_digest,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "embedded_corpus",
     "read_text",
     "split_by_position",
+    "token_digest",
 ]

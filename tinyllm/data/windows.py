@@ -5,6 +5,7 @@ tokens[s + 1 : s + T + 1], so it needs T + 1 tokens. All tokens stay where they 
 memory-mapped file of any length): only the windows asked for are copied.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Self, TypeVar
@@ -25,6 +26,8 @@ IGNORE_INDEX = -100
 # the order of epoch 0, would be default_rng(5), the very numbers that initialise the weights.
 _WINDOWS_STREAM = 1
 _OFFSETS_STREAM = 2
+
+_DIGEST_CHUNK = 1 << 18
 
 
 def _as_tokens(tokens: npt.ArrayLike) -> Tokens:
@@ -69,6 +72,15 @@ def split_by_position(tokens: Splittable, validation_fraction: float) -> tuple[S
         raise InputError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     split = int(len(tokens) * (1.0 - validation_fraction))
     return tokens[:split], tokens[split:]
+
+
+def token_digest(tokens: npt.ArrayLike) -> str:
+    """The SHA-256 of the tokens as little-endian int64, whatever their dtype is."""
+    array = _as_tokens(tokens)
+    digest = hashlib.sha256()
+    for start in range(0, len(array), _DIGEST_CHUNK):
+        digest.update(array[start : start + _DIGEST_CHUNK].astype("<i8").data)
+    return digest.hexdigest()
 
 
 class SlidingWindows:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.config import field, require_known
+from tinyllm.config import field, require_known, shown
 from tinyllm.errors import InputError
 from tinyllm.nn.attention import LayerCache, MultiHeadAttention
 from tinyllm.nn.feedforward import FeedForward
@@ -79,7 +79,7 @@ class ModelConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
+            raise InputError(f"{name}={shown(getattr(self, name))}; it must be {expected}")
 
     @property
     def num_parameters(self) -> int:

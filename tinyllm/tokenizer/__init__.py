@@ -1,6 +1,7 @@
 """Tokenizers: text to token ids and back, saved as the `tokenizer.json` of Hugging Face."""
 
 from pathlib import Path
+from typing import Any
 
 from tinyllm.config import StrPath, read_json, shown
 from tinyllm.errors import InputError
@@ -24,6 +25,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "load_tokenizer",
+    "parse_tokenizer",
     "read_gpt2",
     "read_sentencepiece",
     "read_tiktoken",
@@ -44,12 +46,20 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
-    content = read_json(file)
+    return parse_tokenizer(read_json(file), file)
+
+
+def parse_tokenizer(content: dict[str, Any], where: StrPath) -> Tokenizer:
+    """The tokenizer that the JSON object of a tokenizer.json describes; `where` is what errors call it.
+
+    Raises:
+        InputError: damaged, or a kind of tokenizer that is not supported.
+    """
     model = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(kind, str) or kind not in _CLASSES:
         raise InputError(
-            f"{file}: the tokenizer's model type is {shown(kind)}; supported: {', '.join(_CLASSES)}"
+            f"{where}: the tokenizer's model type is {shown(kind)}; supported: {', '.join(_CLASSES)}"
         )
     reader = _CLASSES[kind]
     if kind == "BPE" and model.get("byte_fallback") is True:
@@ -57,4 +67,4 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     try:
         return reader.from_json(content)
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{where}: {error}") from None

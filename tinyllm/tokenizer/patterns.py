@@ -7,6 +7,7 @@ match is at least one character long, and together the matches are the whole tex
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,12 @@ _ALIASES: dict[str, str] = {
 # million characters. The named patterns take about 0.3.
 _SECONDS_PER_MILLION = 10.0
 
+# An expression may be a stranger's, and these let a short one take all memory, or minutes to compile.
+_LONGEST = 10_000
+_MOST_REPEATS = 100_000
+_COUNT = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+_RECURSION = re.compile(r"\(\?(?:R|[+-]?\d+|&|P>)")
+
 
 class Pattern:
     """A compiled pattern: its expression, its name if it is one of PATTERNS, and the splitting by `regex`.
@@ -82,6 +89,7 @@ class Pattern:
             self.expression = PATTERNS[self.name]
         try:
             self.expression.encode()  # half of a UTF-16 pair could not be saved
+            _require_small(self.expression)
             self._regex = regex.compile(self.expression)
             if self._regex.flags & regex.REVERSE:
                 raise ValueError("it searches backwards")
@@ -122,6 +130,20 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"Pattern({self.name or self.expression!r})"
+
+
+def _require_small(expression: str) -> None:
+    """Raise ValueError for an expression that may need far more memory or time than text can be worth."""
+    if len(expression) > _LONGEST:
+        raise ValueError(f"it has {len(expression):,} characters, at most {_LONGEST:,} are allowed")
+    if _RECURSION.search(expression):
+        raise ValueError("it calls itself, which is not supported")
+    repeats = 1
+    for counts in _COUNT.findall(expression):
+        # All multiplied, since repeats may stand inside each other.
+        repeats *= max(1, *(int(count[:9] or "1") for count in counts))
+    if repeats > _MOST_REPEATS:
+        raise ValueError(f"its repeats make more than {_MOST_REPEATS:,}")
 
 
 # What a code point is to the patterns: one flag each, in one byte.

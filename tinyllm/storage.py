@@ -1,0 +1,114 @@
+"""Files written so that a crash leaves the old or the new, never half, and read without trusting what they are.
+
+Everything that changes a disk goes through `write_bytes`, `flush_file`, `flush_folder`, `rename` and `link`, so that a
+test can make each of them fail, at any call. All raise OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import IO
+
+
+def write_bytes(file: IO[bytes], content: bytes) -> None:
+    """Write all of `content` at the position of an unbuffered file."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]  # a disk that is nearly full takes a part
+
+
+def flush_file(file: IO[bytes]) -> None:
+    """Flush an unbuffered file to disk."""
+    os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or a folder another name; a file that has it already is replaced."""
+    os.replace(old, new)
+
+
+def link(target: str, path: Path) -> None:
+    """Make `path` a symbolic link to the folder `target`."""
+    os.symlink(target, path, target_is_directory=True)
+
+
+# ---- Out of these ------------------------------------------------------------------------------
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with open(path, "wb", buffering=0) as file:
+        write_bytes(file, content)
+        flush_file(file)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path`, of this process: a rename is atomic only inside one file system."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, over one that is there."""
+    temporary = temporary_name(path)
+    try:
+        write_new(temporary, content)
+        rename(temporary, path)
+        flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and all in it; a crash leaves it whole, or under a hidden name that ends in .tmp."""
+    hidden = temporary_name(folder)
+    rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what crashes have left in a folder under temporary names."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def read_file(path: Path, largest: int | None = None) -> bytes:
+    """The content of a file.
+
+    Raises OSError, before anything is read, for what is no plain file (a pipe or a device may never end) and for a
+    file of more than `largest` bytes.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        if largest is not None and found.st_size > largest:
+            raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than {largest:,}", str(path))
+        return file.read(found.st_size)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the writer of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
