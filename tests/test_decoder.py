@@ -115,8 +115,19 @@ def test_the_modules_run_where_someone_watches_or_changed_them(
     model = make()
     assert supports(model)
     assert len(list(generate(model, [1, 2], 3))) == 3
-    assert not called
+    assert len(called) == 1  # to compare with
+    called.clear()
     with watch(model):
         assert not supports(model)
         assert len(list(generate(model, [1, 2], 3))) == 3
     assert len(called) == 3
+
+
+def test_a_module_that_was_changed_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    before = list(generate(model, [1, 2, 3], 20))
+    forward = MultiHeadAttention.forward
+    monkeypatch.setattr(MultiHeadAttention, "forward", lambda *args: forward(*args) * 3)
+    changed = list(generate(model, [1, 2, 3], 20))
+    assert changed == list(generate(model, [1, 2, 3], 20, use_cache=False))
+    assert changed != before

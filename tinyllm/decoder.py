@@ -210,6 +210,20 @@ def supports(model: TransformerLM) -> bool:
     return known and plain and not (hooked or mode.observers or mode.reference or _debugged())
 
 
+def agrees(model: TransformerLM, tokens: Sequence[int]) -> bool:
+    """Whether a Decoder and the model give the same logits after these tokens, to rounding.
+
+    They do not where someone has changed what a module computes, which no look at their classes tells.
+    """
+    decoder = Decoder(model, len(tokens))
+    for token in tokens:
+        mine = decoder([token])
+    with no_grad():
+        logits = model(backend.asarray([list(tokens)])).data[0, -1]
+    difference, largest = abs(mine - logits).max(), abs(logits).max()
+    return bool(difference <= 1e-3 * largest)
+
+
 def _debugged() -> bool:
     """Whether a debugger follows this thread."""
     monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on

@@ -24,6 +24,10 @@ _WORTH_A_COPY = 32
 """From so many new tokens on, the matrices are copied into the layout that single tokens are fastest with."""
 
 
+_COMPARED = 3
+"""Tokens of the prompt after which the Decoder must give the model's logits before it is used."""
+
+
 class KeyValues:
     """The keys and values of one layer, in arrays with room for `capacity` tokens."""
 
@@ -109,8 +113,8 @@ def generate(
         tokens: the prompt, at least one id. max_new_tokens: how many to draw.
         temperature, top_k, top_p: see `next_token`. seed: the same seed gives the same tokens.
         use_cache: keep keys and values between tokens; without it every token is computed from all before. With it,
-            the modules are called only if someone watches them: a hook, an observer, a debugger; a `Decoder` otherwise
-            computes the same from their weights.
+            the modules are called for the first few tokens, and for the others only if someone watches them: a hook, an
+            observer, a debugger. Otherwise a `Decoder`, if it gives the same logits, computes them from the weights.
         vocab_size: draw among the first so many ids alone, where a model has more than its tokenizer.
 
     Raises:
@@ -157,7 +161,7 @@ def _continue(
     context_length = model.config.context_length
     window = seen[-context_length:]
     with evaluating(model):
-        next_logits = _next_logits(model, max_new_tokens, use_cache)
+        next_logits = _next_logits(model, window[:_COMPARED], max_new_tokens, use_cache)
     fresh = window  # the tokens of the window that were not seen yet
     for i in range(max_new_tokens):
         with evaluating(model):
@@ -173,14 +177,17 @@ def _continue(
 
 
 def _next_logits(
-    model: TransformerLM, max_new_tokens: int, use_cache: bool
+    model: TransformerLM, first: list[int], max_new_tokens: int, use_cache: bool
 ) -> Callable[[list[int], list[int]], Array]:
-    """A function of a window of tokens, and of those that are new in it, to the logits (V,) after the last."""
-    from tinyllm.decoder import Decoder, supports  # only here, so that importing tinyllm stays fast
+    """A function of a window of tokens, and of those that are new in it, to the logits (V,) after the last.
+
+    first: the tokens that the prompt begins with.
+    """
+    from tinyllm.decoder import Decoder, agrees, supports  # only here, so that importing tinyllm stays fast
 
     if not use_cache:
         return lambda window, fresh: _last_logits(model, window, None)
-    if supports(model):
+    if max_new_tokens > 0 and supports(model) and agrees(model, first):
         decoder = Decoder(model)
 
         def decoded(window: list[int], fresh: list[int]) -> Array:

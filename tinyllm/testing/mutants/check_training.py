@@ -12,6 +12,7 @@ import numpy as np
 from tinyllm import optim
 from tinyllm.backend import Array
 from tinyllm.data import windows
+from tinyllm.decoder import Decoder
 from tinyllm.tensor import Tensor
 from tinyllm.testing.invariants import check_overfits_one_batch
 from tinyllm.testing.mutants.check_models import V, small_model
@@ -251,6 +252,21 @@ def generation() -> None:
             assert token == expected, f"after {text} comes {token}, expected {expected} (cache: {use_cache})"
             text = [*text, token]
     assert max(text) < V
+
+
+@check("the decoder gives the model's logits")
+def decoding() -> None:
+    """After several tokens at once and after one, from joined matrices and from those of the model."""
+    model = small_model(context_length=16)
+    text = [1, 5, 2, 4, 3]
+    expected = model(np.array([text])).data[0]
+    for joined in (False, True):
+        decoder = Decoder(model)
+        if joined:
+            decoder.pack()
+        for tokens in (text[:3], text[3:4], text[4:]):
+            logits = decoder(tokens)
+            np.testing.assert_allclose(logits, expected[decoder.length - 1], atol=1e-4)
 
 
 @check("model: one batch can be overfitted")
