@@ -18,7 +18,7 @@ RANKS = (
     ("workers", "philox"),
     ("tensor",),
     ("ops", "transforms"),
-    ("nn", "optim", "tokenizer", "data"),
+    ("nn", "optim", "stability", "tokenizer", "data"),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
     ("tinyllm", "callbacks", "training_profile"),  # the package itself gathers what is above
