@@ -21,7 +21,7 @@ RANKS = (
     ("nn", "optim", "stability", "tokenizer", "data"),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
-    ("tinyllm", "callbacks", "training_profile"),  # the package itself gathers what is above
+    ("tinyllm", "callbacks", "recovery", "training_profile"),  # the package itself gathers what is above
     ("train", "profile_report"),
     ("presets", "runs", "cli_tokenizer"),
     ("cli_profile",),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm.stability import WARM_UP, Recovery, RunningMedian, Watch
+from tinyllm.recovery import Recovery
+from tinyllm.stability import WARM_UP, RunningMedian, Watch
 
 positive = st.floats(1e-3, 1e3)
 finite = st.floats(-1e6, 1e6)
@@ -192,13 +193,14 @@ def test_patience_then_rollbacks_then_the_end() -> None:
     told = [recovery.reject(50, can_roll_back=True) for _ in range(3)]
     assert told == ["skip", "skip", "roll back"]
     assert recovery.batches_to_skip == 3
-    for step in range(41, 51):  # again at the same point
+    for step in range(41, 50):  # again, a little earlier
         recovery.accept(step)
-    assert [recovery.reject(50, True) for _ in range(3)] == ["skip", "skip", "roll back"]
+    assert [recovery.reject(49, True) for _ in range(3)] == ["skip", "skip", "roll back"]
     assert recovery.batches_to_skip == 6
-    for step in range(41, 50):  # and a little earlier
+    assert recovery.trouble == 50
+    for step in range(41, 60):  # and a little later
         recovery.accept(step)
-    assert [recovery.reject(49, True) for _ in range(3)] == ["skip", "skip", "stop"]
+    assert [recovery.reject(59, True) for _ in range(3)] == ["skip", "skip", "stop"]
 
 
 def test_a_window_past_the_trouble_all_is_forgiven() -> None:

@@ -32,6 +32,7 @@ MANIFEST = "training/manifest.json"
 STATE = "training/state.json"
 OPTIMIZER = "training/optimizer.safetensors"
 LINKS = ("latest", "best")
+_SET_ASIDE = "before-rollback-"
 
 
 @dataclass
@@ -184,12 +185,41 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def prune(run: Path, keep: int = 1) -> None:
-    """Delete the checkpoints of a run but the newest `keep` and those that a link names, and what a crash left."""
-    linked = {target.resolve() for target in (read_link(run, link) for link in LINKS) if target is not None}
-    unlinked = [folder for folder in checkpoints(run)[:-keep] if folder.resolve() not in linked]
-    for folder in [*unlinked, *(run / "checkpoints").glob(".step-*.tmp")]:
+def scheduled(run: Path, every: int) -> list[Path]:
+    """The checkpoints of a run whose step is a multiple of `every`, oldest first."""
+    found = [(folder, folder.name.removeprefix("step-")) for folder in checkpoints(run)]
+    return [folder for folder, step in found if step.isdecimal() and int(step) % every == 0]
+
+
+def prune(run: Path, keep: int = 1, every: int = 1) -> None:
+    """Delete the checkpoints of a run but the newest `keep` of a multiple of `every`, and those that a link names.
+
+    Deletes what a crash left, too.
+    """
+    kept = {target.resolve() for target in (read_link(run, link) for link in LINKS) if target is not None}
+    kept.update(folder.resolve() for folder in scheduled(run, every)[-keep:])
+    folders = [*checkpoints(run), *(run / "checkpoints").glob(f"{_SET_ASIDE}*")]
+    unneeded = [folder for folder in folders if folder.resolve() not in kept]
+    for folder in [*unneeded, *(run / "checkpoints").glob(".step-*.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def go_back(run: Path, target: Path) -> None:
+    """Make `target` the latest checkpoint of a run again, and delete the newer ones.
+
+    The best one is kept, under another name, because training will come to its step again.
+    """
+    point(run, "latest", target)
+    best = read_link(run, "best")
+    if best is not None and best.name.startswith("step-") and best.name > target.name and best.exists():
+        aside = best.with_name(_SET_ASIDE + best.name)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(best, aside)
+        except OSError as error:
+            raise InputError(f"{best}: cannot be renamed: {error.strerror or error}") from None
+        point(run, "best", aside)
+    remove_after(run, target)
 
 
 def remove_after(run: Path, target: Path) -> None:

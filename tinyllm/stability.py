@@ -1,4 +1,4 @@
-"""A watch on training: which steps are too far from the last ones to be made, and what is done after one that is.
+"""A watch on training: which steps are too far from the last ones to be made.
 
 The watch compares the loss and the gradient norm of a step with their medians over the last accepted steps, in units
 of their usual spread. Median and spread (the median absolute deviation, which is 1/1.4826 of a normal distribution's
@@ -13,7 +13,8 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 MAD_TO_DEVIATION = 1.4826
 WARM_UP = 32
@@ -143,67 +144,12 @@ class Watch:
         self.norms.load(norms)
 
 
-Action = Literal["skip", "roll back", "stop"]
-
-
-@dataclass
-class Recovery:
-    """What is done after a rejected step.
-
-    Its batch is skipped. After `patience` rejections in a row the parameters themselves are taken to be bad: training
-    goes back to an earlier checkpoint, and skips batches, twice as many each time. After `max_rollbacks` of these
-    without a window of accepted steps past the point of trouble, it stops.
-
-    rejected: rejections since the last accepted step. rollbacks: since the last time that trouble was passed.
-    trouble: the furthest step after which training went back.
-    """
-
-    patience: int
-    max_rollbacks: int
-    window: int
-    rejected: int = field(default=0, init=False)
-    rollbacks: int = field(default=0, init=False)
-    trouble: int = field(default=-1, init=False)
-
-    def accept(self, step: int) -> None:
-        """Step number `step` was made."""
-        self.rejected = 0
-        if step >= self.trouble + self.window:
-            self.rollbacks, self.trouble = 0, -1
-
-    def reject(self, step: int, can_roll_back: bool) -> Action:
-        """The step after `step` was rejected; returns what is to be done."""
-        self.rejected += 1
-        if self.rejected < self.patience:
-            return "skip"
-        if not can_roll_back or self.rollbacks >= self.max_rollbacks:
-            return "stop"
-        self.rejected = 0
-        self.rollbacks += 1
-        self.trouble = max(self.trouble, step)
-        return "roll back"
-
-    @property
-    def batches_to_skip(self) -> int:
-        """How many batches are passed over after a rollback, beside those that were rejected."""
-        return self.patience * 2 ** (self.rollbacks - 1)
-
-    def state_dict(self) -> dict[str, int]:
-        """The counts; JSON can hold them."""
-        return {"rejected": self.rejected, "rollbacks": self.rollbacks, "trouble": self.trouble}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from saved counts; raises ValueError, TypeError or KeyError, with nothing changed, for damaged ones."""
-        counts = [int(state[name]) for name in ("rejected", "rollbacks", "trouble")]
-        self.rejected, self.rollbacks, self.trouble = counts
-
-
 @dataclass(frozen=True)
 class Rejection:
     """A step that was not made.
 
     step: the number that it would have had. position: the number of its batch. loss, grad_norm: of the batch.
-    reason: in plain words. inputs, targets: the batch, (B, T) integers.
+    reason: in plain words. inputs, targets: the batch, (B, T) integers. incident: the folder that tells more.
     """
 
     step: int
@@ -213,6 +159,7 @@ class Rejection:
     reason: str
     inputs: Any = field(repr=False)
     targets: Any = field(repr=False)
+    incident: Path | None = None
 
 
 def _middle(values: list[float]) -> float:

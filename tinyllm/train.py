@@ -30,6 +30,8 @@ from tinyllm.optim import (
     cosine_schedule,
     linear_schedule,
 )
+from tinyllm.recovery import Recovery, recover
+from tinyllm.stability import Rejection, Watch
 from tinyllm.tokenizer import Tokenizer
 
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
@@ -69,11 +71,20 @@ class TrainConfig:
     beta2: float = field(0.95, "AdamW: decay of the mean square gradient")
     weight_decay: float = field(0.1, "decoupled decay of matrices, times the rate")
     clip_norm: float = field(1.0, "largest global gradient norm")
+    watch_loss: float = field(
+        20.0,
+        "a loss so many spreads above the median of the last steps is a spike, its step not made; inf: never",
+    )
+    watch_norm: float = field(300.0, "the same for the gradient norm; inf: never")
+    watch_window: int = field(128, "steps that loss and gradient norm are compared with")
+    patience: int = field(5, "rejected steps in a row before training goes back to an earlier checkpoint")
+    max_rollbacks: int = field(3, "times that it goes back for the same trouble before it stops")
     seed: int = field(1, "of initial weights, data order and dropout")
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger")
     eval_every: int = field(500, "steps between evaluations of the whole validation split")
     eval_batch_size: int = field(64, "windows in a batch of the evaluation")
     checkpoint_every: int = field(500, "steps between checkpoints")
+    keep_checkpoints: int = field(2, "how many of these are kept, beside the best and the latest")
     log_every: int = field(1, "steps between lines of metrics.jsonl")
     sample_tokens: int = field(500, "tokens to sample at the end")
     sample_temperature: float = field(0.8, "temperature of that sample")
@@ -86,7 +97,10 @@ class TrainConfig:
             "eval_every",
             "eval_batch_size",
             "checkpoint_every",
+            "keep_checkpoints",
             "log_every",
+            "watch_window",
+            "patience",
         )
         for name in whole:
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
@@ -96,7 +110,9 @@ class TrainConfig:
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("learning_rate", "muon_learning_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
-        self._require("clip_norm", self.clip_norm > 0, "above 0")
+        for name in ("clip_norm", "watch_loss", "watch_norm"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("max_rollbacks", 0 <= self.max_rollbacks <= 20, "from 0 to 20")
         for name in ("beta1", "beta2", "muon_momentum"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("final_factor", 0 <= self.final_factor <= 1, "from 0 to 1")
@@ -109,9 +125,11 @@ class TrainConfig:
             raise InputError(f"{name}={getattr(self, name)}; it must be {expected}")
 
 
-# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads.
+# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads;
+# the watch's decide which steps are made from then on.
 CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every", "log_every",
-              "sample_tokens", "sample_temperature"}  # fmt: skip
+              "sample_tokens", "sample_temperature", "keep_checkpoints", "watch_loss", "watch_norm", "watch_window",
+              "patience", "max_rollbacks"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,6 +204,8 @@ class Trainer:
         self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
         self.workers = DataParallel(model, self.optimizer, self.threads, config.seed, self.validation)
+        self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
+        self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
         self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
         self.step = 0
         self.best_loss = math.inf
@@ -200,17 +220,24 @@ class Trainer:
         Ctrl-C waits for the end of the step, and saves a checkpoint before it goes on as KeyboardInterrupt. A
         second one does not wait, and saves nothing.
 
-        Raises InputError when the loss is no longer finite, or the run folder cannot be written.
+        Steps that the watch rejects are not made; see `recovery`. Raises InputError when no way is found past them,
+        or the run folder cannot be written.
         """
         try:
             # Whether a step is finite is checked once, on its loss and its gradient norm.
             with backend.ignore_non_finite(), self.workers:
+                if self.step == 0:
+                    self.save()
                 self._tell("on_start", self.step, self.config.steps)
                 if self.step and self.evaluated_step < self.step:
                     self._after_step()  # what an interrupt came before
                 while self.step < self.config.steps:
                     with interrupt_after():
-                        self._tell("on_step", self.train_step())
+                        made = self.train_step()
+                        if isinstance(made, Rejection):
+                            recover(self, made)
+                            continue
+                        self._tell("on_step", made)
                     self._after_step()
         except HurriedInterrupt:
             raise
@@ -221,26 +248,27 @@ class Trainer:
         finally:
             self._tell("on_end")
 
-    def train_step(self) -> StepMetrics:
-        """One optimizer step; within `with self.workers:`."""
+    def train_step(self) -> StepMetrics | Rejection:
+        """One optimizer step on the next batch, or none where the watch rejects it; within `with self.workers:`."""
         begun = time.perf_counter()
-        inputs, targets = self.sampler.batch(self.step)  # (B, T) each
-        loss = self.workers.gradients(self.step, inputs, targets)
+        position = self.sampler.step
+        inputs, targets = self.sampler.batch(position)  # (B, T) each
+        loss = self.workers.gradients(position, inputs, targets)
         try:
             norm = self.workers.gradient_norm()
-            if not math.isfinite(loss):
-                raise NonFiniteNormError(f"the loss is {loss}")
         except NonFiniteNormError as error:
-            raise InputError(
-                f"training diverged in step {self.step + 1}: {error}; lower --learning-rate "
-                f"(now {self.config.learning_rate}) or raise --warmup-steps (now {self.config.warmup_steps})"
-            ) from None
+            norm = error.norm
+        verdict = self.watch.judge(loss, norm)
+        self.sampler.step += 1
+        if verdict.reason is not None:
+            return Rejection(self.step + 1, position, loss, norm, verdict.reason, inputs, targets)
         factor = SCHEDULES[self.config.schedule](
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
         )
         self.workers.update(factor, clip_scale(norm, self.config.clip_norm))
         self.step += 1
-        self.sampler.step = self.step
+        self.watch.accept(loss, norm)
+        self.recovery.accept(self.step)
         rate = targets.size / (time.perf_counter() - begun)
         return StepMetrics(self.step, loss, self.config.learning_rate * factor, norm, rate)
 
@@ -260,7 +288,7 @@ class Trainer:
         if best:
             checkpoint.point(self.run, "best", folder)
         checkpoint.point(self.run, "latest", folder)
-        checkpoint.prune(self.run)
+        checkpoint.prune(self.run, self.config.keep_checkpoints, self.config.checkpoint_every)
 
     def resume(self) -> None:
         """Go on from the latest checkpoint of the run folder.
@@ -269,6 +297,14 @@ class Trainer:
         """
         assert self.run is not None
         folder = checkpoint.find(self.run, ("latest",))
+        self.restore(folder)
+        checkpoint.remove_after(self.run, folder)
+
+    def restore(self, folder: Path) -> None:
+        """Take all state from a checkpoint, in place.
+
+        Raises InputError when it is damaged, or belongs to another configuration or text.
+        """
         model, tokenizer = checkpoint.load(folder)
         state = checkpoint.load_training(folder)
         try:
@@ -276,16 +312,20 @@ class Trainer:
             best_loss = state.values["best_loss"]
             best_loss = math.inf if best_loss is None else float(best_loss)
             steps, evaluated_step = int(state.values["optimizer_steps"]), int(state.values["evaluated_step"])
+            step = state.values["step"]
+            if type(step) is not int or step < 0:
+                raise ValueError(f"its step is {step!r}")
             self.sampler.load_state_dict(state.values["sampler"])
+            self.watch.load_state_dict(state.values["watch"])
+            self.recovery.load_state_dict(state.values["recovery"])
             self.optimizer.load_state_dict(state.arrays, steps)
         except InputError:
             raise
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(f"{folder}: the training state is damaged ({error}); begin a new run") from None
         self.model.load_state_dict(model.state_dict())
-        self.step = self.saved_step = self.sampler.step
+        self.step = self.saved_step = step
         self.best_loss, self.evaluated_step = best_loss, evaluated_step
-        checkpoint.remove_after(self.run, folder)
 
     def _training_state(self) -> checkpoint.TrainingState:
         values = {
@@ -294,6 +334,8 @@ class Trainer:
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
             "optimizer_steps": self.optimizer.steps,
             "sampler": self.sampler.state_dict(),
+            "watch": self.watch.state_dict(),
+            "recovery": self.recovery.state_dict(),
             "model": to_mapping(self.model.config),
             "train": to_mapping(self.config),
         }
