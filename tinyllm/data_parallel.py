@@ -38,7 +38,7 @@ class DataParallel:
 
     Args:
         model, optimizer: what is trained. size: how many workers. seed: of dropout.
-        validation: the windows that `losses` is about.
+        validation: the windows that `losses` is about. z_loss: of the training loss (see ops.cross_entropy).
 
     Example:
         >>> with DataParallel(model, optimizer, size=2) as workers:  # doctest: +SKIP
@@ -54,9 +54,10 @@ class DataParallel:
         size: int,
         seed: int = 0,
         validation: SequentialWindows | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self.size, self.seed = size, seed
+        self.size, self.seed, self.z_loss = size, seed, z_loss
         self.validation = validation
         self.parameters = dict(model.named_parameters())
         self.shares = _balanced({name: parameter.size for name, parameter in self.parameters.items()}, size)
@@ -151,7 +152,7 @@ class DataParallel:
                 x, y = pieces[number]
                 with dropout_position(self.seed, step, number):
                     logits = self.model(backend.asarray(x))
-                    loss = ops.cross_entropy(logits, backend.asarray(y), reduction="sum")
+                    loss = ops.cross_entropy(logits, backend.asarray(y), reduction="sum", z_loss=self.z_loss)
                 del logits
                 total += loss.item()
                 found = gradients(loss, tensors, gradient=1 / targets.size)

@@ -71,6 +71,14 @@ class TrainConfig:
     beta2: float = field(0.95, "AdamW: decay of the mean square gradient")
     weight_decay: float = field(0.1, "decoupled decay of matrices, times the rate")
     clip_norm: float = field(1.0, "largest global gradient norm")
+    clip_running: float | None = field(
+        None,
+        "largest gradient norm as a multiple of the median of the last steps, beside clip_norm; none: off",
+    )
+    z_loss: float = field(
+        0.0,
+        "times (ln sum e^logits)^2, added to the training loss so that logits stay small; PaLM: 1e-4; 0: off",
+    )
     watch_loss: float = field(
         20.0,
         "a loss so many spreads above the median of the last steps is a spike, its step not made; inf: never",
@@ -106,12 +114,13 @@ class TrainConfig:
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("warmup_steps", "threads", "sample_tokens"):
             self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
-        for name in ("weight_decay", "sample_temperature", "muon_weight_decay"):
+        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "z_loss"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("learning_rate", "muon_learning_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in ("clip_norm", "watch_loss", "watch_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("clip_running", self.clip_running is None or self.clip_running > 0, "above 0 or none")
         self._require("max_rollbacks", 0 <= self.max_rollbacks <= 20, "from 0 to 20")
         for name in ("beta1", "beta2", "muon_momentum"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
@@ -134,7 +143,10 @@ CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size"
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One step: the mean loss of its batch in nats, the rate's peak times its factor, the norm before clipping."""
+    """One step: the mean loss of its batch in nats, the rate's peak times its factor, the norm before clipping.
+
+    The loss has the z-loss in it, where there is one.
+    """
 
     step: int
     loss: float
@@ -203,7 +215,9 @@ class Trainer:
         windows = config.batch_size * config.gradient_accumulation
         self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
-        self.workers = DataParallel(model, self.optimizer, self.threads, config.seed, self.validation)
+        self.workers = DataParallel(
+            model, self.optimizer, self.threads, config.seed, self.validation, config.z_loss
+        )
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
         self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
@@ -265,7 +279,10 @@ class Trainer:
         factor = SCHEDULES[self.config.schedule](
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
         )
-        self.workers.update(factor, clip_scale(norm, self.config.clip_norm))
+        largest = self.config.clip_norm
+        if self.config.clip_running is not None:
+            largest = min(largest, self.config.clip_running * self.watch.usual_norm)
+        self.workers.update(factor, clip_scale(norm, largest))
         self.step += 1
         self.watch.accept(loss, norm)
         self.recovery.accept(self.step)
