@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint(
     trained: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
 ) -> None:
     shutil.copytree(trained, "run", symlinks=True)
-    (path,) = Path("run/checkpoints").iterdir()
+    path = max(Path("run/checkpoints").iterdir())
     DAMAGES[damage](path / file)
     Path("t.txt").write_text(TEXT)
     for arguments in (
@@ -341,7 +341,8 @@ def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert code == 2
     assert re.match(r"tinyllm: error: training diverged in step \d+: .*; lower --learning-rate", lines[-1])
-    assert len(lines) <= 3
+    # A line for each return to a checkpoint, and one for what led there.
+    assert len(lines) <= 10
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:

@@ -21,10 +21,11 @@ RANKS = (
     ("nn", "optim", "stability", "tokenizer", "data"),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
-    ("tinyllm", "callbacks", "recovery", "training_profile"),  # the package itself gathers what is above
+    ("tinyllm", "callbacks", "incidents", "training_profile"),  # the package itself gathers what is above
+    ("recovery",),
     ("train", "profile_report"),
     ("presets", "runs", "cli_tokenizer"),
-    ("cli_profile",),
+    ("cli_profile", "cli_replay"),
     ("cli",),
     ("__main__",),
 )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,16 @@ from tinyllm.callbacks import Callback, MetricsFile, last_branch, read_metrics
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.recovery import Rollback
 from tinyllm.stability import Rejection
+from tinyllm.testing.troubles import (
+    TROUBLES,
+    before_step,
+    change_gradients,
+    gradient_times_a_million,
+    nan_in_a_gradient,
+    nan_in_a_weight,
+    one_token,
+    rate_times_a_hundred,
+)
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.train import StepMetrics, TrainConfig, Trainer
 
@@ -30,80 +40,6 @@ TOKENS = (np.cumsum(np.random.default_rng(0).integers(1, 3, 4000)) % 12).astype(
 SPLIT = (TOKENS[:3600], TOKENS[3600:])
 AT = 100
 """The position of the first batch with trouble."""
-
-
-class TroubledTrainer(Trainer):
-    """A Trainer to whose steps something happens, as a function of the position of their batch alone."""
-
-    trouble: Callable[["TroubledTrainer", int], None] = staticmethod(lambda trainer, position: None)
-
-    def train_step(self) -> StepMetrics | Rejection:
-        self.trouble(self, self.sampler.step)
-        return super().train_step()
-
-
-def nan_in_a_weight(trainer: TroubledTrainer, position: int) -> None:
-    if position == AT:
-        trainer.parameters["head.weight"].data[3, 4] = np.nan
-
-
-def change_gradients(trainer: TroubledTrainer, change: Callable[[Any], None]) -> None:
-    """The next `gradients` of the workers ends with a change to what rank 0 has added up."""
-    gradients = trainer.workers.gradients
-
-    def changed(step: int, inputs: Any, targets: Any) -> float:
-        del trainer.workers.gradients  # type: ignore[method-assign]
-        loss = gradients(step, inputs, targets)
-        change(trainer.workers.by_worker[0])
-        return loss
-
-    trainer.workers.gradients = changed  # type: ignore[method-assign]
-
-
-def nan_in_a_gradient(trainer: TroubledTrainer, position: int) -> None:
-    def change(arrays: Any) -> None:
-        arrays["blocks.0.attention_norm.weight"][2] = np.nan
-
-    if position == AT:
-        change_gradients(trainer, change)
-
-
-def gradient_times_a_million(trainer: TroubledTrainer, position: int) -> None:
-    def change(arrays: Any) -> None:
-        for array in arrays.values():
-            array *= np.float32(1e6)
-
-    if position == AT:
-        change_gradients(trainer, change)
-
-
-def change_batches(trainer: TroubledTrainer, change: Callable[[int, Any], Any]) -> None:
-    plain = type(trainer.sampler).batch
-    trainer.sampler.batch = lambda step: change(step, plain(trainer.sampler, step))  # type: ignore[method-assign]
-
-
-def one_token(trainer: TroubledTrainer, position: int) -> None:
-    change_batches(trainer, lambda step, batch: tuple(0 * x + 5 for x in batch) if step == AT else batch)
-
-
-def shuffled_labels(trainer: TroubledTrainer, position: int) -> None:
-    def change(step: int, batch: Any) -> Any:
-        rng = np.random.default_rng(step)
-        inputs, targets = batch
-        bad = AT <= step < AT + 20
-        return inputs, rng.permutation(targets.reshape(-1)).reshape(targets.shape) if bad else targets
-
-    change_batches(trainer, change)
-
-
-def rate_times_a_hundred(trainer: TroubledTrainer, position: int) -> None:
-    update = type(trainer.workers).update
-    times = 100 if AT <= position < AT + 5 else 1
-    trainer.workers.update = lambda factor, scale: update(trainer.workers, times * factor, scale)  # type: ignore
-
-
-TROUBLES = [nan_in_a_weight, nan_in_a_gradient, gradient_times_a_million, one_token, shuffled_labels,
-            rate_times_a_hundred]  # fmt: skip
 
 
 class Events(Callback):
@@ -144,17 +80,22 @@ def same_but_the_planted(one: dict[str, bytes], other: dict[str, bytes]) -> bool
     return not differing or (differing == ["head.weight"] and int((weights[0] != weights[1]).sum()) == 1)
 
 
-def make(
-    trouble: Any, run: Path | None = None, config: TrainConfig = CONFIG, callbacks: Any = ()
-) -> TroubledTrainer:
+def make(trouble: Any, run: Path | None = None, config: TrainConfig = CONFIG, callbacks: Any = ()) -> Trainer:
+    """A Trainer with trouble at position AT; None: without."""
     if run is not None:
         run.mkdir(exist_ok=True)
-    trainer = TroubledTrainer(TransformerLM(MODEL, config.seed), TOKENIZER, *SPLIT, config, run, callbacks)
-    trainer.trouble = trouble
+    trainer = Trainer(TransformerLM(MODEL, config.seed), TOKENIZER, *SPLIT, config, run, callbacks)
+    if trouble is not None:
+        trouble(trainer, AT)
     for callback in callbacks:
         if isinstance(callback, Events):
             callback.trainer = trainer
     return trainer
+
+
+def non_finite(when: Callable[[int], bool]) -> Callable[[Trainer, int], None]:
+    """Trouble: the gradients of the batches at these positions are infinite."""
+    return lambda trainer, at: change_gradients(trainer, when, lambda array: array.fill(np.inf))
 
 
 def validation_loss(trainer: Trainer) -> float:
@@ -164,14 +105,14 @@ def validation_loss(trainer: Trainer) -> float:
 
 @pytest.fixture(scope="module")
 def clean() -> float:
-    trainer = make(lambda trainer, position: None)
+    trainer = make(None)
     trainer.fit()
     return validation_loss(trainer)
 
 
 @pytest.mark.parametrize(
     ("trouble", "threads"),
-    list(zip(TROUBLES, (2, 1, 2, 1, 1, 1), strict=True)),
+    list(zip(TROUBLES.values(), (2, 1, 2, 1, 1, 1), strict=True)),
     ids=lambda value: str(getattr(value, "__name__", value)),
 )
 def test_trouble_is_rejected_without_a_trace_and_training_recovers(
@@ -224,7 +165,7 @@ def test_the_step_after_a_rejected_one_sees_the_next_batch_and_its_own_rate() ->
     with ignore_non_finite(), one.workers:
         for _ in range(AT + 3):
             one.train_step()
-    other = make(lambda trainer, position: None)
+    other = make(None)
     with ignore_non_finite(), other.workers:
         for _ in range(AT + 2):
             if other.sampler.step == AT:
@@ -236,19 +177,9 @@ def test_the_step_after_a_rejected_one_sees_the_next_batch_and_its_own_rate() ->
 # ---- Rollbacks ---------------------------------------------------------------------------------
 
 
-def always_bad(position_from: int) -> Callable[[TroubledTrainer, int], None]:
-    """The gradients of all batches from a position on are not finite."""
-
-    def trouble(trainer: TroubledTrainer, position: int) -> None:
-        if position >= position_from:
-            change_gradients(trainer, lambda arrays: arrays["norm.weight"].fill(np.inf))
-
-    return trouble
-
-
 def test_rollbacks_go_back_further_skip_more_and_end(tmp_path: Path) -> None:
     events, run = Events(), tmp_path / "run"
-    trainer = make(always_bad(AT + 5), run, callbacks=[events, MetricsFile(run)])
+    trainer = make(non_finite(lambda position: position >= AT + 5), run, callbacks=[events, MetricsFile(run)])
     with pytest.raises(InputError) as error:
         trainer.fit()
     for part in ("training diverged in step", "gradient norm is inf", "3 steps in a row were rejected",
@@ -278,12 +209,13 @@ def test_rollbacks_go_back_further_skip_more_and_end(tmp_path: Path) -> None:
 
 
 def test_rejections_that_are_not_in_a_row_are_no_reason_to_go_back(tmp_path: Path) -> None:
-    def trouble(trainer: TroubledTrainer, position: int) -> None:
-        if position >= AT and position % 3:
-            always_bad(0)(trainer, position)
-
     events = Events()
-    make(trouble, tmp_path / "run", replace(CONFIG, steps=AT + 6), [events]).fit()
+    make(
+        non_finite(lambda position: position >= AT and position % 3 > 0),
+        tmp_path / "run",
+        replace(CONFIG, steps=AT + 6),
+        [events],
+    ).fit()
     assert len(events.rejections) > 6
     assert not events.rollbacks
 
@@ -308,8 +240,11 @@ def test_thresholds_of_infinity_reject_nothing_finite(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
-    def damage(trainer: TroubledTrainer, position: int) -> None:
-        nan_in_a_weight(trainer, position)
+    def damage(trainer: Trainer, at: int) -> None:
+        nan_in_a_weight(trainer, at)
+        before_step(trainer, remove)
+
+    def remove(position: int) -> None:
         if position == AT:
             (run / "checkpoints/step-00000100/model.safetensors").write_bytes(b"")
 
@@ -328,12 +263,13 @@ def test_the_best_checkpoint_survives_a_rollback(tmp_path: Path) -> None:
             best = checkpoint.find(run, ("best",))
             told.append((rollback.to_step, best.name, checkpoint.load(best) is not None, trainer.best_loss))
 
-    def trouble(trainer: TroubledTrainer, position: int) -> None:
+    def trouble(position: int) -> None:
         if position == 55:
             trainer.best_loss = 1e-3  # of step 50: none is better from now on
             trainer.parameters["head.weight"].data[...] = np.nan
 
-    trainer = make(trouble, run, config, [Best()])
+    trainer = make(None, run, config, [Best()])
+    before_step(trainer, trouble)
     trainer.fit()
     assert told == [(40, "before-rollback-step-00000050", True, 1e-3)]
     assert checkpoint.find(run, ("best",)).name == "before-rollback-step-00000050"
@@ -362,19 +298,18 @@ class KilledError(Exception):
 def test_a_run_that_is_killed_around_a_rollback_ends_with_the_same_bits(tmp_path: Path, trouble: Any) -> None:
     config = replace(CONFIG, steps=130, eval_every=30, watch_window=32)
 
-    def run_to_the_end(run: Path, kills: list[int]) -> TroubledTrainer:
+    def run_to_the_end(run: Path, kills: list[int]) -> Trainer:
         """Killed before so many calls of train_step, counted from each start."""
         left = list(kills)
         while True:
             calls = left.pop(0) if left else 10**9
 
-            def killing(trainer: TroubledTrainer, position: int, calls: list[int] = [calls]) -> None:  # noqa: B006
-                calls[0] -= 1
-                if calls[0] < 0:
+            def kill(position: int, calls: Iterator[int] = iter(range(calls))) -> None:  # noqa: B008
+                if next(calls, None) is None:
                     raise KilledError
-                trouble(trainer, position)
 
-            trainer = make(killing, run, config, [MetricsFile(run)])
+            trainer = make(trouble, run, config, [MetricsFile(run)])
+            before_step(trainer, kill)
             if checkpoint.checkpoints(run):
                 trainer.resume()
             try:
@@ -408,10 +343,7 @@ def test_rollback_counts_are_part_of_the_state(tmp_path: Path) -> None:
             if self.rollbacks and metrics.step == 102:
                 raise KeyboardInterrupt
 
-    def trouble(trainer: TroubledTrainer, position: int) -> None:
-        if position >= AT + 12 or position in range(AT + 3, AT + 6):
-            always_bad(0)(trainer, position)
-
+    trouble = non_finite(lambda position: position >= AT + 12 or position in range(AT + 3, AT + 6))
     stop, after = Stop(), Events()
     with pytest.raises(KeyboardInterrupt):
         make(trouble, run, callbacks=[stop]).fit()

@@ -510,7 +510,7 @@ def test_what_does_not_change_the_steps_may_change(finished: Path) -> None:
 def test_a_training_state_of_hostile_types_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     saved = make(replace(TRAIN, steps=1), run=tmp_path / "run")
     saved.step = 1
-    state = saved._training_state()
+    state = saved.training_state()
     state.values.update(change)
     folder = checkpoint.save(tmp_path / "run/checkpoints/step-00000001", saved.model, TOKENIZER, state)
     checkpoint.point(tmp_path / "run", "latest", folder)
@@ -522,7 +522,7 @@ def test_a_training_state_of_hostile_types_is_refused(tmp_path: Path, change: di
 
 def test_optimizer_arrays_that_are_missing_are_refused(tmp_path: Path) -> None:
     saved = make(replace(TRAIN, steps=1), run=tmp_path / "run")
-    state = saved._training_state()
+    state = saved.training_state()
     del state.arrays["norm.weight.m"]
     checkpoint.save(tmp_path / "run/checkpoints/step-00000001", saved.model, TOKENIZER, state)
     refused(make(run=tmp_path / "run").resume, "norm.weight.m", "damaged")
@@ -560,7 +560,7 @@ def test_text_too_short_for_a_window_is_refused() -> None:
         ({"validation_fraction": 0.0}, "validation_fraction"), ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"final_factor": 1.5}, "final_factor"), ({"seed": -1}, "seed=-1"), ({"seed": 2**32}, "seed"),
         ({"threads": -1}, "threads=-1"), ({"warmup_steps": -1}, "warmup_steps"), ({"clip_norm": 0.0}, "clip_norm"),
-        ({"clip_running": 0.0}, "clip_running"), ({"z_loss": -1e-4}, "z_loss=-0.0001"),
+        ({"clip_running": -1.0}, "clip_running"), ({"z_loss": -1e-4}, "z_loss=-0.0001"),
         ({"watch_loss": 0.0}, "watch_loss"), ({"watch_norm": -1.0}, "watch_norm"), ({"patience": 0}, "patience=0"),
         ({"watch_window": 0}, "watch_window"), ({"max_rollbacks": -1}, "max_rollbacks=-1"),
         ({"weight_decay": -0.1}, "weight_decay"), ({"steps": 10**12}, "steps=1000000000000"),

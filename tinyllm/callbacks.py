@@ -55,6 +55,7 @@ class Progress(Callback):
         self.total_steps = 0
         self.begun = (0, 0.0)
         self.status = "starting"
+        self.rejected_step = -1
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -101,6 +102,9 @@ class Progress(Callback):
         )
 
     def on_rejected(self, rejection: Rejection) -> None:
+        if rejection.step == self.rejected_step:
+            return  # the first of a row is enough
+        self.rejected_step = rejection.step
         report = f"; what led there is in {rejection.incident}" if rejection.incident else ""
         self._say(f"step {rejection.step} is not made: {rejection.reason}; its batch is skipped{report}")
 
@@ -108,6 +112,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.n = rollback.to_step
             self.bar.refresh()
+        self.rejected_step = -1
         # The time that is left is told from the steps made since here.
         self.begun = (rollback.to_step, time.monotonic())
         self._say(

@@ -135,18 +135,14 @@ class DataParallel:
 
     def _gradients(self, rank: int, step: int, inputs: Array, targets: Array) -> float:
         """Add up the gradients of this worker's micro-batches; returns the sum of their losses."""
-        B, T = inputs.shape
-        micro_batches = count_micro_batches(B, T, self.size, self.model.config.vocab_size)
-        pieces = list(
-            zip(np.array_split(inputs, micro_batches), np.array_split(targets, micro_batches), strict=True)
-        )
-        mine = np.array_split(np.arange(micro_batches), self.size)[rank]
+        pieces = cut(inputs, targets, self.size, self.model)
+        mine = np.array_split(np.arange(len(pieces)), self.size)[rank]
         tensors = list(self.parameters.values())
         sums = self.by_worker[rank]
         self.model.train()
         total = 0.0
         # Where some workers have nothing to do, the others may use their cores.
-        threads = min(self.size // micro_batches, physical_cores())
+        threads = min(self.size // len(pieces), physical_cores())
         with threads_allowed(threads) if threads > 1 else contextlib.nullcontext():
             for number in map(int, mine):
                 x, y = pieces[number]
@@ -191,6 +187,13 @@ def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int
     """Into how many micro-batches a batch (windows, length) is cut: at least one for each worker, if it has so many."""
     tokens = min(MICRO_BATCH_TOKENS, max(1, MICRO_BATCH_LOGITS // vocab_size))
     return min(windows, max(workers, math.ceil(windows * length / tokens)))
+
+
+def cut(inputs: Array, targets: Array, workers: int, model: TransformerLM) -> list[tuple[Array, Array]]:
+    """The micro-batches of a batch (B, T)."""
+    B, T = inputs.shape
+    count = count_micro_batches(B, T, workers, model.config.vocab_size)
+    return list(zip(np.array_split(inputs, count), np.array_split(targets, count), strict=True))
 
 
 def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, size: int) -> list[float]:

@@ -6,11 +6,11 @@ All of it follows from what is in the checkpoint, so that a run that was killed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinyllm import checkpoint
+from tinyllm import checkpoint, incidents
 from tinyllm.errors import InputError
 from tinyllm.stability import Rejection
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from tinyllm.train import Trainer
 
 Action = Literal["skip", "roll back", "stop"]
+DONE: dict[Action, str] = {
+    "skip": "its batch was skipped",
+    "roll back": "its batch was skipped, and training went back to an earlier checkpoint",
+    "stop": "training stopped",
+}
 
 
 @dataclass
@@ -108,6 +113,8 @@ def recover(trainer: Trainer, rejection: Rejection) -> None:
     config, recovery = trainer.config, trainer.recovery
     folders = [] if trainer.run is None else checkpoint.scheduled(trainer.run, config.checkpoint_every)
     action = recovery.reject(trainer.step, can_roll_back=bool(folders))
+    if trainer.run is not None:
+        rejection = _with_incident(trainer, rejection, DONE[action])
     for callback in trainer.callbacks:
         callback.on_rejected(rejection)
     if action == "roll back":
@@ -115,10 +122,20 @@ def recover(trainer: Trainer, rejection: Rejection) -> None:
         for callback in trainer.callbacks:
             callback.on_rollback(rollback)
     elif action == "stop":
+        report = f"; what led there is in {rejection.incident}" if rejection.incident else ""
         raise InputError(
             f"training diverged in step {rejection.step}: {rejection.reason}; {recovery.summary}; lower "
-            f"--learning-rate (now {config.learning_rate}) or raise --warmup-steps (now {config.warmup_steps})"
+            f"--learning-rate (now {config.learning_rate}) or raise --warmup-steps (now {config.warmup_steps}){report}"
         )
+
+
+def _with_incident(trainer: Trainer, rejection: Rejection, done: str) -> Rejection:
+    """The rejection with the folder that tells more, or in its reason why there is none."""
+    try:
+        return replace(rejection, incident=incidents.record(trainer, rejection, done))
+    except Exception as error:  # whatever it is: a report is never worth a run
+        line = str(error).partition("\n")[0]
+        return replace(rejection, reason=f"{rejection.reason} (there is no report: {line})")
 
 
 def _roll_back(trainer: Trainer, rejection: Rejection, folders: list[Path]) -> Rollback:

@@ -71,9 +71,8 @@ class TrainConfig:
     beta2: float = field(0.95, "AdamW: decay of the mean square gradient")
     weight_decay: float = field(0.1, "decoupled decay of matrices, times the rate")
     clip_norm: float = field(1.0, "largest global gradient norm")
-    clip_running: float | None = field(
-        None,
-        "largest gradient norm as a multiple of the median of the last steps, beside clip_norm; none: off",
+    clip_running: float = field(
+        0.0, "largest gradient norm as a multiple of the median of the last steps, beside clip_norm; 0: off"
     )
     z_loss: float = field(
         0.0,
@@ -114,13 +113,12 @@ class TrainConfig:
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("warmup_steps", "threads", "sample_tokens"):
             self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
-        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "z_loss"):
+        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "clip_running", "z_loss"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("learning_rate", "muon_learning_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in ("clip_norm", "watch_loss", "watch_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        self._require("clip_running", self.clip_running is None or self.clip_running > 0, "above 0 or none")
         self._require("max_rollbacks", 0 <= self.max_rollbacks <= 20, "from 0 to 20")
         for name in ("beta1", "beta2", "muon_momentum"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
@@ -280,7 +278,7 @@ class Trainer:
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
         )
         largest = self.config.clip_norm
-        if self.config.clip_running is not None:
+        if self.config.clip_running:
             largest = min(largest, self.config.clip_running * self.watch.usual_norm)
         self.workers.update(factor, clip_scale(norm, largest))
         self.step += 1
@@ -300,7 +298,7 @@ class Trainer:
             return
         folder = self.run / "checkpoints" / f"step-{self.step:08}"
         if self.saved_step != self.step:
-            checkpoint.save(folder, self.model, self.tokenizer, self._training_state())
+            checkpoint.save(folder, self.model, self.tokenizer, self.training_state())
             self.saved_step = self.step
         if best:
             checkpoint.point(self.run, "best", folder)
@@ -344,7 +342,8 @@ class Trainer:
         self.step = self.saved_step = step
         self.best_loss, self.evaluated_step = best_loss, evaluated_step
 
-    def _training_state(self) -> checkpoint.TrainingState:
+    def training_state(self) -> checkpoint.TrainingState:
+        """What a checkpoint holds beside the model."""
         values = {
             "step": self.step,
             "evaluated_step": self.evaluated_step,
