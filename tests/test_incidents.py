@@ -174,6 +174,23 @@ def test_the_tokens_with_the_highest_loss(odd_batch: Path) -> None:
     assert report["usual_loss"] < report["loss"] / 2
 
 
+def test_tokens_whose_loss_is_not_a_number_come_first(tmp_path: Path) -> None:
+    def trouble(trainer: Trainer, at: int) -> None:
+        def act(position: int) -> None:
+            if position == at:
+                trainer.parameters["embedding.weight"].data[TOKENIZER.encode("l")] = np.nan
+
+        before_step(trainer, act)
+
+    run_with(trouble, tmp_path / "run")
+    folder = tmp_path / "run/incidents/00000051-00000050"
+    inputs = json.loads((folder / "batch.json").read_text())["inputs"]
+    assert [11 in window for window in inputs].count(False) > 0, "some windows are without it"
+    for token in json.loads((folder / "report.json").read_text())["tokens"]:
+        assert token["loss"] == "nan"
+        assert 11 in inputs[token["window"]]
+
+
 def test_norms_are_those_of_weights_and_gradients(broken_gradient: Path) -> None:
     folder = broken_gradient / "incidents/00000051-00000050"
     report = json.loads((folder / "report.json").read_text())
