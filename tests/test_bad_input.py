@@ -374,7 +374,8 @@ def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert code == 2
     assert re.match(r"tinyllm: error: training diverged in step \d+: .*; lower --learning-rate", lines[-1])
-    assert len(lines) <= 3
+    # A line for each return to a checkpoint, and one for what led there.
+    assert len(lines) <= 10
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:

@@ -18,14 +18,16 @@ RANKS = (
     ("workers", "philox", "safetensors_reader"),
     ("tensor",),
     ("ops", "transforms"),
-    ("nn", "optim", "tokenizer", "data"),
+    ("nn", "optim", "stability", "tokenizer", "data"),
     ("decoder",),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
     ("tinyllm", "callbacks", "resuming", "training_profile"),  # the package itself gathers what is above
+    ("incidents",),
+    ("recovery",),
     ("train", "profile_report"),
     ("presets", "runs", "cli_tokenizer"),
-    ("cli_profile",),
+    ("cli_profile", "cli_replay"),
     ("cli",),
     ("__main__",),
 )

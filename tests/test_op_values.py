@@ -311,6 +311,22 @@ def test_cross_entropy_of_extreme_logits(dtype: Any, reference: bool) -> None:
 
 
 @pytest.mark.parametrize("reference", [False, True])
+def test_cross_entropy_with_z_loss_by_hand(reference: bool) -> None:
+    logits = np.log([[0.5, 0.25, 0.25], [1.0, 2.0, 5.0]])  # sums of e^logits: 1 and 8
+    targets, square = np.array([0, -100]), math.log(8) ** 2
+    x = Tensor(logits, requires_grad=True)
+    with use_reference(reference):
+        first = value(ops.cross_entropy(logits, targets, reduction="none", z_loss=0.1))
+        np.testing.assert_allclose(first, [math.log(2), 0], atol=1e-15)
+        loss = ops.cross_entropy(x, np.array([0, 2]), reduction="sum", z_loss=0.1)
+        (found,) = gradients(loss, [x])
+    assert value(loss) == pytest.approx(math.log(2) - math.log(5 / 8) + 0.1 * square)
+    p = np.array([1.0, 2.0, 5.0]) / 8
+    np.testing.assert_allclose(found[0], [-0.5, 0.25, 0.25], rtol=1e-12)
+    np.testing.assert_allclose(found[1], p - [0, 0, 1] + 0.2 * math.log(8) * p, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reference", [False, True])
 def test_cross_entropy_ignores_targets(reference: bool) -> None:
     logits = np.random.default_rng(0).standard_normal((4, 3))
     targets = np.array([0, -100, 2, -100])

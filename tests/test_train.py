@@ -126,11 +126,38 @@ def test_the_clipped_gradient_is_what_the_optimizer_gets(monkeypatch: pytest.Mon
     assert norm == pytest.approx(0.1, rel=1e-5)
 
 
+def test_z_loss_is_part_of_the_training_loss_alone() -> None:
+    plain, trainer = make(), make(replace(TRAIN, z_loss=0.1, clip_norm=math.inf))
+    metrics, found = gradient_of_one_step(trainer)
+    x, y = trainer.sampler.batch(0)
+    model = TransformerLM(MODEL, TRAIN.seed)
+    logits = model(x)
+    loss = ops.cross_entropy(logits, y) + 0.1 * (ops.logsumexp(logits, axis=-1) ** 2).mean()
+    assert metrics.loss == pytest.approx(loss.item(), rel=100 * EPS32)
+    for mine, exact in zip(found, gradients(loss, list(model.parameters())), strict=True):
+        assert np.abs(mine - exact).max() < 1000 * EPS32 * np.abs(exact).max()
+    trainer = make(replace(TRAIN, z_loss=0.1))
+    with trainer.workers, plain.workers:
+        assert trainer.evaluate() == plain.evaluate()
+
+
+def test_clipping_by_the_running_median() -> None:
+    trainer = make(replace(TRAIN, clip_running=0.5, clip_norm=1e6, watch_window=4, steps=100))
+    with trainer.workers:
+        for step in range(8):
+            usual = float(np.median(trainer.watch.norms.values)) if step >= 4 else math.inf
+            metrics = trainer.train_step()
+            squares = [float((g.astype(np.float64) ** 2).sum()) for g in trainer.workers.total.values()]
+            expected = min(metrics.grad_norm, 0.5 * usual)
+            assert math.sqrt(sum(squares)) == pytest.approx(expected, rel=1e-5), step
+    assert make(replace(TRAIN, clip_norm=1e-3, clip_running=0.5)).watch.usual_norm == math.inf
+
+
 def test_dropout_of_a_step_is_that_of_its_seed_step_and_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(TRAIN, threads=2, clip_norm=math.inf, seed=5)
     model_config = replace(MODEL, dropout=0.3)
     trainer = make(config, model_config)
-    trainer.step = 7
+    trainer.sampler.step = 7
     _, found = gradient_of_one_step(trainer)
     x, y = trainer.sampler.batch(7)
     model = TransformerLM(model_config, 5)
@@ -490,6 +517,8 @@ def test_what_does_not_change_the_steps_may_change(finished: Path) -> None:
         {"evaluated_step": {}}, {"evaluated_step": 1e999}, {"step": -1}, {"step": True}, {"threads": 0},
         {"threads": 10**9}, {"threads": 1.0}, {"best_step": None}, {"data": None}, {"data": {"training": 5}},
         {"callbacks": 5}, {"optimizer_steps": -5},
+        {"watch": None}, {"watch": {}}, {"recovery": []},
+        {"recovery": {"rejected": "x", "rollbacks": 0, "trouble": -1}}, {"step": 1.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -545,6 +574,9 @@ def test_text_too_short_for_a_window_is_refused() -> None:
         ({"validation_fraction": 0.0}, "validation_fraction"), ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"final_factor": 1.5}, "final_factor"), ({"seed": -1}, "seed=-1"), ({"seed": 2**32}, "seed"),
         ({"threads": -1}, "threads=-1"), ({"warmup_steps": -1}, "warmup_steps"), ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_running": -1.0}, "clip_running"), ({"z_loss": -1e-4}, "z_loss=-0.0001"),
+        ({"watch_loss": 0.0}, "watch_loss"), ({"watch_norm": -1.0}, "watch_norm"), ({"patience": 0}, "patience=0"),
+        ({"watch_window": 0}, "watch_window"), ({"max_rollbacks": -1}, "max_rollbacks=-1"),
         ({"weight_decay": -0.1}, "weight_decay"), ({"steps": 10**12}, "steps=1000000000000"),
         ({"optimizer": "adam"}, "did you mean 'adamw'"), ({"sample_temperature": -1.0}, "sample_temperature"),
     ],

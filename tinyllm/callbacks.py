@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -16,6 +17,8 @@ from tinyllm.config import shown
 from tinyllm.errors import InputError
 
 if TYPE_CHECKING:
+    from tinyllm.recovery import Rollback
+    from tinyllm.stability import Rejection
     from tinyllm.train import Evaluation, StepMetrics
 
 METRICS = "metrics.jsonl"
@@ -29,6 +32,12 @@ class Callback:
 
     def on_step(self, metrics: StepMetrics) -> None:
         """A step was made."""
+
+    def on_rejected(self, rejection: Rejection) -> None:
+        """A step was not made, because the watch rejected its batch."""
+
+    def on_rollback(self, rollback: Rollback) -> None:
+        """Training went back to an earlier checkpoint."""
 
     def on_evaluation_start(self, step: int) -> None:
         """The validation split is about to be evaluated, which may take a while."""
@@ -63,6 +72,7 @@ class Progress(Callback):
         self.total_steps = 0
         self.begun = (0, 0.0)
         self.status = "starting"
+        self.rejected_step = -1
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -101,13 +111,33 @@ class Progress(Callback):
             self.bar.set_description_str("evaluating")
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        line = (
+        if self.bar is not None:
+            self.bar.set_description_str(self.status, refresh=False)
+        self.on_message(
             f"step {evaluation.step}  validation loss {evaluation.val_loss:.4f} nats, "
             f"{evaluation.val_bits_per_character:.4f} bits per character"
         )
+
+    def on_rejected(self, rejection: Rejection) -> None:
+        if rejection.step == self.rejected_step:
+            return  # the first of a row is enough
+        self.rejected_step = rejection.step
+        report = f"; what led there is in {rejection.incident}" if rejection.incident else ""
+        self.on_message(
+            f"step {rejection.step} is not made: {rejection.reason}; its batch is skipped{report}"
+        )
+
+    def on_rollback(self, rollback: Rollback) -> None:
         if self.bar is not None:
-            self.bar.set_description_str(self.status, refresh=False)
-        self.on_message(line)
+            self.bar.n = rollback.to_step
+            self.bar.refresh()
+        self.rejected_step = -1
+        # The time that is left is told from the steps made since here.
+        self.begun = (rollback.to_step, time.monotonic())
+        self.on_message(
+            f"too many steps in a row were rejected: back to step {rollback.to_step}, and on without the next "
+            f"{rollback.skipped} batches; if this does not help, lower --learning-rate or raise --warmup-steps"
+        )
 
     def on_message(self, line: str) -> None:
         if self.bar is not None:
@@ -167,6 +197,22 @@ class MetricsFile(Callback):
     def on_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self.log_every == 0:
             self._write(vars(metrics))
+
+    def on_rejected(self, rejection: Rejection) -> None:
+        # JSON has no NaN; the reason names it.
+        numbers = {"loss": rejection.loss, "grad_norm": rejection.grad_norm}
+        self._write(
+            {
+                "step": rejection.step,
+                "event": "rejected",
+                "position": rejection.position,
+                **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+                "reason": rejection.reason,
+            }
+        )
+
+    def on_rollback(self, rollback: Rollback) -> None:
+        self._write({"step": rollback.step, "event": "rollback", **vars(rollback)})
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         self._write(vars(evaluation))
@@ -234,6 +280,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def last_branch(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of steps and evaluations without those that training went back before, and without events."""
+    branch: list[dict[str, Any]] = []
+    for line in lines:
+        if line.get("event") == "rollback":
+            branch = [earlier for earlier in branch if earlier["step"] <= line["to_step"]]
+        elif "event" not in line:
+            branch.append(line)
+    return branch
+
+
 class LossCurve(Callback):
     """Draws training and validation loss from metrics.jsonl into loss.png, where matplotlib is installed."""
 
@@ -246,7 +303,7 @@ class LossCurve(Callback):
             from matplotlib.figure import Figure
         except ImportError:
             return
-        lines = read_metrics(self.folder / METRICS)
+        lines = last_branch(read_metrics(self.folder / METRICS))
         steps = [line for line in lines if "loss" in line]
         evaluations = [line for line in lines if "val_loss" in line]
         if not steps:

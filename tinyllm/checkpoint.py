@@ -43,6 +43,7 @@ NEEDED = (CONFIG, MODEL, TOKENIZER)
 FILES = (*NEEDED, "tokenizer_config.json", OPTIMIZER, STATE)
 LINKS = ("latest", "best")
 INTERRUPTED = "-interrupted"
+SET_ASIDE = "before-rollback-"
 ELSEWHERE = "; use another checkpoint"
 _NAME = re.compile(rf"step-(\d+)({INTERRUPTED})?")
 
@@ -357,12 +358,31 @@ def read_link(run: Path, link: str) -> Path | None:
 def prune(run: Path, keep: Collection[Path] = ()) -> None:
     """Delete the checkpoints of a run but `keep` and those that a link names, and what a crash left."""
     kept = {path.resolve() for path in (*keep, *(read_link(run, link) for link in LINKS)) if path is not None}
-    for folder in checkpoints(run):
+    for folder in [*checkpoints(run), *(run / "checkpoints").glob(f"{SET_ASIDE}*")]:
         if folder.resolve() not in kept:
             with contextlib.suppress(OSError):  # what stays now goes next time
                 storage.remove_folder(folder)
     storage.remove_leftovers(run / "checkpoints")
     storage.remove_leftovers(run)
+
+
+def go_back(run: Path, target: Path) -> None:
+    """Make `target` the latest checkpoint of a run again, and delete the newer ones.
+
+    The best one is kept, under another name, because training will come to its step again.
+    """
+    point(run, "latest", target)
+    best = read_link(run, "best")
+    if best is not None and best.exists() and step_of(best) > step_of(target):
+        aside = best.with_name(SET_ASIDE + best.name)
+        try:
+            if aside.exists():
+                storage.remove_folder(aside)
+            storage.rename(best, aside)
+        except OSError as error:
+            raise InputError(f"{best}: cannot be renamed: {error.strerror or error}") from None
+        point(run, "best", aside)
+    remove_after(run, target)
 
 
 def remove_after(run: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tinyllm
-from tinyllm import cli_profile, cli_tokenizer, runs
+from tinyllm import cli_profile, cli_replay, cli_tokenizer, runs
 from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections, require_known, shown
 from tinyllm.errors import InputError
 from tinyllm.interrupts import is_termination
@@ -161,6 +161,7 @@ def build_parser() -> Parser:
     evaluate.set_defaults(command=eval_command, parser=evaluate)
     cli_tokenizer.add_commands(commands)
     cli_profile.add_command(commands)
+    cli_replay.add_command(commands)
     return parser
 
 

@@ -38,7 +38,7 @@ class DataParallel:
 
     Args:
         model, optimizer: what is trained. size: how many workers. seed: of dropout.
-        validation: the windows that `losses` is about.
+        validation: the windows that `losses` is about. z_loss: of the training loss (see ops.cross_entropy).
 
     Example:
         >>> with DataParallel(model, optimizer, size=2) as workers:  # doctest: +SKIP
@@ -54,9 +54,10 @@ class DataParallel:
         size: int,
         seed: int = 0,
         validation: SequentialWindows | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self.size, self.seed = size, seed
+        self.size, self.seed, self.z_loss = size, seed, z_loss
         self.validation = validation
         self.parameters = dict(model.named_parameters())
         self.shares = _balanced({name: parameter.size for name, parameter in self.parameters.items()}, size)
@@ -134,24 +135,20 @@ class DataParallel:
 
     def _gradients(self, rank: int, step: int, inputs: Array, targets: Array) -> float:
         """Add up the gradients of this worker's micro-batches; returns the sum of their losses."""
-        B, T = inputs.shape
-        micro_batches = count_micro_batches(B, T, self.size, self.model.config.vocab_size)
-        pieces = list(
-            zip(np.array_split(inputs, micro_batches), np.array_split(targets, micro_batches), strict=True)
-        )
-        mine = np.array_split(np.arange(micro_batches), self.size)[rank]
+        pieces = cut(inputs, targets, self.size, self.model)
+        mine = np.array_split(np.arange(len(pieces)), self.size)[rank]
         tensors = list(self.parameters.values())
         sums = self.by_worker[rank]
         self.model.train()
         total = 0.0
         # Where some workers have nothing to do, the others may use their cores.
-        threads = min(self.size // micro_batches, physical_cores())
+        threads = min(self.size // len(pieces), physical_cores())
         with threads_allowed(threads) if threads > 1 else contextlib.nullcontext():
             for number in map(int, mine):
                 x, y = pieces[number]
                 with dropout_position(self.seed, step, number):
                     logits = self.model(backend.asarray(x))
-                    loss = ops.cross_entropy(logits, backend.asarray(y), reduction="sum")
+                    loss = ops.cross_entropy(logits, backend.asarray(y), reduction="sum", z_loss=self.z_loss)
                 del logits
                 total += loss.item()
                 found = gradients(loss, tensors, gradient=1 / targets.size)
@@ -191,6 +188,13 @@ def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int
     tokens = min(MICRO_BATCH_TOKENS, max(1, MICRO_BATCH_LOGITS // vocab_size))
     for_each = max(1, math.ceil(windows * length / (tokens * workers)))
     return min(windows, workers * for_each)
+
+
+def cut(inputs: Array, targets: Array, workers: int, model: TransformerLM) -> list[tuple[Array, Array]]:
+    """The micro-batches of a batch (B, T)."""
+    B, T = inputs.shape
+    count = count_micro_batches(B, T, workers, model.config.vocab_size)
+    return list(zip(np.array_split(inputs, count), np.array_split(targets, count), strict=True))
 
 
 def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, size: int) -> list[float]:

@@ -352,7 +352,11 @@ def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0, final_fa
 
 
 class NonFiniteNormError(ArithmeticError):
-    """A gradient norm that is infinite or not a number: the step must not be made."""
+    """A gradient norm that is infinite or not a number, as `norm` says: the step must not be made."""
+
+    def __init__(self, norm: float) -> None:
+        super().__init__(f"the global gradient norm is {norm}")
+        self.norm = norm
 
 
 def squared_norm(array: Any) -> float:
@@ -373,7 +377,7 @@ def global_norm(arrays: Sequence[Any], squares: Iterable[float] | None = None) -
         total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)
     norm = math.sqrt(total) if total >= 0 else math.nan
     if not math.isfinite(norm):
-        raise NonFiniteNormError(f"the global gradient norm is {norm}")
+        raise NonFiniteNormError(norm)
     return norm
 
 

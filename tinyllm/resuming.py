@@ -6,6 +6,7 @@ Random numbers need no state: initial weights, the order of the data and dropout
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.checkpoint import Checkpoint, TrainingState
@@ -14,11 +15,14 @@ from tinyllm.errors import InputError
 from tinyllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from tinyllm.callbacks import Callback
     from tinyllm.train import Trainer
 
-# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads.
+# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads;
+# the watch's decide which steps are made from then on.
 CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every",
-              "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature"}  # fmt: skip
+              "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature", "watch_loss", "watch_norm",
+              "watch_window", "patience", "max_rollbacks"}  # fmt: skip
 MOST_THREADS = 4096
 """More than any machine has: a checkpoint that says so is damaged."""
 
@@ -34,6 +38,8 @@ def training_state(trainer: Trainer) -> TrainingState:
         "optimizer_steps": trainer.optimizer.steps,
         "threads": trainer.threads,
         "sampler": trainer.sampler.state_dict(),
+        "watch": trainer.watch.state_dict(),
+        "recovery": trainer.recovery.state_dict(),
         "data": trainer.data_digests,
         "callbacks": {name: state for name, state in states.items() if state},
         "model": to_mapping(trainer.model.config),
@@ -42,11 +48,11 @@ def training_state(trainer: Trainer) -> TrainingState:
     return TrainingState(trainer.optimizer.state_dict(), values)
 
 
-def restore(trainer: Trainer, found: Checkpoint) -> int:
-    """Put a Trainer where it was when it wrote `found`; returns how many threads it had.
+def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] = ()) -> int:
+    """Put a Trainer, and these of its callbacks, where they were when it wrote `found`.
 
-    Raises InputError, with parameters and optimizer unchanged, when the checkpoint is damaged or belongs to another
-    configuration or text.
+    Returns how many threads it had. All arrays are changed in place. Raises InputError, with parameters and optimizer
+    unchanged, when the checkpoint is damaged or belongs to another configuration or text.
     """
     state = found.training()
     values = state.values
@@ -64,10 +70,12 @@ def restore(trainer: Trainer, found: Checkpoint) -> int:
         ):
             raise ValueError(f"{numbers} are out of range")
         states = dict(values["callbacks"])
-        for callback in trainer.callbacks:
+        for callback in callbacks:
             callback.load_state_dict(dict(states.get(type(callback).__name__, {})))
         parameters = found.model().state_dict()
         trainer.sampler.load_state_dict(values["sampler"])
+        trainer.watch.load_state_dict(values["watch"])
+        trainer.recovery.load_state_dict(values["recovery"])
         trainer.optimizer.load_state_dict(state.arrays, numbers["optimizer_steps"])
     except InputError:
         raise

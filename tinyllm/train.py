@@ -29,6 +29,8 @@ from tinyllm.optim import (
     cosine_schedule,
     linear_schedule,
 )
+from tinyllm.recovery import Recovery, recover
+from tinyllm.stability import Rejection, Watch
 from tinyllm.tokenizer import Tokenizer
 
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
@@ -68,6 +70,21 @@ class TrainConfig:
     beta2: float = field(0.95, "AdamW: decay of the mean square gradient")
     weight_decay: float = field(0.1, "decoupled decay of matrices, times the rate")
     clip_norm: float = field(1.0, "largest global gradient norm")
+    clip_running: float = field(
+        0.0, "largest gradient norm as a multiple of the median of the last steps, beside clip_norm; 0: off"
+    )
+    z_loss: float = field(
+        0.0,
+        "times (ln sum e^logits)^2, added to the training loss so that logits stay small; PaLM: 1e-4; 0: off",
+    )
+    watch_loss: float = field(
+        20.0,
+        "a loss so many spreads above the median of the last steps is a spike, its step not made; inf: never",
+    )
+    watch_norm: float = field(300.0, "the same for the gradient norm; inf: never")
+    watch_window: int = field(128, "steps that loss and gradient norm are compared with")
+    patience: int = field(5, "rejected steps in a row before training goes back to an earlier checkpoint")
+    max_rollbacks: int = field(3, "times that it goes back for the same trouble before it stops")
     seed: int = field(1, "of initial weights, data order and dropout")
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger")
     eval_every: int = field(500, "steps between evaluations of the whole validation split")
@@ -88,16 +105,20 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
             "log_every",
+            "watch_window",
+            "patience",
         )
         for name in whole:
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("warmup_steps", "threads", "sample_tokens"):
             self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
-        for name in ("weight_decay", "sample_temperature", "muon_weight_decay"):
+        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "clip_running", "z_loss"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("learning_rate", "muon_learning_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
-        self._require("clip_norm", self.clip_norm > 0, "above 0")
+        for name in ("clip_norm", "watch_loss", "watch_norm"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("max_rollbacks", 0 <= self.max_rollbacks <= 20, "from 0 to 20")
         for name in ("beta1", "beta2", "muon_momentum"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("final_factor", 0 <= self.final_factor <= 1, "from 0 to 1")
@@ -112,7 +133,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One step: the mean loss of its batch in nats, the rate's peak times its factor, the norm before clipping."""
+    """One step: the mean loss of its batch in nats, the rate's peak times its factor, the norm before clipping.
+
+    The loss has the z-loss in it, where there is one.
+    """
 
     step: int
     loss: float
@@ -182,6 +206,8 @@ class Trainer:
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
         self.use_threads(config.threads or physical_cores())
         self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
+        self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
+        self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
         self.interrupts = Interrupts()
         self.step = 0
         self.best_loss, self.best_step = math.inf, -1
@@ -198,8 +224,8 @@ class Trainer:
         (SIGTERM as its subclass Terminated). A second one does not wait, and saves nothing.
 
         A checkpoint on the way that cannot be written is told to the callbacks, and tried again at the next one.
-        Raises InputError when the loss is no longer finite, and when the first checkpoint, the last, or that of an
-        interrupt cannot be written.
+        Steps that the watch rejects are not made; see `recovery`. Raises InputError when no way is found past them, and
+        when the first checkpoint, the last, or that of an interrupt cannot be written.
         """
         with self.interrupts:
             try:
@@ -208,7 +234,11 @@ class Trainer:
                     self._begin()
                     while self.step < self.config.steps:
                         with self.interrupts.put_off():
-                            self._tell("on_step", self.train_step())
+                            made = self.train_step()
+                            if isinstance(made, Rejection):
+                                recover(self, made)
+                                continue
+                            self._tell("on_step", made)
                         self._after_step()
             except HurriedInterrupt:
                 raise
@@ -229,7 +259,9 @@ class Trainer:
     def use_threads(self, threads: int) -> None:
         """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
         self.threads = threads
-        self.workers = DataParallel(self.model, self.optimizer, threads, self.config.seed, self.validation)
+        self.workers = DataParallel(
+            self.model, self.optimizer, threads, self.config.seed, self.validation, self.config.z_loss
+        )
 
     @functools.cached_property
     def data_digests(self) -> dict[str, str]:
@@ -237,26 +269,30 @@ class Trainer:
         splits = {"training": self.sampler.tokens, "validation": self.validation.tokens}
         return {name: token_digest(tokens) for name, tokens in splits.items()}
 
-    def train_step(self) -> StepMetrics:
-        """One optimizer step; within `with self.workers:`."""
+    def train_step(self) -> StepMetrics | Rejection:
+        """One optimizer step on the next batch, or none where the watch rejects it; within `with self.workers:`."""
         begun = time.perf_counter()
-        inputs, targets = self.sampler.batch(self.step)  # (B, T) each
-        loss = self.workers.gradients(self.step, inputs, targets)
+        position = self.sampler.step
+        inputs, targets = self.sampler.batch(position)  # (B, T) each
+        loss = self.workers.gradients(position, inputs, targets)
         try:
             norm = self.workers.gradient_norm()
-            if not math.isfinite(loss):
-                raise NonFiniteNormError(f"the loss is {loss}")
         except NonFiniteNormError as error:
-            raise InputError(
-                f"training diverged in step {self.step + 1}: {error}; lower --learning-rate "
-                f"(now {self.config.learning_rate}) or raise --warmup-steps (now {self.config.warmup_steps})"
-            ) from None
+            norm = error.norm
+        verdict = self.watch.judge(loss, norm)
+        self.sampler.step += 1
+        if verdict.reason is not None:
+            return Rejection(self.step + 1, position, loss, norm, verdict.reason, inputs, targets)
         factor = SCHEDULES[self.config.schedule](
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
         )
-        self.workers.update(factor, clip_scale(norm, self.config.clip_norm))
+        largest = self.config.clip_norm
+        if self.config.clip_running:
+            largest = min(largest, self.config.clip_running * self.watch.usual_norm)
+        self.workers.update(factor, clip_scale(norm, largest))
         self.step += 1
-        self.sampler.step = self.step
+        self.watch.accept(loss, norm)
+        self.recovery.accept(self.step)
         rate = targets.size / max(time.perf_counter() - begun, 1e-9)
         return StepMetrics(self.step, loss, self.config.learning_rate * factor, norm, rate)
 
@@ -310,9 +346,10 @@ class Trainer:
         if found is None:
             found = checkpoint.find_valid(self.run, training=True)
         checkpoint.say_passed_over(found)
-        threads = resuming.restore(self, found)
+        threads = resuming.restore(self, found, self.callbacks)
         self.saved = found.folder
-        self.use_threads(self.config.threads or threads)
+        if self.threads != (self.config.threads or threads):
+            self.use_threads(threads)
         if self.threads != threads:
             line = f"the run had {threads} threads and goes on with {self.threads}: the same steps, rounded otherwise"
             self._tell("on_message", line)

@@ -689,10 +689,19 @@ def cross_entropy(graph: Graph, x: Node) -> Node:
     if graph.choose((False, True)) and targets.size > 1:
         targets.reshape(-1)[1:][graph.rng.uniform(size=targets.size - 1) < 0.4] = -100
     theirs = torch.from_numpy(targets)
+    z_loss = graph.choose((0.0, 0.05))
+
+    def in_torch(a: torch.Tensor) -> torch.Tensor:
+        losses = F.cross_entropy(a.movedim(-1, min(1, a.ndim - 1)), theirs, reduction="none")
+        losses = losses + z_loss * torch.logsumexp(a, -1) ** 2 * (theirs != -100)
+        if reduction_name == "none":
+            return losses
+        return losses.sum() / ((theirs != -100).sum() if reduction_name == "mean" else 1)
+
     return graph.apply(
-        f"cross_entropy {reduction_name}",
-        lambda a: ops.cross_entropy(a, targets, reduction=reduction_name),
-        lambda a: F.cross_entropy(a.movedim(-1, min(1, a.ndim - 1)), theirs, reduction=reduction_name),
+        f"cross_entropy {reduction_name} z_loss={z_loss}",
+        lambda a: ops.cross_entropy(a, targets, reduction=reduction_name, z_loss=z_loss),
+        in_torch,
         x,
     )
 

@@ -10,7 +10,7 @@ from tinyllm import backend
 from tinyllm.ops.index import take_along_axis
 from tinyllm.ops.matrix import row_sum, rows
 from tinyllm.ops.reduce import sum as sum_over
-from tinyllm.ops.softmax import log_softmax
+from tinyllm.ops.softmax import log_softmax, logsumexp
 from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, register
 
 Reduce = Literal["mean", "sum", "none"]
@@ -24,6 +24,9 @@ _TARGETS = np.array([[0, 3, -100], [1, 1, 2]])
 class CrossEntropy(FusedOp):
     """-ln softmax(logits)[target], for targets other than `ignore_index`: their mean, their sum, or each.
 
+    With `z_loss`, z_loss (ln sum e^logits)^2 is added to each, which keeps logits from drifting away from zero.
+    Source: Chowdhery et al., "PaLM: scaling language modeling with pathways", 2022, section 5.
+
     Shapes: logits: (..., V), targets: (...) integers -> () or (...). Exponentials are expensive, so forward keeps
     them and backward makes the gradient of them, in their memory. Rows are handled in chunks that stay in cache.
     """
@@ -36,10 +39,15 @@ class CrossEntropy(FusedOp):
         Case(((1, 1),), {"targets": np.array([0]), "reduction": "mean"}),
         Case(((0, 4),), {"targets": np.zeros(0, dtype=int), "reduction": "sum"}),
         Case(((3, 5),), {"targets": np.array([4, 0, 1]), "reduction": "mean"}, low=-100, high=100),
+        Case(((2, 3, 4),), {"targets": _TARGETS, "reduction": "mean", "z_loss": 0.3}),
+        Case(((2, 3, 4),), {"targets": _TARGETS, "reduction": "none", "z_loss": 0.01}),
     )
 
-    def __init__(self, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean") -> None:
+    def __init__(
+        self, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean", z_loss: float = 0.0
+    ) -> None:
         self.targets, self.ignore_index, self.reduction = targets, ignore_index, reduction
+        self.z_loss = z_loss
 
     def forward(self, logits: Any) -> Any:
         xp = backend.xp
@@ -49,12 +57,14 @@ class CrossEntropy(FusedOp):
         self.safe_targets = xp.where(self.kept, self.targets.reshape(-1), 0)
         self.exponentials: Any = xp.empty(z.shape, dtype=z.dtype)  # e^(z - max), until backward takes them
         self.total = xp.empty((z.shape[0], 1), dtype=z.dtype)
-        logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
+        self.logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
         for chunk in _chunks(z.shape):
             maximum = _exponentials(z[chunk], self.exponentials[chunk])
             self.total[chunk] = row_sum(self.exponentials[chunk])
-            logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
-        losses = (logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
+            self.logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
+        losses = (self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
+        if self.z_loss:
+            losses += self.z_loss * self.logsumexp**2 * self.kept
         if self.reduction == "none":
             return losses.reshape(self.targets.shape)
         return losses.sum() / self.divisor()
@@ -65,6 +75,8 @@ class CrossEntropy(FusedOp):
         if self.reduction != "none":
             gradient = gradient / self.divisor()
         weight = xp.broadcast_to(gradient.reshape(-1), self.kept.shape) * self.kept  # (N,)
+        # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
+        of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
         gradient_z, self.exponentials = self.exponentials, None
         if gradient_z is None:  # a second backward pass
             gradient_z = xp.empty(z.shape, dtype=z.dtype)
@@ -72,7 +84,7 @@ class CrossEntropy(FusedOp):
                 _exponentials(z[chunk], gradient_z[chunk])
         for chunk in _chunks(z.shape):
             p = gradient_z[chunk]
-            p *= weight[chunk][:, None] / self.total[chunk]  # softmax, weighted
+            p *= of_softmax[chunk][:, None] / self.total[chunk]  # softmax, weighted
             p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
         return gradient_z.reshape(self.logits.shape)
 
@@ -84,6 +96,8 @@ class CrossEntropy(FusedOp):
         kept = self.targets != self.ignore_index
         targets = backend.xp.where(kept, self.targets, 0)
         losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1) * kept
+        if self.z_loss:
+            losses = losses + self.z_loss * logsumexp(logits, axis=-1) ** 2 * kept
         return losses if self.reduction == "none" else sum_over(losses) / self.divisor()
 
 
@@ -102,12 +116,15 @@ def _chunks(shape: tuple[int, int]) -> list[slice]:
     return [slice(start, start + step) for start in range(0, N, step)]
 
 
-def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean") -> Tensor:
+def cross_entropy(
+    logits: Any, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean", z_loss: float = 0.0
+) -> Tensor:
     """-ln softmax(logits)[target] in nats.
 
     Args:
         logits: (..., V). targets: (...) integers in [0, V), or `ignore_index` for a place without a loss.
         reduction: "mean" over the targets that count, "sum", or "none".
+        z_loss: how much of (ln sum e^logits)^2 is added to each loss; PaLM's is 1e-4.
 
     Raises:
         TypeError: targets are not integers. ValueError: shapes do not match, or a target is out of range.
@@ -129,4 +146,4 @@ def cross_entropy(logits: Any, targets: Any, ignore_index: int = -100, reduction
         raise ValueError(
             f"cross_entropy: target {int(first)} is outside [0, {V}) and is not ignore_index={ignore_index}"
         )
-    return CrossEntropy(targets, ignore_index, reduction)(logits)
+    return CrossEntropy(targets, ignore_index, reduction, z_loss)(logits)

@@ -1,0 +1,169 @@
+"""A watch on training: which steps are too far from the last ones to be made.
+
+The watch compares the loss and the gradient norm of a step with their medians over the last accepted steps, in units
+of their usual spread. Median and spread (the median absolute deviation, which is 1/1.4826 of a normal distribution's
+standard deviation) hardly move when a few values are wild; values that are rejected never enter them.
+Source: Hampel, "The influence curve and its role in robust estimation", 1974.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAD_TO_DEVIATION = 1.4826
+WARM_UP = 32
+"""So many accepted steps come before the first that can be a spike, or the whole window if that is shorter."""
+SMALLEST_LOSS_SPREAD = 0.02
+"""In nats: losses that hardly differ make no spike of one that differs a little."""
+SMALLEST_NORM_SPREAD = 0.1
+"""As a part of the median: norms have no unit of their own."""
+
+
+class RunningMedian:
+    """Median and spread of the last `window` values."""
+
+    def __init__(self, window: int) -> None:
+        self.values: deque[float] = deque(maxlen=window)
+        self._sorted: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Take one more value, and forget the oldest if the window is full."""
+        if len(self.values) == self.values.maxlen:
+            del self._sorted[bisect_left(self._sorted, self.values[0])]
+        self.values.append(value)
+        insort(self._sorted, value)
+
+    def load(self, values: Iterable[float]) -> None:
+        """Forget all values and take these, oldest first."""
+        self.values.clear()
+        self.values.extend(values)
+        self._sorted = sorted(self.values)
+
+    @property
+    def median(self) -> float:
+        """The median of the values; there must be one."""
+        return _middle(self._sorted)
+
+    @property
+    def spread(self) -> float:
+        """The median absolute deviation, as the standard deviation of a normal distribution that has it."""
+        median = self.median
+        # Falling and then rising: two runs, which sorting merges in linear time.
+        return MAD_TO_DEVIATION * _middle(sorted(abs(value - median) for value in self._sorted))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the watch says of a step.
+
+    reason: in plain words why it is rejected; None where it is accepted.
+    loss_score, norm_score: how many spreads above the median; NaN where they are not finite or too few came before.
+    """
+
+    reason: str | None
+    loss_score: float = math.nan
+    norm_score: float = math.nan
+
+
+class Watch:
+    """Judges steps by their loss and gradient norm.
+
+    Values that are not finite are always rejected. Others are rejected when they lie more than a threshold above the
+    median, in units of the spread: a loss that falls is never a spike, nor is a norm that does.
+
+    Args:
+        window: how many accepted steps are compared with. loss_threshold, norm_threshold: infinity: never a spike.
+
+    Example:
+        >>> watch = Watch(window=64, loss_threshold=20.0, norm_threshold=300.0)
+        >>> for step in range(64):
+        ...     watch.accept(2.0 - step / 1000, 0.5)
+        >>> watch.judge(1.9, 0.6).reason is None
+        True
+        >>> watch.judge(9.0, 0.6).reason
+        'the loss is 9, and the median of the last 64 steps is 1.969: a spike'
+    """
+
+    def __init__(self, window: int, loss_threshold: float, norm_threshold: float) -> None:
+        self.loss_threshold, self.norm_threshold = loss_threshold, norm_threshold
+        self.losses, self.norms = RunningMedian(window), RunningMedian(window)
+        self.warm_up = min(window, WARM_UP)
+
+    @property
+    def active(self) -> bool:
+        """Whether enough steps were accepted for a spike to be told."""
+        return len(self.losses.values) >= self.warm_up
+
+    @property
+    def usual_norm(self) -> float:
+        """The median of the gradient norms; infinity until the watch is active."""
+        return self.norms.median if self.active else math.inf
+
+    def judge(self, loss: float, norm: float) -> Verdict:
+        """Whether a step of this loss and gradient norm can be made; changes nothing."""
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                return Verdict(f"the {name} is {value}")
+        if not self.active:
+            return Verdict(None)
+        loss_score = (loss - self.losses.median) / max(self.losses.spread, SMALLEST_LOSS_SPREAD)
+        # Among norms of zero there is no scale to compare with.
+        norm_spread = max(self.norms.spread, SMALLEST_NORM_SPREAD * self.norms.median) or math.inf
+        norm_score = (norm - self.norms.median) / norm_spread
+        reasons = [
+            f"the {name} is {value:.4g}, and the median of the last {len(seen.values)} steps is {seen.median:.4g}"
+            for name, value, seen, score, threshold in (
+                ("loss", loss, self.losses, loss_score, self.loss_threshold),
+                ("gradient norm", norm, self.norms, norm_score, self.norm_threshold),
+            )
+            if score > threshold
+        ]
+        return Verdict(f"{'; '.join(reasons)}: a spike" if reasons else None, loss_score, norm_score)
+
+    def accept(self, loss: float, norm: float) -> None:
+        """A step of this loss and gradient norm was made."""
+        self.losses.add(loss)
+        self.norms.add(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accepted values of the window; JSON can hold them."""
+        return {"losses": list(self.losses.values), "norms": list(self.norms.values)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from saved values; raises ValueError, TypeError or KeyError, with nothing changed, for damaged ones."""
+        losses, norms = ([float(value) for value in state[name]] for name in ("losses", "norms"))
+        if len(losses) != len(norms) or not all(map(math.isfinite, losses + norms)):
+            raise ValueError("losses and norms of the watch must be finite, and as many of each")
+        self.losses.load(losses)
+        self.norms.load(norms)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A step that was not made.
+
+    step: the number that it would have had. position: the number of its batch. loss, grad_norm: of the batch.
+    reason: in plain words. inputs, targets: the batch, (B, T) integers. incident: the folder that tells more.
+    """
+
+    step: int
+    position: int
+    loss: float
+    grad_norm: float
+    reason: str
+    inputs: Any = field(repr=False)
+    targets: Any = field(repr=False)
+    incident: Path | None = None
+
+
+def _middle(values: list[float]) -> float:
+    """The median of sorted values."""
+    count = len(values)
+    upper = values[count // 2]
+    return upper if count % 2 else (values[count // 2 - 1] + upper) / 2
