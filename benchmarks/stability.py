@@ -160,8 +160,8 @@ def alarms(text: Text, seeds: list[int], model: ModelConfig, config: TrainConfig
         with ignore_non_finite(), trainer.workers:
             rejected = sum(isinstance(trainer.train_step(), Rejection) for _ in range(config.steps))
         print(
-            f"seed {seed}: {rejected} of {config.steps} steps rejected; highest scores: loss {scores.loss[0]:.1f} (step "
-            f"{scores.loss[1]}), gradient norm {scores.norm[0]:.1f} (step {scores.norm[1]}); "
+            f"seed {seed}: {rejected} of {config.steps} steps rejected; highest scores: loss {scores.loss[0]:.1f} "
+            f"(step {scores.loss[1]}), gradient norm {scores.norm[0]:.1f} (step {scores.norm[1]}); "
             f"{time.perf_counter() - begun:.0f} s",
             flush=True,
         )

@@ -1,5 +1,6 @@
 """The watch on training and what follows a rejection: properties, by hypothesis, and the arithmetic."""
 
+import itertools
 import json
 import math
 import statistics
@@ -11,12 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm.recovery import Recovery
-from tinyllm.stability import WARM_UP, RunningMedian, Watch
+from tinyllm.stability import WARM_UP, Recent, Watch
 
 positive = st.floats(1e-3, 1e3)
 finite = st.floats(-1e6, 1e6)
 steps = st.lists(st.tuples(positive, positive), min_size=WARM_UP, max_size=80)
 seldom = settings(max_examples=60, deadline=None)
+
+
+def spread(values: list[float]) -> float:
+    """The oracle: the median absolute deviation of changes, as the standard deviation of the values."""
+    changes = [after - before for before, after in itertools.pairwise(values)]
+    if not changes:
+        return 0.0
+    middle = statistics.median(changes)
+    return 1.4826 * statistics.median(abs(change - middle) for change in changes) / math.sqrt(2)
 
 
 def watch_after(pairs: Any, window: int = 48, loss: float = 20.0, norm: float = 300.0) -> Watch:
@@ -32,15 +42,14 @@ def watch_after(pairs: Any, window: int = 48, loss: float = 20.0, norm: float = 
 @seldom
 @given(st.lists(finite, min_size=1, max_size=60), st.integers(1, 40))
 def test_the_median_and_spread_are_those_of_the_last_values(values: list[float], window: int) -> None:
-    seen = RunningMedian(window)
+    seen = Recent(window)
     for value in values:
         seen.add(value)
     last = values[-window:]
-    middle = statistics.median(last)
     assert list(seen.values) == last
-    assert seen.median == middle
-    assert seen.spread == 1.4826 * statistics.median(abs(value - middle) for value in last)
-    loaded = RunningMedian(window)
+    assert seen.median == statistics.median(last)
+    assert seen.spread == spread(last)
+    loaded = Recent(window)
     loaded.load(values)
     loaded.add(values[0])
     seen.add(values[0])
@@ -48,9 +57,12 @@ def test_the_median_and_spread_are_those_of_the_last_values(values: list[float],
 
 
 def test_the_spread_of_normal_noise_is_its_standard_deviation() -> None:
-    seen = RunningMedian(20_000)
-    seen.load(np.random.default_rng(0).normal(3.0, 0.5, 20_000).tolist())
-    assert seen.spread == pytest.approx(0.5, rel=0.02)
+    seen = Recent(20_000)
+    noise = np.random.default_rng(0).normal(3.0, 0.5, 20_000)
+    seen.load(noise.tolist())
+    assert seen.spread == pytest.approx(0.5, rel=0.04)
+    seen.load((noise - 0.1 * np.arange(20_000)).tolist())  # a trend is no noise
+    assert seen.spread == pytest.approx(0.5, rel=0.04)
 
 
 # ---- The watch ---------------------------------------------------------------------------------
@@ -125,14 +137,18 @@ def test_what_is_not_finite_is_always_rejected(accepted: int, loss: float, norm:
 
 
 def test_spikes_are_told_after_the_warm_up_and_by_the_right_threshold() -> None:
-    pairs = [(2.0 + (i % 5 - 2) * 0.1, 1.0 + (i % 5 - 2) * 0.2) for i in range(100)]
+    wave = (0, 0, 1, 2, 1, 0)
+    pairs = [(2.0 + wave[i % 6] * 0.1, 1.0 + wave[i % 6] * 0.2) for i in range(100)]
     assert watch_after(pairs[: WARM_UP - 1]).judge(100.0, 1e9).reason is None
     for accepted in (WARM_UP, 100):
         watch = watch_after(pairs[:accepted])
-        # The median absolute deviation of -2, -1, 0, 1, 2 is 1: spreads of 0.14826 and 0.29652.
-        assert watch.judge(2.0 + 19.9 * 0.14826, 1 + 299.9 * 0.29652).reason is None
-        loss = watch.judge(2.0 + 20.1 * 0.14826, 1.0)
-        norm = watch.judge(2.0, 1.0 + 300.1 * 0.29652)
+        losses, norms = (list(column) for column in zip(*pairs[:accepted][-48:], strict=True))
+        middle, unit = statistics.median(losses), spread(losses)
+        assert unit == pytest.approx(0.1 * 1.4826 / math.sqrt(2)), "most changes are up or down by 1"
+        usual, norm_unit = statistics.median(norms), spread(norms)
+        assert watch.judge(middle + 19.9 * unit, usual + 299.9 * norm_unit).reason is None
+        loss = watch.judge(middle + 20.1 * unit, 1.0)
+        norm = watch.judge(2.0, usual + 300.1 * norm_unit)
         assert loss.loss_score == pytest.approx(20.1)
         assert norm.norm_score == pytest.approx(300.1)
         assert loss.reason is not None

@@ -1,13 +1,15 @@
 """A watch on training: which steps are too far from the last ones to be made.
 
 The watch compares the loss and the gradient norm of a step with their medians over the last accepted steps, in units
-of their usual spread. Median and spread (the median absolute deviation, which is 1/1.4826 of a normal distribution's
-standard deviation) hardly move when a few values are wild; values that are rejected never enter them.
+of their spread from step to step. Both are medians (of values, and of absolute deviations, which in a normal
+distribution are 1/1.4826 of the standard deviation), so they hardly move when a few values are wild; values that are
+rejected never enter them.
 Source: Hampel, "The influence curve and its role in robust estimation", 1974.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, insort
 from collections import deque
@@ -25,25 +27,32 @@ SMALLEST_NORM_SPREAD = 0.1
 """As a part of the median: norms have no unit of their own."""
 
 
-class RunningMedian:
+class Recent:
     """Median and spread of the last `window` values."""
 
     def __init__(self, window: int) -> None:
-        self.values: deque[float] = deque(maxlen=window)
-        self._sorted: list[float] = []
-
-    def add(self, value: float) -> None:
-        """Take one more value, and forget the oldest if the window is full."""
-        if len(self.values) == self.values.maxlen:
-            del self._sorted[bisect_left(self._sorted, self.values[0])]
-        self.values.append(value)
-        insort(self._sorted, value)
+        self.window = window
+        self.load(())
 
     def load(self, values: Iterable[float]) -> None:
         """Forget all values and take these, oldest first."""
-        self.values.clear()
-        self.values.extend(values)
+        self.values: deque[float] = deque(values, maxlen=self.window)
         self._sorted = sorted(self.values)
+        self._differences = deque(after - before for before, after in itertools.pairwise(self.values))
+        self._sorted_differences = sorted(self._differences)
+
+    def add(self, value: float) -> None:
+        """Take one more value, and forget the oldest if the window is full."""
+        if len(self.values) == self.window:
+            _remove(self._sorted, self.values[0])
+            if self._differences:
+                _remove(self._sorted_differences, self._differences.popleft())
+        if self.window > 1 and self.values:
+            difference = value - self.values[-1]
+            self._differences.append(difference)
+            insort(self._sorted_differences, difference)
+        self.values.append(value)
+        insort(self._sorted, value)
 
     @property
     def median(self) -> float:
@@ -52,10 +61,16 @@ class RunningMedian:
 
     @property
     def spread(self) -> float:
-        """The median absolute deviation, as the standard deviation of a normal distribution that has it."""
-        median = self.median
+        """The standard deviation of normal noise whose changes from value to value have the same median deviation.
+
+        Changes, because a loss that falls fast is not a noisy one. 0 for a single value.
+        """
+        if not self._differences:
+            return 0.0
+        median = _middle(self._sorted_differences)
         # Falling and then rising: two runs, which sorting merges in linear time.
-        return MAD_TO_DEVIATION * _middle(sorted(abs(value - median) for value in self._sorted))
+        deviations = sorted(abs(difference - median) for difference in self._sorted_differences)
+        return MAD_TO_DEVIATION * _middle(deviations) / math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class Watch:
 
     def __init__(self, window: int, loss_threshold: float, norm_threshold: float) -> None:
         self.loss_threshold, self.norm_threshold = loss_threshold, norm_threshold
-        self.losses, self.norms = RunningMedian(window), RunningMedian(window)
+        self.losses, self.norms = Recent(window), Recent(window)
         self.warm_up = min(window, WARM_UP)
 
     @property
@@ -160,6 +175,11 @@ class Rejection:
     inputs: Any = field(repr=False)
     targets: Any = field(repr=False)
     incident: Path | None = None
+
+
+def _remove(values: list[float], value: float) -> None:
+    """Take one value out of sorted ones."""
+    del values[bisect_left(values, value)]
 
 
 def _middle(values: list[float]) -> float:
