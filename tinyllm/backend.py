@@ -7,9 +7,11 @@ value import freezes the choice of backend at import time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import numpy.typing
@@ -17,6 +19,7 @@ import numpy.typing
 from tinyllm.errors import InputError
 
 Array = numpy.typing.NDArray[Any]
+Chosen = TypeVar("Chosen")
 
 CACHED_ELEMENTS = 1 << 16
 """Elements of a part in `cache_parts`."""
@@ -24,7 +27,48 @@ FEW_ROWS = 256
 """Up to so many target rows, `scatter_add` is a product with a one-hot matrix."""
 
 xp: Any = numpy
-"""The module whose functions compute: `numpy` or `cupy`."""
+"""The module whose functions compute: NumPy, or the `Namespace` of a device's library."""
+
+
+class Namespace:
+    """The functions of a device's library, such as CuPy.
+
+    Called on what only stands in for an array of the device, as a Tensor does while a graph of a gradient is built,
+    they hand on by NumPy's protocols, which such libraries follow for their own arrays alone.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.library, name)
+        of_numpy = getattr(numpy, name, None)
+        if callable(value) and callable(of_numpy) and not isinstance(of_numpy, type):
+            value = functools.partial(self._call, value, of_numpy)
+        setattr(self, name, value)
+        return value
+
+    def _call(self, function: Callable[..., Any], of_numpy: Any, *args: Any, **keywords: Any) -> Any:
+        for value in args[0] if args and isinstance(args[0], (list, tuple)) else args:
+            kind = type(value)
+            if kind in _HANDED_ON or (kind not in _OWN and self._stands_in(kind)):
+                if isinstance(of_numpy, numpy.ufunc):
+                    return value.__array_ufunc__(of_numpy, "__call__", *args, **keywords)
+                return value.__array_function__(of_numpy, (kind,), args, keywords)
+        return function(*args, **keywords)
+
+    def _stands_in(self, kind: type) -> bool:
+        foreign = (
+            getattr(kind, "__array_ufunc__", None) is not None
+            and not issubclass(kind, (self.library.ndarray, numpy.generic))
+            and kind is not numpy.ndarray  # which the library shall refuse
+        )
+        (_HANDED_ON if foreign else _OWN).add(kind)
+        return foreign
+
+
+_HANDED_ON: set[type] = set()
+_OWN: set[type] = set()
 
 
 def use_backend(name: str) -> None:
@@ -36,9 +80,31 @@ def use_backend(name: str) -> None:
     if name == "numpy":
         xp = numpy
     elif name == "cupy":
-        xp = _import_cupy()
+        xp = Namespace(_import_cupy())
     else:
         raise InputError(f"backend {name!r} is unknown; choose 'numpy' or 'cupy'")
+
+
+@contextlib.contextmanager
+def library(module: Any) -> Iterator[None]:
+    """Compute with `module`, which has CuPy's functions, within this context."""
+    global xp
+    before = xp
+    xp = Namespace(module)
+    try:
+        yield
+    finally:
+        xp = before
+
+
+def choose(on_cpu: Chosen, on_device: Chosen) -> Chosen:
+    """What is faster here: a CPU likes parts that stay in its cache, a device a few calls on large arrays."""
+    return on_cpu if xp is numpy else on_device
+
+
+def reads_wait() -> bool:
+    """Whether to look at a number means to wait for a device, so that it is done only where it must be."""
+    return xp is not numpy
 
 
 def _import_cupy() -> ModuleType:
@@ -78,6 +144,18 @@ def to_numpy(array: Any) -> Array:
     return numpy.asarray(array)
 
 
+def free_to_read(values: Any) -> Array | None:
+    """`values` as a NumPy array; None where they lie on a device, so that looking at them would wait for it."""
+    if xp is not numpy and isinstance(values, xp.ndarray):
+        return None
+    return numpy.asarray(values)
+
+
+def read(value: Any) -> Any:
+    """A single element as a Python number; waits for the device, if there is one."""
+    return value.item() if hasattr(value, "item") else value
+
+
 def magnitude(x: Any) -> Any:
     """|x| for real x. For complex x, the continuation x sign(Re x), which is what complex-step derivatives need."""
     return xp.absolute(x) if x.dtype.kind != "c" else xp.where(x.real < 0, -x, x)
@@ -88,16 +166,16 @@ def scatter_add(target: Any, index: Any, values: Any) -> None:
 
     target: (N, ...), index: (M,) integers in [-N, N), values: (M, ...).
     """
-    if xp is not numpy:
-        xp.add.at(target, index, values)
+    if index.size == 0 or target.size == 0:
         return
-    if index.size == 0:
-        return
-    index = numpy.where(index < 0, index + target.shape[0], index)
+    index = xp.where(index < 0, index + target.shape[0], index)
     if target.shape[0] <= FEW_ROWS:
-        one_hot = numpy.zeros((target.shape[0], index.size), dtype=target.dtype)
-        one_hot[index, numpy.arange(index.size)] = 1
+        one_hot = xp.zeros((target.shape[0], index.size), dtype=target.dtype)
+        one_hot[index, xp.arange(index.size)] = 1
         target += (one_hot @ values.reshape((index.size, -1))).reshape(target.shape)
+        return
+    if xp is not numpy:
+        add_at(target, index, values)
         return
     # Sorting brings equal indices together, so that each target row is touched once: several times faster
     # than numpy.add.at, and the order of summation is fixed.
@@ -105,6 +183,14 @@ def scatter_add(target: Any, index: Any, values: Any) -> None:
     sorted_index = index[order]
     starts = numpy.flatnonzero(numpy.diff(sorted_index, prepend=sorted_index[0] - 1))
     target[sorted_index[starts]] += numpy.add.reduceat(values[order], starts, axis=0)
+
+
+def add_at(target: Any, index: Any, values: Any) -> None:
+    """target[index] += values, in place, where an element that `index` names several times gets every value."""
+    if xp is numpy:
+        numpy.add.at(target, index, values)
+    else:
+        xp.library.add.at(target, index, values)
 
 
 def swap_halves(x: Any) -> Any:
@@ -116,6 +202,37 @@ def swap_halves(x: Any) -> Any:
     swapped = numpy.empty_like(x)
     swapped.view(f"V{half * x.itemsize}")[...] = x.view(f"V{half * x.itemsize}")[..., ::-1]
     return swapped
+
+
+def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a function that computes each element of arrays from the same element of others, or a number.
+
+    It may change arguments in place. On NumPy it is called as it is; on a device it becomes one kernel (see `kernels`).
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if xp is numpy:
+            return function(*arguments)
+        return xp.library.elementwise(function, arguments, _condition.get())
+
+    return call
+
+
+_condition: ContextVar[Any] = ContextVar("condition", default=None)
+
+
+@contextlib.contextmanager
+def only_where(condition: Any) -> Iterator[None]:
+    """Within this context, elementwise functions change arguments only if `condition`, a boolean on a device, is true.
+
+    None: always. So a step can be given up without waiting for the number that decides it.
+    """
+    token = _condition.set(condition)
+    try:
+        yield
+    finally:
+        _condition.reset(token)
 
 
 def cache_parts(*arrays: Any) -> Iterator[tuple[Any, ...]]:

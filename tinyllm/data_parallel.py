@@ -185,7 +185,9 @@ class DataParallel:
 
 def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int) -> int:
     """Into how many micro-batches a batch (windows, length) is cut: equally many for each worker, if it has enough."""
-    tokens = min(MICRO_BATCH_TOKENS, max(1, MICRO_BATCH_LOGITS // vocab_size))
+    most_tokens = backend.choose(MICRO_BATCH_TOKENS, on_device=1 << 20)
+    most_logits = backend.choose(MICRO_BATCH_LOGITS, on_device=1 << 28)
+    tokens = min(most_tokens, max(1, most_logits // vocab_size))
     for_each = max(1, math.ceil(windows * length / (tokens * workers)))
     return min(windows, workers * for_each)
 
@@ -194,13 +196,14 @@ def cut(inputs: Array, targets: Array, workers: int, model: TransformerLM) -> li
     """The micro-batches of a batch (B, T)."""
     B, T = inputs.shape
     count = count_micro_batches(B, T, workers, model.config.vocab_size)
-    return list(zip(np.array_split(inputs, count), np.array_split(targets, count), strict=True))
+    windows = np.array_split(np.arange(B), count)
+    return [(inputs[part[0] : part[-1] + 1], targets[part[0] : part[-1] + 1]) for part in windows]
 
 
 def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, size: int) -> list[float]:
     """The sum of the losses of every `size`-th batch, beginning with number `rank`, with dropout off."""
     model.eval()
-    losses = []
+    losses: list[Any] = []
     for number, batch in enumerate(windows):
         if number % size != rank:
             continue
@@ -210,8 +213,8 @@ def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, si
             with no_grad():
                 logits = model(backend.asarray(inputs))
                 loss = ops.cross_entropy(logits, backend.asarray(targets), reduction="sum")
-            losses.append(float(loss.item()))
-    return losses
+            losses.append(loss.data)
+    return [float(backend.read(loss)) for loss in losses]
 
 
 def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: int = 1) -> float:

@@ -87,6 +87,7 @@ class Optimizer:
         factor: float = 1.0,
         names: Collection[str] | None = None,
         number: int | None = None,
+        where: Any = None,
     ) -> None:
         """Change parameters in place.
 
@@ -95,6 +96,7 @@ class Optimizer:
             factor: what a schedule multiplies the learning rate with in this step.
             names: change these parameters alone, where several workers share a step; other names are passed over.
             number: the number of this step, from 1, for all who share it; None: one more than `steps`.
+            where: a boolean on a device; the step is made if it is true. None: it is made.
 
         Raises KeyError or ValueError for a parameter without a gradient, before anything is changed.
         """
@@ -105,9 +107,10 @@ class Optimizer:
             if names is not None and name not in names:
                 continue
             theta = parameter.data
-            if self.weight_decay and theta.ndim >= 2:
-                theta *= 1 - rate * self.weight_decay
-            self.update(theta, found[name], self.state[name], rate)
+            with backend.only_where(where):
+                if self.weight_decay and theta.ndim >= 2:
+                    _scale(theta, 1 - rate * self.weight_decay)
+                self.update(theta, found[name], self.state[name], rate)
 
     def find(self, gradients: Mapping[str, Any] | None) -> dict[str, Any]:
         """The gradient of each parameter by name; raises KeyError or ValueError when one is missing."""
@@ -120,7 +123,7 @@ class Optimizer:
         return found
 
     def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
-        """Change the parameter array `theta` and its state in place."""
+        """Change the parameter array `theta` and its state in place, by functions that are `backend.elementwise`."""
         raise TypeError(f"{type(self).__name__} defines no update(); an Optimizer subclass must")
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,6 +150,11 @@ class Optimizer:
                 )
 
 
+@backend.elementwise
+def _scale(array: Any, factor: float) -> None:
+    array *= factor
+
+
 class SGD(Optimizer):
     """theta -= rate v, v = momentum v + g."""
 
@@ -163,10 +171,14 @@ class SGD(Optimizer):
         self.momentum = momentum
 
     def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
-        velocity = state["velocity"]
-        velocity *= self.momentum
-        velocity += gradient
-        theta -= rate * velocity
+        _sgd(theta, gradient, state["velocity"], self.momentum, rate)
+
+
+@backend.elementwise
+def _sgd(theta: Any, g: Any, velocity: Any, momentum: float, rate: float) -> None:
+    velocity *= momentum
+    velocity += g
+    theta -= rate * velocity
 
 
 class AdamW(Optimizer):
@@ -199,24 +211,31 @@ class AdamW(Optimizer):
         self.eps = eps
 
     def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
-        xp = backend.xp
         beta1, beta2 = self.betas
         # sqrt(v / c2) + eps = (sqrt(v) + eps sqrt(c2)) / sqrt(c2), which saves a pass over v.
         root_c2 = math.sqrt(1 - beta2**self.steps)
         step_size = rate * root_c2 / (1 - beta1**self.steps)
-        for parameter, g, m, v in backend.cache_parts(theta, gradient, state["m"], state["v"]):
-            scratch = g * (1 - beta1)
-            m *= beta1
-            m += scratch
-            xp.multiply(g, g, out=scratch)
-            scratch *= 1 - beta2
-            v *= beta2
-            v += scratch
-            xp.sqrt(v, out=scratch)
-            scratch += self.eps * root_c2
-            xp.divide(m, scratch, out=scratch)
-            scratch *= step_size
-            parameter -= scratch
+        for part in backend.cache_parts(theta, gradient, state["m"], state["v"]):
+            _adamw(*part, beta1, beta2, step_size, self.eps * root_c2)
+
+
+@backend.elementwise
+def _adamw(
+    theta: Any, g: Any, m: Any, v: Any, beta1: float, beta2: float, step_size: float, eps: float
+) -> None:
+    xp = backend.xp
+    scratch = g * (1 - beta1)
+    m *= beta1
+    m += scratch
+    xp.multiply(g, g, out=scratch)
+    scratch *= 1 - beta2
+    v *= beta2
+    v += scratch
+    xp.sqrt(v, out=scratch)
+    scratch += eps
+    xp.divide(m, scratch, out=scratch)
+    scratch *= step_size
+    theta -= scratch
 
 
 class Muon(Optimizer):
@@ -252,13 +271,22 @@ class Muon(Optimizer):
         self.momentum = momentum
 
     def update(self, theta: Any, gradient: Any, state: dict[str, Any], rate: float) -> None:
-        momentum = state["momentum"]
         scaled = gradient * (1 - self.momentum)
-        momentum *= self.momentum
-        momentum += scaled
-        scaled += self.momentum * momentum
+        _muon_momentum(state["momentum"], scaled, self.momentum)
         rows, columns = theta.shape
-        theta -= orthogonalise(scaled) * (rate * math.sqrt(max(1.0, rows / columns)))
+        _muon_step(theta, orthogonalise(scaled), rate * math.sqrt(max(1.0, rows / columns)))
+
+
+@backend.elementwise
+def _muon_momentum(momentum: Any, scaled: Any, mu: float) -> None:
+    momentum *= mu
+    momentum += scaled
+    scaled += mu * momentum
+
+
+@backend.elementwise
+def _muon_step(theta: Any, direction: Any, factor: float) -> None:
+    theta -= direction * factor
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -273,7 +301,7 @@ def orthogonalise(G: Any, steps: int = 5) -> Any:
     a, b, c = NEWTON_SCHULZ
     rows, columns = G.shape
     X = G.T if rows > columns else G
-    X = X / (math.sqrt(float((X * X).sum())) + 1e-7)
+    X = X / (backend.xp.sqrt((X * X).sum()) + 1e-7)
     for _ in range(steps):
         A = X @ X.T
         B = A @ A
@@ -313,12 +341,13 @@ class OptimizerGroup:
         factor: float = 1.0,
         names: Collection[str] | None = None,
         number: int | None = None,
+        where: Any = None,
     ) -> None:
         """One step of each optimizer; see Optimizer.step. All gradients are there before anything is changed."""
         for optimizer in self.optimizers:
             optimizer.find(gradients)
         for optimizer in self.optimizers:
-            optimizer.step(gradients, factor, names, number)
+            optimizer.step(gradients, factor, names, number, where)
 
     def state_dict(self) -> dict[str, Any]:
         """The state arrays of all optimizers."""

@@ -32,13 +32,12 @@ class Key(NamedTuple):
     micro_batch: int = 0
 
 
-def philox_4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+@backend.elementwise
+def philox_4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
     """Ten rounds of Philox on four uint64 arrays that hold 32-bit words; returns four such arrays.
 
-    counter: four words, each (N,) or broadcastable to it; key: two words.
+    c0 to c3: the counter, each (N,) or broadcastable to it; k0, k1: the key, likewise or integers.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
     for _ in range(ROUNDS):
         product_0 = c0 * MULTIPLIER_0
         product_1 = c2 * MULTIPLIER_1
@@ -61,7 +60,7 @@ def random_words(count: int, key: Key) -> Any:
     step, stream, micro_batch = (
         xp.full(1, part & WORD, dtype=xp.uint64) for part in (key.step, key.stream, key.micro_batch)
     )
-    words = philox_4x32((index, step, stream, micro_batch), (key.seed & WORD, (key.seed >> 32) & WORD))
+    words = philox_4x32(index, step, stream, micro_batch, key.seed & WORD, (key.seed >> 32) & WORD)
     return xp.stack(words, axis=-1).reshape(-1)[:count].astype(xp.uint32)
 
 

@@ -108,12 +108,12 @@ class Rollback:
     number: int
 
 
-def recover(trainer: Trainer, rejection: Rejection) -> None:
+def recover(trainer: Trainer, rejection: Rejection) -> Action:
     """Do what is to be done after a rejected step; raises InputError when nothing is left to try."""
     config, recovery = trainer.config, trainer.recovery
     folders = [] if trainer.run is None else trainer.scheduled()
     action = recovery.reject(trainer.step, can_roll_back=bool(folders))
-    if trainer.run is not None:
+    if trainer.run is not None and rejection.replayable:
         rejection = _with_incident(trainer, rejection, DONE[action])
     for callback in trainer.callbacks:
         callback.on_rejected(rejection)
@@ -127,6 +127,7 @@ def recover(trainer: Trainer, rejection: Rejection) -> None:
             f"training diverged in step {rejection.step}: {rejection.reason}; {recovery.summary}; lower "
             f"--learning-rate (now {config.learning_rate}) or raise --warmup-steps (now {config.warmup_steps}){report}"
         )
+    return action
 
 
 def _with_incident(trainer: Trainer, rejection: Rejection, done: str) -> Rejection:

@@ -86,6 +86,14 @@ class Verdict:
     norm_score: float = math.nan
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The highest loss and gradient norm with which a step is accepted; infinity: any that is finite."""
+
+    loss: float
+    norm: float
+
+
 class Watch:
     """Judges steps by their loss and gradient norm.
 
@@ -120,6 +128,25 @@ class Watch:
         """The median of the gradient norms; infinity until the watch is active."""
         return self.norms.median if self.active else math.inf
 
+    @property
+    def limits(self) -> Limits:
+        """What `judge` compares with, for a judge who must not wait for the numbers."""
+        if not self.active:
+            return Limits(math.inf, math.inf)
+        return Limits(
+            self.losses.median + self.loss_threshold * self._loss_spread,
+            self.norms.median + self.norm_threshold * self._norm_spread,
+        )
+
+    @property
+    def _loss_spread(self) -> float:
+        return max(self.losses.spread, SMALLEST_LOSS_SPREAD)
+
+    @property
+    def _norm_spread(self) -> float:
+        # Among norms of zero there is no scale to compare with.
+        return max(self.norms.spread, SMALLEST_NORM_SPREAD * self.norms.median) or math.inf
+
     def judge(self, loss: float, norm: float) -> Verdict:
         """Whether a step of this loss and gradient norm can be made; changes nothing."""
         for name, value in (("loss", loss), ("gradient norm", norm)):
@@ -127,10 +154,8 @@ class Watch:
                 return Verdict(f"the {name} is {value}")
         if not self.active:
             return Verdict(None)
-        loss_score = (loss - self.losses.median) / max(self.losses.spread, SMALLEST_LOSS_SPREAD)
-        # Among norms of zero there is no scale to compare with.
-        norm_spread = max(self.norms.spread, SMALLEST_NORM_SPREAD * self.norms.median) or math.inf
-        norm_score = (norm - self.norms.median) / norm_spread
+        loss_score = (loss - self.losses.median) / self._loss_spread
+        norm_score = (norm - self.norms.median) / self._norm_spread
         reasons = [
             f"the {name} is {value:.4g}, and the median of the last {len(seen.values)} steps is {seen.median:.4g}"
             for name, value, seen, score, threshold in (
@@ -164,7 +189,8 @@ class Rejection:
     """A step that was not made.
 
     step: the number that it would have had. position: the number of its batch. loss, grad_norm: of the batch.
-    reason: in plain words. inputs, targets: the batch, (B, T) integers. incident: the folder that tells more.
+    reason: in plain words. inputs, targets: the batch, (B, T) integers. replayable: whether the Trainer still has the
+    state before the step. incident: the folder that tells more.
     """
 
     step: int
@@ -174,6 +200,7 @@ class Rejection:
     reason: str
     inputs: Any = field(repr=False)
     targets: Any = field(repr=False)
+    replayable: bool = True
     incident: Path | None = None
 
 

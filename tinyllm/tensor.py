@@ -118,7 +118,7 @@ class Tensor(_Methods):
             raise ValueError(
                 f"a Tensor with shape {self.shape} is neither true nor false; reduce it to one element first"
             )
-        return bool(self.data)
+        return bool(backend.read(self.data))
 
     def __float__(self) -> float:
         return float(self.item())
@@ -129,7 +129,7 @@ class Tensor(_Methods):
     def __index__(self) -> int:
         if self.shape or self.dtype.kind not in "iu":
             raise TypeError(f"only an integer Tensor with shape () is an index; got {self!r}")
-        return int(self.data)
+        return int(backend.read(self.data))
 
     def __repr__(self) -> str:
         parts = [self._values_text("Tensor("), f"shape={self.shape}", f"dtype={self.dtype}"]
@@ -177,7 +177,7 @@ class Tensor(_Methods):
         """The only element as a Python number; raises ValueError when there is not exactly one."""
         if self.size != 1:
             raise ValueError(f"item() needs exactly one element; this Tensor has shape {self.shape}")
-        return self.data.item()
+        return backend.read(self.data)
 
     def numpy(self) -> Array:
         """The values as a NumPy array that shares memory with this Tensor; refused while it is in a graph."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from tinyllm.config import field, require_known, shown
 from tinyllm.cores import physical_cores
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows, token_digest
 from tinyllm.data_parallel import DataParallel
+from tinyllm.device_steps import DeviceSteps, stack_batches
 from tinyllm.errors import InputError
 from tinyllm.interrupts import HurriedInterrupt, Interrupts
 from tinyllm.nn import TransformerLM
@@ -234,12 +235,14 @@ class Trainer:
                     self._begin()
                     while self.step < self.config.steps:
                         with self.interrupts.put_off():
-                            made = self.train_step()
-                            if isinstance(made, Rejection):
-                                recover(self, made)
-                                continue
-                            self._tell("on_step", made)
-                        self._after_step()
+                            before = self.step
+                            for made in self.train_steps():
+                                if not isinstance(made, Rejection):
+                                    self._tell("on_step", made)
+                                elif recover(self, made) == "roll back":
+                                    break
+                        if self.step > before:
+                            self._after_step()
             except HurriedInterrupt:
                 raise
             except KeyboardInterrupt:
@@ -259,9 +262,12 @@ class Trainer:
     def use_threads(self, threads: int) -> None:
         """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
         self.threads = threads
-        self.workers = DataParallel(
-            self.model, self.optimizer, threads, self.config.seed, self.validation, self.config.z_loss
-        )
+        model, seed, z_loss = self.model, self.config.seed, self.config.z_loss
+        self.workers: DataParallel | DeviceSteps
+        if backend.reads_wait():
+            self.workers = DeviceSteps(model, self.optimizer, seed, self.validation, z_loss)
+        else:
+            self.workers = DataParallel(model, self.optimizer, threads, seed, self.validation, z_loss)
 
     @functools.cached_property
     def data_digests(self) -> dict[str, str]:
@@ -269,8 +275,41 @@ class Trainer:
         splits = {"training": self.sampler.tokens, "validation": self.validation.tokens}
         return {name: token_digest(tokens) for name, tokens in splits.items()}
 
+    def train_steps(self) -> Iterator[StepMetrics | Rejection]:
+        """The next steps up to one whose figures are wanted: on a CPU one step; within `with self.workers:`.
+
+        On a device these are the steps up to the next line of the log, evaluation or checkpoint. What they are compared
+        with is what the watch knew before them. What came of them is yielded one by one; whoever stops taking leaves
+        out the rest.
+        """
+        if isinstance(self.workers, DataParallel):
+            yield self.train_step()
+            return
+        begun = time.perf_counter()
+        count = self._steps_to_next_look()
+        position = self.sampler.step
+        batches = [self.sampler.batch(position + number) for number in range(count)]
+        factors = [self._factor(self.step + number) for number in range(count)]
+        outcomes = self.workers.run(
+            position, stack_batches(batches), factors, self._largest_norm(), self.watch.limits
+        )
+        verdicts = [self.watch.judge(outcome.loss, outcome.norm) for outcome in outcomes]
+        rate = count * batches[0][1].size / max(time.perf_counter() - begun, 1e-9)
+        for number, (outcome, verdict) in enumerate(zip(outcomes, verdicts, strict=True)):
+            self.sampler.step += 1
+            if outcome.made:
+                yield self._made(outcome.loss, outcome.norm, factors[number], rate)
+            else:
+                reason = verdict.reason or "the loss or the gradient norm is at its limit"
+                yield Rejection(
+                    self.step + 1, position + number, outcome.loss, outcome.norm, reason, *batches[number],
+                    replayable=count == 1,
+                )  # fmt: skip
+
     def train_step(self) -> StepMetrics | Rejection:
         """One optimizer step on the next batch, or none where the watch rejects it; within `with self.workers:`."""
+        if not isinstance(self.workers, DataParallel):
+            raise RuntimeError("a device makes several steps at a time; call train_steps()")
         begun = time.perf_counter()
         position = self.sampler.step
         inputs, targets = self.sampler.batch(position)  # (B, T) each
@@ -283,18 +322,33 @@ class Trainer:
         self.sampler.step += 1
         if verdict.reason is not None:
             return Rejection(self.step + 1, position, loss, norm, verdict.reason, inputs, targets)
-        factor = SCHEDULES[self.config.schedule](
-            self.step, self.config.steps, self.config.warmup_steps, self.config.final_factor
-        )
-        largest = self.config.clip_norm
-        if self.config.clip_running:
-            largest = min(largest, self.config.clip_running * self.watch.usual_norm)
-        self.workers.update(factor, clip_scale(norm, largest))
+        factor = self._factor(self.step)
+        self.workers.update(factor, clip_scale(norm, self._largest_norm()))
+        return self._made(loss, norm, factor, targets.size / max(time.perf_counter() - begun, 1e-9))
+
+    def _factor(self, step: int) -> float:
+        """The schedule's factor of the learning rate in the step after `step`."""
+        config = self.config
+        return SCHEDULES[config.schedule](step, config.steps, config.warmup_steps, config.final_factor)
+
+    def _largest_norm(self) -> float:
+        """To which gradients are clipped in the next step."""
+        if not self.config.clip_running:
+            return self.config.clip_norm
+        return min(self.config.clip_norm, self.config.clip_running * self.watch.usual_norm)
+
+    def _made(self, loss: float, norm: float, factor: float, rate: float) -> StepMetrics:
+        """One step more was made."""
         self.step += 1
         self.watch.accept(loss, norm)
         self.recovery.accept(self.step)
-        rate = targets.size / max(time.perf_counter() - begun, 1e-9)
         return StepMetrics(self.step, loss, self.config.learning_rate * factor, norm, rate)
+
+    def _steps_to_next_look(self) -> int:
+        """How many steps there are to the next log line, evaluation or checkpoint, or the last."""
+        config = self.config
+        periods = (config.log_every, config.eval_every, config.checkpoint_every)
+        return min(config.steps - self.step, *[period - self.step % period for period in periods])
 
     def evaluate(self) -> Evaluation:
         """The loss over the whole validation split, each token predicted once; within `with self.workers:`."""

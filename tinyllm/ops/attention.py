@@ -16,7 +16,7 @@ from tinyllm.ops.embedding import dropout
 from tinyllm.ops.matrix import matmul, row_sum
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import shifted
-from tinyllm.ops.tiled_attention import Head, additive, causal_scores
+from tinyllm.ops.tiled_attention import Heads, additive, causal_scores
 from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
@@ -27,6 +27,9 @@ _CAUSAL_ROWS = 64
 
 _MASK = np.array([[True, False, True], [True, True, True]])
 _UNSEEN = np.array([[True, True, False], [False, False, False]])
+
+Index = tuple[int | slice, int | slice]
+"""Of one head of one sequence (b, h), or of several."""
 
 
 class Block(NamedTuple):
@@ -45,7 +48,7 @@ class ScaledDotProductAttention(FusedOp):
     last query sees every key. A query that sees no key gives zeros.
 
     It runs in blocks of queries, and a block leaves out the keys that none of them sees. Probabilities are kept
-    for backward unless the sequence is long; then each head runs in tiles (`Head`), and memory grows with the length
+    for backward unless the sequence is long; then attention runs in tiles (`Heads`), and memory grows with the length
     and not with its square. Dropout needs its mask whole, so with it they are always kept.
 
     Source: Vaswani et al., "Attention is all you need", 2017, equation 1; grouped heads: Ainslie et al., "GQA", 2023,
@@ -92,30 +95,41 @@ class ScaledDotProductAttention(FusedOp):
         """ln sum_s e^(score), (B, H, T, 1), from which backward computes P again where none are kept."""
         if not self.keeps:
             self.log_total = xp.zeros((B, H, T, 1), dtype=q.dtype)
-            self._each_head(lambda at, head: head.forward(self.out[at], self.log_total[at]))
+            self._each_head(lambda at, _, heads: heads.forward(self.out[at], self.log_total[at]))
             return self.out
         self.keep: Any = None
         """The dropout mask times 1 / (1 - p), (B, H, T, S)."""
         if self.dropout_p > 0:
             assert self.dropout_key is not None
             mask = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
-            self.keep = mask * xp.asarray(1 / (1 - self.dropout_p), dtype=q.real.dtype)
+            self.keep = mask.astype(q.real.dtype) * (1 / (1 - self.dropout_p))
         self._forward_blocks()
         return self.out
 
-    def _each_head(self, function: Callable[[tuple[int, int], Head], None]) -> None:
-        """`function` of the index (b, h) and the Head of every query head; those with a key head in common in turn."""
+    def _each_head(self, function: Callable[[Index, Index, Heads], None]) -> None:
+        """`function` of every query head, those with a key head in common in turn.
+
+        It takes the index of query heads, that of their key heads, and the Heads: one on a CPU, and on a device all that
+        share no key head.
+        """
         B, H, T, _ = self.q.shape
         G, S = self.k.shape[1:3]
         mask = None if self.mask is None else backend.xp.broadcast_to(self.mask, (B, H, T, S))
 
+        def call(at: Index, key: Index) -> None:
+            of_heads = None if mask is None else mask[at]
+            function(at, key, Heads(self.q[at], self.k[key], self.v[key], self.causal, of_heads))
+
         def of_key_head(key: tuple[int, int]) -> None:
             b, g = key
             for h in range(g * (H // G), (g + 1) * (H // G)):
-                head_mask = None if mask is None else mask[b, h]
-                function((b, h), Head(self.q[b, h], self.k[key], self.v[key], self.causal, head_mask))
+                call((b, h), key)
 
-        each_on_a_core(of_key_head, list(itertools.product(range(B), range(G))))
+        if backend.choose(False, on_device=True):
+            for h in range(H // G):
+                call((slice(None), slice(h, None, H // G)), (slice(None), slice(None)))
+        else:
+            each_on_a_core(of_key_head, list(itertools.product(range(B), range(G))))
 
     def _grouped(self, x: Any) -> Any:
         """The query heads of each key head together. x: (B, H, T, ...) -> (B, G, H/G, T, ...)."""
@@ -126,7 +140,7 @@ class ScaledDotProductAttention(FusedOp):
     def _blocks(self) -> list[Block]:
         """The blocks whose probabilities are kept, without those that hold no key that a query sees."""
         T, S = self.q.shape[2], self.k.shape[2]
-        step = _CAUSAL_ROWS if self.causal else max(T, 1)
+        step = backend.choose(_CAUSAL_ROWS, on_device=max(T, 1)) if self.causal else max(T, 1)
         blocks = []
         for start in range(0, T, step):
             end = min(start + step, T)
@@ -198,8 +212,8 @@ class ScaledDotProductAttention(FusedOp):
                 part[...] = _by_head(self.kept[block.rows.start], part.shape[2])
             return p
 
-        def fill(at: tuple[int, int], head: Head) -> None:
-            p[at] = head.probabilities(self.log_total[at])
+        def fill(at: Index, _: Index, heads: Heads) -> None:
+            p[at] = heads.probabilities(self.log_total[at])
 
         self._each_head(fill)
         return p
@@ -223,18 +237,12 @@ class ScaledDotProductAttention(FusedOp):
             self._backward_blocks(gradient, gradient_q, gradient_k, gradient_v)
         else:
             self._each_head(
-                lambda at, head: head.backward(
-                    self.out[at], self.log_total[at], gradient[at],
-                    gradient_q[at], gradient_k[self._key(at)], gradient_v[self._key(at)],
+                lambda at, key, heads: heads.backward(
+                    self.out[at], self.log_total[at], gradient[at], gradient_q[at], gradient_k[key], gradient_v[key],
                 )
             )  # fmt: skip
         gradient_q *= self.factor
         return gradient_q, gradient_k, gradient_v
-
-    def _key(self, at: tuple[int, int]) -> tuple[int, int]:
-        """The index of the key head that a query head looks at."""
-        b, h = at
-        return b, h // (self.q.shape[1] // self.k.shape[1])
 
     def _backward_blocks(self, gradient: Any, gradient_q: Any, gradient_k: Any, gradient_v: Any) -> None:
         # sum_s P dP = O . dO, so that no block needs the others.
@@ -277,7 +285,8 @@ class ScaledDotProductAttention(FusedOp):
         else:
             # A finite stand-in for -infinity keeps gradients of gradients free of infinity times zero.
             seen = backend.xp.broadcast_to(allowed, scores.shape)
-            visible = where(seen, scores, float(scores.data.min(initial=0)))
+            lowest = scores.data.min(axis=-1, keepdims=True) if S else 0
+            visible = where(seen, scores, lowest)
             exponentials = where(seen, exp(shifted(visible, -1)[0]), 0)
             total = sum_over(exponentials, -1, keepdims=True)
             p = exponentials / where(total.data == 0, 1, total)

@@ -74,16 +74,18 @@ def embedding(weight: Any, indices: Any) -> Tensor:
     """Rows of `weight` by integer. weight: (V, D), indices: (...) in [0, V) -> (..., D).
 
     Raises:
-        TypeError: indices are not integers. IndexError: an index is outside [0, V).
+        TypeError: indices are not integers. IndexError: an index is outside [0, V). Indices that lie on a device
+        already are not looked at.
     """
     weight = as_tensor(weight)
-    indices = indices.data if isinstance(indices, Tensor) else backend.asarray(indices)
+    indices = indices.data if isinstance(indices, Tensor) else indices
+    known, indices = backend.free_to_read(indices), backend.asarray(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
     V = weight.shape[0]
-    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= V):
+    if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= V):
         raise IndexError(
-            f"embedding: indices span [{int(indices.min())}, {int(indices.max())}], the table has rows [0, {V})"
+            f"embedding: indices span [{int(known.min())}, {int(known.max())}], the table has rows [0, {V})"
         )
     return Embedding(indices)(weight)
 

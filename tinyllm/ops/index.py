@@ -64,7 +64,7 @@ class Scatter(Op):
             rows = (index.size, *self.shape[1:])
             backend.scatter_add(result, index.reshape(-1), values.reshape(rows))
         elif _repeats(index):
-            xp.add.at(result, index, values)
+            backend.add_at(result, index, values)
         else:
             result[index] = values
         return result

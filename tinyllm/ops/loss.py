@@ -67,13 +67,13 @@ class CrossEntropy(FusedOp):
             losses += self.z_loss * self.logsumexp**2 * self.kept
         if self.reduction == "none":
             return losses.reshape(self.targets.shape)
-        return losses.sum() / self.divisor()
+        return losses.sum() / self.divisor(z.dtype)
 
     def backward(self, gradient: Any) -> Any:
         xp = backend.xp
         z = rows(self.logits)
         if self.reduction != "none":
-            gradient = gradient / self.divisor()
+            gradient = gradient / self.divisor(z.dtype)
         weight = xp.broadcast_to(gradient.reshape(-1), self.kept.shape) * self.kept  # (N,)
         # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
         of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
@@ -88,9 +88,11 @@ class CrossEntropy(FusedOp):
             p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
         return gradient_z.reshape(self.logits.shape)
 
-    def divisor(self) -> int:
+    def divisor(self, dtype: Any) -> Any:
         """How many losses the reduction averages over; 1 for a sum, and where every target is ignored."""
-        return max(int((self.targets != self.ignore_index).sum()), 1) if self.reduction == "mean" else 1
+        if self.reduction != "mean":
+            return 1
+        return backend.xp.maximum((self.targets != self.ignore_index).sum(), 1).astype(dtype)
 
     def reference(self, logits: Tensor) -> Tensor:
         kept = self.targets != self.ignore_index
@@ -98,7 +100,7 @@ class CrossEntropy(FusedOp):
         losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1) * kept
         if self.z_loss:
             losses = losses + self.z_loss * logsumexp(logits, axis=-1) ** 2 * kept
-        return losses if self.reduction == "none" else sum_over(losses) / self.divisor()
+        return losses if self.reduction == "none" else sum_over(losses) / self.divisor(logits.dtype)
 
 
 def _exponentials(z: Any, out: Any) -> Any:
@@ -112,7 +114,7 @@ def _exponentials(z: Any, out: Any) -> Any:
 def _chunks(shape: tuple[int, int]) -> list[slice]:
     """Slices of rows of about CHUNK_ELEMENTS elements."""
     N, V = shape
-    step = max(1, CHUNK_ELEMENTS // max(V, 1))
+    step = max(1, backend.choose(CHUNK_ELEMENTS, on_device=1 << 28) // max(V, 1))
     return [slice(start, start + step) for start in range(0, N, step)]
 
 
@@ -127,10 +129,12 @@ def cross_entropy(
         z_loss: how much of (ln sum e^logits)^2 is added to each loss; PaLM's is 1e-4.
 
     Raises:
-        TypeError: targets are not integers. ValueError: shapes do not match, or a target is out of range.
+        TypeError: targets are not integers. ValueError: shapes do not match, or a target is out of range. Targets that
+        lie on a device already are not looked at.
     """
     logits = as_tensor(logits)
-    targets = targets.data if isinstance(targets, Tensor) else backend.asarray(targets)
+    targets = targets.data if isinstance(targets, Tensor) else targets
+    known, targets = backend.free_to_read(targets), backend.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets are integers; got dtype {targets.dtype}")
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
@@ -140,10 +144,11 @@ def cross_entropy(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
     V = logits.shape[-1]
-    wrong = ((targets < 0) | (targets >= V)) & (targets != ignore_index)
-    if bool(wrong.any()):
-        first = targets[wrong].reshape(-1)[0]
-        raise ValueError(
-            f"cross_entropy: target {int(first)} is outside [0, {V}) and is not ignore_index={ignore_index}"
-        )
+    if known is not None:
+        wrong = ((known < 0) | (known >= V)) & (known != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"cross_entropy: target {int(known[wrong].reshape(-1)[0])} is outside [0, {V}) and is not "
+                f"ignore_index={ignore_index}"
+            )
     return CrossEntropy(targets, ignore_index, reduction, z_loss)(logits)

@@ -101,11 +101,11 @@ class TensorMethods:
 
     def any(self) -> bool:
         """Whether any element is true (not zero)."""
-        return bool(cast(Tensor, self).data.any())
+        return bool(backend.read(cast(Tensor, self).data.any()))
 
     def all(self) -> bool:
         """Whether all elements are true (not zero)."""
-        return bool(cast(Tensor, self).data.all())
+        return bool(backend.read(cast(Tensor, self).data.all()))
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over `axis`."""
@@ -228,7 +228,8 @@ class TensorMethods:
         if ufunc in UFUNCS:
             return UFUNCS[ufunc](*inputs)
         if ufunc in WITHOUT_GRADIENT:
-            return Tensor(ufunc(*[x.data if isinstance(x, Tensor) else x for x in inputs]))
+            function = getattr(backend.xp, ufunc.__name__)
+            return Tensor(function(*[x.data if isinstance(x, Tensor) else x for x in inputs]))
         return NotImplemented
 
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, keywords: Any) -> Any:

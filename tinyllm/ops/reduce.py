@@ -118,7 +118,7 @@ class Prod(Reduction):
     def backward(self, gradient: Any) -> Any:
         x, shape = self.x, self.x.shape
         gradient = self.expand(gradient, shape)
-        if not bool((x == 0).any()):
+        if not backend.read((x == 0).any()):
             return gradient * self.expand(self.y, shape) / x
         # With a zero among the factors, the product of the others is taken literally: row i of `others`
         # holds the n factors with factor i replaced by one.

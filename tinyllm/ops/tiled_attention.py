@@ -1,7 +1,7 @@
-"""Attention of one head over a long sequence in tiles: probabilities are never kept, and backward makes them again.
+"""Attention over a long sequence in tiles: probabilities are never kept, and backward makes them again.
 
-Memory grows with the length of the sequence and not with its square. Every product here is of two plain matrices in one
-thread, so that several heads can run at once.
+Memory grows with the length of the sequence and not with its square. On a CPU this is done head by head: every product
+is of two plain matrices in one thread, so that several heads can run at once. On a device it is done for all of them.
 
 Source: Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021; Dao et al., "FlashAttention", 2022, section
 3.1.
@@ -18,16 +18,15 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum
 
-# Rows and columns of a tile: two of them fit into the cache of a core.
-_TILE = (256, 512)
+_COLUMNS = 512
 
 
 @dataclass(frozen=True)
-class Head:
-    """What the scores of a head are made of.
+class Heads:
+    """What the scores of a head are made of, or of several.
 
-    q: (T, K), scaled already; k: (S, K); v: (S, K_v). mask: (T, S), True where a query may look, or None. With
-    `causal`, query t sees the keys up to t + S - T.
+    q: (..., T, K), scaled already; k: (..., S, K); v: (..., S, K_v). mask: (..., T, S), True where a query may look, or
+    None. With `causal`, query t sees the keys up to t + S - T.
     """
 
     q: Any
@@ -36,39 +35,56 @@ class Head:
     causal: bool
     mask: Any
 
-    def seen(self, end: int) -> int:
-        """How many keys the queries before `end` see at most."""
-        T, S = self.q.shape[0], self.k.shape[0]
-        return max(0, end + S - T) if self.causal else S
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """T and S, the numbers of queries and keys."""
+        return self.q.shape[-2], self.k.shape[-2]
+
+    def row_slices(self) -> Iterator[slice]:
+        """The queries of each row of tiles. On a CPU two tiles fit into the cache of a core."""
+        elements = backend.choose(1 << 17, on_device=1 << 26)
+        heads = math.prod(self.q.shape[:-2])
+        return _slices(self.lengths[0], max(1, elements // (max(heads, 1) * _COLUMNS)))
+
+    def column_slices(self, rows: slice) -> Iterator[slice]:
+        """The keys of each tile for these queries: those that one of them sees."""
+        T, S = self.lengths
+        return _slices(max(0, rows.stop + S - T) if self.causal else S, _COLUMNS)
+
+    def scratch(self) -> Any:
+        """Flat memory for a tile."""
+        T, S = self.lengths
+        rows = next(self.row_slices(), slice(0, 0)).stop
+        return backend.xp.empty(math.prod(self.q.shape[:-2]) * rows * min(S, _COLUMNS), dtype=self.q.dtype)
 
     def scores(self, rows: slice, columns: slice, scratch: Any) -> Any:
-        """Q K^T + M of these queries and keys, in the memory of the flat array `scratch`: (rows, columns)."""
-        T, S = self.q.shape[0], self.k.shape[0]
-        scores = _product(self.q[rows], self.k[columns].T, scratch)
+        """Q K^T + M of these queries and keys, in the memory of the flat array `scratch`: (..., rows, columns)."""
+        T, S = self.lengths
+        scores = _product(self.q[..., rows, :], self.k[..., columns, :], scratch)
         if self.causal:
             # Row r sees the columns up to r + last; those up to `last` are seen by every row.
             last = rows.start + S - T - columns.start
             hidden = max(0, last + 1)
-            R, C = scores.shape
+            R, C = scores.shape[-2:]
             if hidden < C:
-                scores[:, hidden:] += causal_scores(R, C - hidden, last - hidden, scores.dtype, backend.xp)
+                scores[..., hidden:] += causal_scores(R, C - hidden, last - hidden, scores.dtype, backend.xp)
         if self.mask is not None:
-            scores += additive(self.mask[rows, columns], scores.dtype)
+            scores += additive(self.mask[..., rows, columns], scores.dtype)
         return scores
 
     def forward(self, out: Any, log_total: Any) -> None:
-        """Writes softmax(scores) V to `out` (T, K_v), and ln sum_s e^(score) to `log_total` (T, 1).
+        """Writes softmax(scores) V to `out` (..., T, K_v), and ln sum_s e^(score) to `log_total` (..., T, 1).
 
         A query that sees no key gets zeros. Softmax goes over the keys in tiles: Milakov and Gimelshein, "Online
         normalizer calculation for softmax", 2018, algorithm 3.
         """
         xp = backend.xp
-        scratch = xp.empty(_TILE[0] * _TILE[1], dtype=self.q.dtype)
-        for rows in _slices(self.q.shape[0], _TILE[0]):
-            values = xp.zeros_like(out[rows])
-            total = xp.zeros_like(log_total[rows])  # of e^(score - maximum), as in `values`
+        scratch = self.scratch()
+        for rows in self.row_slices():
+            values = xp.zeros_like(out[..., rows, :])
+            total = xp.zeros_like(log_total[..., rows, :])  # of e^(score - maximum), as in `values`
             maximum = xp.full_like(total, -math.inf)
-            for columns in _slices(self.seen(rows.stop), _TILE[1]):
+            for columns in self.column_slices(rows):
                 p = self.scores(rows, columns, scratch)
                 highest = xp.maximum(maximum, p.max(axis=-1, keepdims=True))
                 finite = xp.where(xp.isfinite(highest), highest, 0)
@@ -78,12 +94,12 @@ class Head:
                 total *= shrunk
                 total += row_sum(p)
                 values *= shrunk
-                values += p @ self.v[columns]
+                values += p @ self.v[..., columns, :]
                 maximum = highest
             unseen = total == 0
             total += unseen
-            xp.divide(values, total, out=out[rows])
-            log_total[rows] = xp.where(unseen, 0, maximum) + xp.log(total)
+            xp.divide(values, total, out=out[..., rows, :])
+            log_total[..., rows, :] = xp.where(unseen, 0, maximum) + xp.log(total)
 
     def backward(
         self, out: Any, log_total: Any, gradient: Any, gradient_q: Any, gradient_k: Any, gradient_v: Any
@@ -91,35 +107,35 @@ class Head:
         """Adds the gradients of q, k and v, from the gradient of `out` and what forward wrote."""
         # sum_s P dP = O . dO, so that no tile needs the others. What is subtracted from each row of a product is a
         # column more of its factors, which saves a pass over the tile.
-        gradient_less = _joined(gradient, -row_sum(gradient * out))  # (T, K_v + 1)
-        v_and_one = _joined(self.v, backend.xp.ones_like(self.v[:, :1]))
-        scratch = backend.xp.empty((2, _TILE[0] * _TILE[1]), dtype=self.q.dtype)
+        gradient_less = _joined(gradient, -row_sum(gradient * out))  # (..., T, K_v + 1)
+        v_and_one = _joined(self.v, backend.xp.ones_like(self.v[..., :1]))
+        scratch = self.scratch(), self.scratch()
         less_total = self._less(log_total)
-        for rows in _slices(self.q.shape[0], _TILE[0]):
-            for columns in _slices(self.seen(rows.stop), _TILE[1]):
+        for rows in self.row_slices():
+            for columns in self.column_slices(rows):
                 scores = less_total.scores(rows, columns, scratch[0])
                 p = backend.xp.exp(scores, out=scores)
-                gradient_v[columns] += p.T @ gradient[rows]
+                gradient_v[..., columns, :] += p.swapaxes(-1, -2) @ gradient[..., rows, :]
                 # softmax: dS = P (dP - sum_s P dP)
-                gradient_scores = _product(gradient_less[rows], v_and_one[columns].T, scratch[1])
+                gradient_scores = _product(gradient_less[..., rows, :], v_and_one[..., columns, :], scratch[1])
                 gradient_scores *= p
-                gradient_q[rows] += gradient_scores @ self.k[columns]
-                gradient_k[columns] += gradient_scores.T @ self.q[rows]
+                gradient_q[..., rows, :] += gradient_scores @ self.k[..., columns, :]
+                gradient_k[..., columns, :] += gradient_scores.swapaxes(-1, -2) @ self.q[..., rows, :]
 
     def probabilities(self, log_total: Any) -> Any:
-        """P as a whole, (T, S)."""
-        T, S = self.q.shape[0], self.k.shape[0]
-        scratch = backend.xp.empty(T * S, dtype=self.q.dtype)
+        """P as a whole, (..., T, S)."""
+        T, S = self.lengths
+        scratch = backend.xp.empty(math.prod(self.q.shape[:-2]) * T * S, dtype=self.q.dtype)
         return backend.xp.exp(self._less(log_total).scores(slice(0, T), slice(0, S), scratch))
 
-    def _less(self, log_total: Any) -> Head:
-        """The head whose scores are these less `log_total` (T, 1), so that e^(score) is P."""
-        ones = backend.xp.ones_like(self.k[:, :1])
+    def _less(self, log_total: Any) -> Heads:
+        """The heads whose scores are these less `log_total` (..., T, 1), so that e^(score) is P."""
+        ones = backend.xp.ones_like(self.k[..., :1])
         return replace(self, q=_joined(self.q, -log_total), k=_joined(self.k, ones))
 
 
 def _joined(x: Any, column: Any) -> Any:
-    return backend.xp.concatenate([x, column], axis=1)
+    return backend.xp.concatenate([x, column], axis=-1)
 
 
 def additive(allowed: Any, dtype: Any) -> Any:
@@ -139,6 +155,6 @@ def _slices(length: int, step: int) -> Iterator[slice]:
 
 
 def _product(a: Any, b: Any, scratch: Any) -> Any:
-    """a b, in the memory of `scratch`."""
-    shape = (a.shape[0], b.shape[1])
-    return backend.xp.matmul(a, b, out=scratch[: shape[0] * shape[1]].reshape(shape))
+    """a b^T, in the memory of `scratch`. a: (..., R, K), b: (..., C, K) -> (..., R, C)."""
+    shape = (*a.shape[:-1], b.shape[-2])
+    return backend.xp.matmul(a, b.swapaxes(-1, -2), out=scratch[: math.prod(shape)].reshape(shape))

@@ -1,0 +1,135 @@
+"""Training steps on a device, queued without looking at a number between them.
+
+A look at a loss waits for the device to finish, and leaves it idle until the host has queued new work. So whether a
+step is made, how its gradient is clipped, and what its loss was stay on the device; all batches of a stretch of steps
+go there in one transfer before it, and all figures come back in one transfer after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyllm import backend, ops
+from tinyllm.backend import Array
+from tinyllm.data import SequentialWindows
+from tinyllm.data_parallel import batch_losses, cut
+from tinyllm.nn import TransformerLM, dropout_position
+from tinyllm.optim import OptimizerGroup
+from tinyllm.stability import Limits
+from tinyllm.tensor import gradients
+
+
+class Outcome(NamedTuple):
+    """Of one step: the mean loss in nats, the gradient norm before clipping, and whether it was made."""
+
+    loss: float
+    norm: float
+    made: bool
+
+
+class DeviceSteps:
+    """Steps of one model on a device; `data_parallel.DataParallel` is what a CPU has for it.
+
+    Args:
+        model, optimizer: what is trained. seed: of dropout. validation: the windows that `losses` is about.
+        z_loss: of the training loss (see ops.cross_entropy).
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        optimizer: OptimizerGroup,
+        seed: int = 0,
+        validation: SequentialWindows | None = None,
+        z_loss: float = 0.0,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.seed, self.z_loss = seed, z_loss
+        self.validation = validation
+        self.parameters = dict(model.named_parameters())
+
+    def __enter__(self) -> DeviceSteps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        backend.synchronize()
+
+    def run(
+        self, position: int, batches: Array, factors: Sequence[float], largest_norm: float, limits: Limits
+    ) -> list[Outcome]:
+        """Steps on these batches in turn.
+
+        A step is made where its loss and gradient norm are finite and within `limits`. The number of a step, on which
+        AdamW depends, counts every step of this call, made or not.
+
+        Args:
+            position: the number of the first batch. batches: (steps, 2, B, T) integers: inputs and targets.
+            factors: the schedule's of each step. largest_norm: to which gradients are clipped.
+        """
+        xp = backend.xp
+        on_device = backend.asarray(batches)
+        first = self.optimizer.steps + 1
+        rows = []
+        for number, factor in enumerate(factors):
+            loss, found = self._gradients(position + number, on_device[number, 0], on_device[number, 1])
+            norm = _norm(list(found.values()))
+            # False for what is not a number.
+            made = (loss <= limits.loss) & (norm <= limits.norm) & (loss < math.inf) & (norm < math.inf)
+            scale = xp.where(norm > largest_norm, largest_norm / norm, 1).astype(norm.dtype)
+            for gradient in found.values():
+                gradient *= scale
+            self.optimizer.step(found, factor, number=first + number, where=made)
+            rows.append(xp.stack([loss, norm, made.astype(norm.dtype)]))
+        outcomes = [
+            Outcome(float(loss), float(norm), bool(made))
+            for loss, norm, made in backend.to_numpy(xp.stack(rows))
+        ]
+        for optimizer in self.optimizer.optimizers:
+            optimizer.steps = first - 1 + sum(outcome.made for outcome in outcomes)
+        return outcomes
+
+    def losses(self) -> float:
+        """The mean loss of the validation windows in nats, each target once, with dropout off."""
+        assert self.validation is not None
+        return math.fsum(batch_losses(self.model, self.validation, 0, 1)) / self.validation.num_targets
+
+    def _gradients(self, position: int, inputs: Any, targets: Any) -> tuple[Any, dict[str, Any]]:
+        """The mean loss of a batch, of shape (), and its gradients by name."""
+        self.model.train()
+        tensors = list(self.parameters.values())
+        total: Any = 0
+        sums: list[Any] = []
+        for number, (x, y) in enumerate(cut(inputs, targets, 1, self.model)):
+            with dropout_position(self.seed, position, number):
+                loss = ops.cross_entropy(self.model(x), y, reduction="sum", z_loss=self.z_loss)
+            total = loss.data + total
+            found = gradients(loss, tensors, gradient=_constant(1 / targets.size, loss.dtype))
+            if sums:
+                for array, gradient in zip(sums, found, strict=True):
+                    array += gradient
+            else:
+                sums = found
+        return total / targets.size, dict(zip(self.parameters, sums, strict=True))
+
+
+def _constant(value: float, dtype: Any) -> Any:
+    """A number as an array of the device, without a transfer."""
+    return backend.xp.full((), value, dtype=dtype)
+
+
+def _norm(arrays: Sequence[Any]) -> Any:
+    """The Euclidean norm of all arrays together, of shape (); infinite where the squares overflow."""
+    flat = [array.reshape(-1) for array in arrays]
+    return backend.xp.sqrt(backend.xp.stack([backend.xp.dot(x, x) for x in flat]).sum())
+
+
+def stack_batches(batches: Sequence[tuple[Array, Array]]) -> Array:
+    """Pairs of inputs and targets (B, T) as one array (steps, 2, B, T)."""
+    return np.stack([np.stack(pair) for pair in batches])
