@@ -491,7 +491,7 @@ def test_philox_known_answers(
     counter: tuple[int, int, int, int], key: tuple[int, int], expected: tuple[int, int, int, int]
 ) -> None:
     """The known-answer vectors that its authors publish with Random123."""
-    words = philox_4x32(tuple(np.array([word], dtype=np.uint64) for word in counter), key)  # type: ignore[arg-type]
+    words = philox_4x32(*[np.array([word], dtype=np.uint64) for word in counter], *key)
     assert tuple(int(word[0]) for word in words) == expected
 
 

@@ -71,23 +71,37 @@ _HANDED_ON: set[type] = set()
 _OWN: set[type] = set()
 
 
-def use_backend(name: str) -> None:
-    """Choose the array library for all Tensors made from now on: "numpy" or "cupy".
+BACKENDS = ("numpy", "cupy")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
-    Raises InputError when the library is missing or finds no device.
+
+def use_backend(name: str, precision: str = "float32", memory: float = 0.0) -> None:
+    """Choose the array library for all Tensors made from now on.
+
+    Args:
+        name: "numpy" or "cupy". precision: to what a device may round the factors of float32 products, whose sums
+            remain float32: "tf32" has 10 bits after the point, as "float16", and "bfloat16" has 7. memory: how much of
+            the device's to take at most, in GiB; 0: all.
+
+    Raises InputError when the library is missing or finds no device, and for a choice that it does not have.
     """
     global xp
+    if name not in BACKENDS or precision not in PRECISIONS:
+        raise InputError(
+            f"backend={name!r} and precision={precision!r}; there are {', '.join(BACKENDS)}, and the precisions "
+            f"{', '.join(PRECISIONS)}"
+        )
     if name == "numpy":
+        if precision != "float32" or memory:
+            raise InputError("the precision of products and a limit of memory are choices of a device's backend")
         xp = numpy
-    elif name == "cupy":
-        xp = Namespace(_import_cupy())
     else:
-        raise InputError(f"backend {name!r} is unknown; choose 'numpy' or 'cupy'")
+        xp = Namespace(CuPy(_import_cupy(), precision, memory))
 
 
 @contextlib.contextmanager
 def library(module: Any) -> Iterator[None]:
-    """Compute with `module`, which has CuPy's functions, within this context."""
+    """Compute with `module`, which has what `CuPy` has, within this context."""
     global xp
     before = xp
     xp = Namespace(module)
@@ -115,14 +129,28 @@ def _import_cupy() -> ModuleType:
             "backend 'cupy' needs CuPy, which is not installed; install tinyllm-numpy[cupy12x] for CUDA 12 "
             "or tinyllm-numpy[cupy13x] for CUDA 13"
         ) from error
+    runtime = cupy.cuda.runtime
     try:
-        devices = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise InputError(f"backend 'cupy' found no usable CUDA device: {error}") from error
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        raise InputError(_no_device(runtime, error)) from error
     if devices == 0:
         raise InputError("backend 'cupy' found no CUDA device; use the 'numpy' backend on this machine")
     module: ModuleType = cupy
     return module
+
+
+def _no_device(runtime: Any, error: Exception) -> str:
+    """Why CuPy cannot compute, and what to do about it."""
+    driver, built = runtime.driverGetVersion() // 1000, runtime.runtimeGetVersion() // 1000
+    if driver == 0:
+        return "backend 'cupy' found no NVIDIA driver; use the 'numpy' backend on this machine"
+    if driver < built:
+        return (
+            f"backend 'cupy': this CuPy is for CUDA {built}, and the driver for CUDA {driver}; install "
+            f"tinyllm-numpy[cupy{driver}x] in its place, or a newer driver"
+        )
+    return f"backend 'cupy' cannot use the device: {error}"
 
 
 def is_array(value: object) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import tinyllm
 from tinyllm import cli_profile, cli_replay, cli_tokenizer, runs
+from tinyllm.backend import BACKENDS, use_backend
 from tinyllm.config import add_flags, from_mapping, given_flags, nearest, read_sections, require_known, shown
 from tinyllm.errors import InputError
 from tinyllm.interrupts import is_termination
@@ -144,6 +145,7 @@ def build_parser() -> Parser:
         default=0,
         help="the same seed gives the same text (default: 0)",
     )
+    _add_backend(sample)
     sample.set_defaults(command=sample_command, parser=sample)
 
     evaluate = commands.add_parser("eval", help="the loss of a trained model on a text", allow_abbrev=False)
@@ -158,11 +160,18 @@ def build_parser() -> Parser:
         default=0,
         help="worker threads (default: one for each core)",
     )
+    _add_backend(evaluate)
     evaluate.set_defaults(command=eval_command, parser=evaluate)
     cli_tokenizer.add_commands(commands)
     cli_profile.add_command(commands)
     cli_replay.add_command(commands)
     return parser
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numpy", help="cupy: compute on a GPU (default: numpy)"
+    )
 
 
 def resolve(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
@@ -197,6 +206,7 @@ def train_command(args: argparse.Namespace) -> None:
 
 def sample_command(args: argparse.Namespace) -> None:
     """`tinyllm sample`."""
+    use_backend(args.backend)
     pieces = runs.sample(
         Path(args.path),
         args.prompt,
@@ -213,6 +223,7 @@ def sample_command(args: argparse.Namespace) -> None:
 
 def eval_command(args: argparse.Namespace) -> None:
     """`tinyllm eval`."""
+    use_backend(args.backend)
     score = runs.evaluate(Path(args.path), args.data, args.threads)
     print(
         f"{score.tokens:,} tokens  loss {score.loss:.4f} nats  {score.bits_per_character:.4f} bits per character"

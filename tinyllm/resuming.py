@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from tinyllm.callbacks import Callback
     from tinyllm.train import Trainer
 
-# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads;
+# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads
+# or on another backend;
 # the watch's decide which steps are made from then on.
 CHANGEABLE = {"data", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every",
               "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature", "watch_loss", "watch_norm",
-              "watch_window", "patience", "max_rollbacks"}  # fmt: skip
+              "watch_window", "patience", "max_rollbacks", "backend", "precision",
+              "device_memory"}  # fmt: skip
 MOST_THREADS = 4096
 """More than any machine has: a checkpoint that says so is damaged."""
 
@@ -102,7 +104,7 @@ def _check_same(trainer: Trainer, tokenizer: Tokenizer, saved: dict[str, Any]) -
     differing = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()
-        if name not in CHANGEABLE and before.get(name) != value
+        if name not in CHANGEABLE and before.get(name, value) != value
     ]
     if differing:
         raise InputError(

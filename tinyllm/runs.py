@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm import checkpoint, storage
+from tinyllm.backend import use_backend
 from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
 from tinyllm.cores import physical_cores
@@ -43,6 +44,7 @@ def train(
     if train_config.out is None:
         raise InputError("the run needs a folder; give --out DIR")
     folder = Path(train_config.out)
+    use_backend(train_config.backend, train_config.precision, train_config.device_memory)
     _check_folder(folder, resume, overwrite)
     with RunFolder(folder) as run_folder:
         found = checkpoint.find_valid(folder, training=True) if resume else None

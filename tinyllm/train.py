@@ -86,13 +86,18 @@ class TrainConfig:
     watch_window: int = field(128, "steps that loss and gradient norm are compared with")
     patience: int = field(5, "rejected steps in a row before training goes back to an earlier checkpoint")
     max_rollbacks: int = field(3, "times that it goes back for the same trouble before it stops")
+    backend: Literal["numpy", "cupy"] = field("numpy", "cupy: compute on a GPU")
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = field(
+        "float32", "to what a GPU may round the factors of products; their sums and all else stay float32"
+    )
+    device_memory: float = field(0.0, "GiB of the GPU's memory to take at most; 0: all")
     seed: int = field(1, "of initial weights, data order and dropout")
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger")
     eval_every: int = field(500, "steps between evaluations of the whole validation split")
     eval_batch_size: int = field(64, "windows in a batch of the evaluation")
     checkpoint_every: int = field(500, "steps between checkpoints")
     keep_checkpoints: int = field(2, "how many of these are kept, beside the best and the latest")
-    log_every: int = field(1, "steps between lines of metrics.jsonl")
+    log_every: int = field(1, "steps between lines of metrics.jsonl; a GPU is waited for at each of them")
     sample_tokens: int = field(500, "tokens to sample at the end")
     sample_temperature: float = field(0.8, "temperature of that sample")
 
@@ -113,7 +118,7 @@ class TrainConfig:
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("warmup_steps", "threads", "sample_tokens"):
             self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
-        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "clip_running", "z_loss"):
+        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "clip_running", "z_loss", "device_memory"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("learning_rate", "muon_learning_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
@@ -261,7 +266,7 @@ class Trainer:
 
     def use_threads(self, threads: int) -> None:
         """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
-        self.threads = threads
+        self.threads = 1 if backend.reads_wait() else threads
         model, seed, z_loss = self.model, self.config.seed, self.config.z_loss
         self.workers: DataParallel | DeviceSteps
         if backend.reads_wait():

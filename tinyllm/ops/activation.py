@@ -14,7 +14,7 @@ from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
 def logistic(x: Any) -> Any:
     """1 / (1 + e^-x) on arrays, in one fresh array."""
     xp = backend.xp
-    y = xp.asarray(xp.negative(x))
+    y = xp.negative(x, out=xp.empty_like(x))
     with backend.ignore_overflow():
         xp.exp(y, out=y)
     y += 1
@@ -32,14 +32,25 @@ class Silu(FusedOp):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        self.sigmoid = logistic(x)
-        return x * self.sigmoid
+        y, self.sigmoid = _silu(x)
+        return y
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.sigmoid * (1 + self.x * (1 - self.sigmoid))
+        return _silu_backward(gradient, self.x, self.sigmoid)
 
     def reference(self, x: Tensor) -> Tensor:
         return x * sigmoid(x)
+
+
+@backend.elementwise
+def _silu(x: Any) -> tuple[Any, Any]:
+    sigmoid = logistic(x)
+    return x * sigmoid, sigmoid
+
+
+@backend.elementwise
+def _silu_backward(gradient: Any, x: Any, sigmoid: Any) -> Any:
+    return gradient * sigmoid * (1 + x * (1 - sigmoid))
 
 
 @register
@@ -53,15 +64,26 @@ class Gelu(FusedOp):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        self.phi = (1 + erf_of_array(x * math.sqrt(0.5))) / 2
-        return x * self.phi
+        y, self.phi = _gelu(x)
+        return y
 
     def backward(self, gradient: Any) -> Any:
-        density = backend.xp.exp(self.x * self.x * -0.5) * (1 / math.sqrt(2 * math.pi))
-        return gradient * (self.phi + self.x * density)
+        return _gelu_backward(gradient, self.x, self.phi)
 
     def reference(self, x: Tensor) -> Tensor:
         return x * (1 + erf(x * math.sqrt(0.5))) / 2
+
+
+@backend.elementwise
+def _gelu(x: Any) -> tuple[Any, Any]:
+    phi = (1 + erf_of_array(x * math.sqrt(0.5))) / 2
+    return x * phi, phi
+
+
+@backend.elementwise
+def _gelu_backward(gradient: Any, x: Any, phi: Any) -> Any:
+    density = backend.xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+    return gradient * (phi + x * density)
 
 
 @register
@@ -77,15 +99,26 @@ class GeluTanh(FusedOp):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        self.tanh = backend.xp.tanh(self.scale * (x + self.cubic * x * x * x))
-        return x * (1 + self.tanh) / 2
+        y, self.tanh = _gelu_tanh(x, self.scale, self.cubic)
+        return y
 
     def backward(self, gradient: Any) -> Any:
-        slope = self.scale * (1 + 3 * self.cubic * self.x * self.x)
-        return gradient * (1 + self.tanh + self.x * (1 - self.tanh * self.tanh) * slope) / 2
+        return _gelu_tanh_backward(gradient, self.x, self.tanh, self.scale, self.cubic)
 
     def reference(self, x: Tensor) -> Tensor:
         return x * (1 + tanh(self.scale * (x + self.cubic * x * x * x))) / 2
+
+
+@backend.elementwise
+def _gelu_tanh(x: Any, scale: float, cubic: float) -> tuple[Any, Any]:
+    tanh = backend.xp.tanh(scale * (x + cubic * x * x * x))
+    return x * (1 + tanh) / 2, tanh
+
+
+@backend.elementwise
+def _gelu_tanh_backward(gradient: Any, x: Any, tanh: Any, scale: float, cubic: float) -> Any:
+    slope = scale * (1 + 3 * cubic * x * x)
+    return gradient * (1 + tanh + x * (1 - tanh * tanh) * slope) / 2
 
 
 @register
@@ -104,23 +137,34 @@ class Swiglu(FusedOp):
 
     def forward(self, gate: Any, up: Any) -> Any:
         self.gate, self.up = gate, up
-        self.sigmoid = logistic(gate)
-        y = gate * self.sigmoid
-        y *= up
+        y, self.sigmoid = _swiglu(gate, up)
         return y
 
     def backward(self, gradient: Any) -> Any:
-        silu = self.gate * self.sigmoid
-        slope = 1 - self.sigmoid  # silu' = sigmoid + silu (1 - sigmoid)
-        slope *= silu
-        slope += self.sigmoid
-        slope *= self.up
-        slope *= gradient
-        silu *= gradient  # now the gradient of up
-        return slope, silu
+        return _swiglu_backward(gradient, self.gate, self.up, self.sigmoid)
 
     def reference(self, gate: Tensor, up: Tensor) -> Tensor:
         return gate * sigmoid(gate) * up
+
+
+@backend.elementwise
+def _swiglu(gate: Any, up: Any) -> tuple[Any, Any]:
+    sigmoid = logistic(gate)
+    y = gate * sigmoid
+    y *= up
+    return y, sigmoid
+
+
+@backend.elementwise
+def _swiglu_backward(gradient: Any, gate: Any, up: Any, sigmoid: Any) -> tuple[Any, Any]:
+    silu = gate * sigmoid
+    slope = 1 - sigmoid  # silu' = sigmoid + silu (1 - sigmoid)
+    slope *= silu
+    slope += sigmoid
+    slope *= up
+    slope *= gradient
+    silu *= gradient  # now the gradient of up
+    return slope, silu
 
 
 def silu(x: Any) -> Tensor:

@@ -16,7 +16,7 @@ from tinyllm.ops.embedding import dropout
 from tinyllm.ops.matrix import matmul, row_sum
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import shifted
-from tinyllm.ops.tiled_attention import Heads, additive, causal_scores
+from tinyllm.ops.tiled_attention import Heads, additive, causal_scores, shifted_exponential
 from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
@@ -166,8 +166,7 @@ class ScaledDotProductAttention(FusedOp):
             maximum = p.max(axis=-1, keepdims=True)
             if may_see_nothing:
                 maximum = xp.where(xp.isfinite(maximum), maximum, 0)
-            p -= maximum
-            xp.exp(p, out=p)
+            shifted_exponential(p, maximum)
             total = row_sum(p)
             if may_see_nothing:
                 total = xp.where(total == 0, 1, total)
@@ -258,8 +257,7 @@ class ScaledDotProductAttention(FusedOp):
             _add(gradient_v[:, :, columns], self._dropped(p, block), gradient_rows, first)
             # softmax: dS = P (dP - sum_s P dP)
             gradient_scores = self._dropped(gradient_rows @ self.v[:, :, columns].swapaxes(-1, -2), block)
-            gradient_scores -= _together(delta[:, :, :, rows])
-            gradient_scores *= p
+            _softmax_backward(gradient_scores, p, _together(delta[:, :, :, rows]))
             _write(by_head[:, :, :, rows], gradient_scores, self.k[:, :, columns])
             _add(gradient_k[:, :, columns], gradient_scores, _together(q[:, :, :, rows]), first)
 
@@ -294,6 +292,12 @@ class ScaledDotProductAttention(FusedOp):
             assert self.dropout_key is not None
             p = dropout(p, self.dropout_p, self.dropout_key)
         return matmul(p, v)
+
+
+@backend.elementwise
+def _softmax_backward(gradient: Any, p: Any, mean: Any) -> None:
+    gradient -= mean
+    gradient *= p
 
 
 def _together(x: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum, rows
-from tinyllm.ops.norm import rms_norm
+from tinyllm.ops.norm import inverse_root, rms_norm
 from tinyllm.ops.rope import rope, rotate, rotate_in_place, rotation_tables
 from tinyllm.ops.shape import Movement, reshape, transpose
 from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
@@ -83,7 +83,7 @@ class RotaryHeads(FusedOp):
             y = rotate(self.x, self.cos, self.sin)
         else:
             y = self.x * self.x
-            self.inv_rms = 1 / backend.xp.sqrt(row_sum(y) / K + self.eps)  # (B, T, H, 1)
+            self.inv_rms = inverse_root(row_sum(y), K, self.eps)  # (B, T, H, 1)
             backend.xp.multiply(self.x, self.inv_rms, out=y)
             rotate_in_place(y, self.cos * weight, self.sin * backend.swap_halves(weight))
         return y.transpose((0, 2, 1, 3))
@@ -100,9 +100,8 @@ class RotaryHeads(FusedOp):
         gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
         projection = row_sum(product, self.weight) * self.inv_rms / K
         # Written out to (T, H, K), because products that broadcast along short rows are slow.
-        gradient_x *= backend.xp.broadcast_to(self.weight, self.cos.shape).copy()
-        gradient_x -= backend.xp.multiply(self.x, projection * self.inv_rms, out=scratch)
-        gradient_x *= self.inv_rms
+        weight = backend.xp.broadcast_to(self.weight, self.cos.shape).copy()
+        _rotary_backward(gradient_x, self.x, weight, self.inv_rms, projection * self.inv_rms, scratch)
         return gradient_x.reshape((B, T, H * K)), gradient_weight
 
     def reference(self, *inputs: Any) -> Tensor:
@@ -112,6 +111,13 @@ class RotaryHeads(FusedOp):
         if weight:
             x = rms_norm(x, weight[0], self.eps)
         return transpose(rope(x, self.offset, self.theta, axis=-3), 0, 2, 1, 3)
+
+
+@backend.elementwise
+def _rotary_backward(gradient: Any, x: Any, weight: Any, inv_rms: Any, projection: Any, scratch: Any) -> None:
+    gradient *= weight
+    gradient -= backend.xp.multiply(x, projection, out=scratch)
+    gradient *= inv_rms
 
 
 def split_heads(x: Any, head_dim: int) -> Tensor:

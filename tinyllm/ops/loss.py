@@ -106,9 +106,14 @@ class CrossEntropy(FusedOp):
 def _exponentials(z: Any, out: Any) -> Any:
     """Write e^(z - max) of each row into `out`; returns the maxima. z, out: (N, V) -> (N, 1)."""
     maximum = z.max(axis=-1, keepdims=True)
+    _exponentials_of(z, maximum, out)
+    return maximum
+
+
+@backend.elementwise
+def _exponentials_of(z: Any, maximum: Any, out: Any) -> None:
     backend.xp.subtract(z, maximum, out=out)
     backend.xp.exp(out, out=out)
-    return maximum
 
 
 def _chunks(shape: tuple[int, int]) -> list[slice]:

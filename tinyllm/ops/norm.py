@@ -31,11 +31,9 @@ class RMSNorm(FusedOp):
     def forward(self, x: Any, weight: Any) -> Any:
         self.x, self.weight = x, weight
         y = x * x
-        mean_square = row_sum(y) / x.shape[-1]
-        self.inv_rms = 1 / backend.xp.sqrt(mean_square + self.eps)  # (..., 1)
+        self.inv_rms = inverse_root(row_sum(y), x.shape[-1], self.eps)  # (..., 1)
         # Into the memory of the squares, which is in cache.
-        backend.xp.multiply(x, self.inv_rms, out=y)
-        y *= weight
+        _normalise(y, x, self.inv_rms, weight)
         return y
 
     def backward(self, gradient: Any) -> Any:
@@ -44,14 +42,37 @@ class RMSNorm(FusedOp):
         D = self.x.shape[-1]
         product = gradient * self.x
         gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
-        projection = row_sum(product, self.weight) * self.inv_rms / D
-        gradient_x = gradient * self.weight
-        gradient_x -= backend.xp.multiply(self.x, projection * self.inv_rms, out=product)
-        gradient_x *= self.inv_rms
-        return gradient_x, gradient_weight
+        projection = _projection(row_sum(product, self.weight), self.inv_rms, D)
+        return _rms_backward(gradient, self.x, self.weight, self.inv_rms, projection, product), gradient_weight
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * rsqrt(mean(x * x, -1, keepdims=True) + self.eps) * weight
+
+
+@backend.elementwise
+def inverse_root(sum_of_squares: Any, D: int, eps: float) -> Any:
+    """1 / sqrt(mean square + eps)."""
+    return 1 / backend.xp.sqrt(sum_of_squares / D + eps)
+
+
+@backend.elementwise
+def _normalise(y: Any, x: Any, inv_rms: Any, weight: Any) -> None:
+    backend.xp.multiply(x, inv_rms, out=y)
+    y *= weight
+
+
+@backend.elementwise
+def _projection(row_sums: Any, inv_rms: Any, D: int) -> Any:
+    """mean(g w x_hat) inv_rms of each row, from the sums of g w x."""
+    return row_sums * inv_rms / D * inv_rms
+
+
+@backend.elementwise
+def _rms_backward(gradient: Any, x: Any, weight: Any, inv_rms: Any, projection: Any, scratch: Any) -> Any:
+    gradient_x = gradient * weight
+    gradient_x -= backend.xp.multiply(x, projection, out=scratch)
+    gradient_x *= inv_rms
+    return gradient_x
 
 
 @register
@@ -76,25 +97,37 @@ class LayerNorm(FusedOp):
         self.weight = weight
         D = x.shape[-1]
         deviation = x - row_sum(x) / D
-        variance = row_sum(deviation * deviation) / D
-        self.inv_std = 1 / backend.xp.sqrt(variance + self.eps)
-        self.x_hat = deviation * self.inv_std
-        return self.x_hat * weight + bias
+        self.inv_std = inverse_root(row_sum(deviation * deviation), D, self.eps)
+        y, self.x_hat = _standardise(deviation, self.inv_std, weight, bias)
+        return y
 
     def backward(self, gradient: Any) -> Any:
         D = self.x_hat.shape[-1]
         gradient_weight = column_sum(gradient * self.x_hat)
         gradient_x_hat = gradient * self.weight
-        projection = row_sum(gradient_x_hat * self.x_hat) / D
-        gradient_x_hat -= row_sum(gradient_x_hat) / D
-        gradient_x_hat -= self.x_hat * projection
-        gradient_x_hat *= self.inv_std
+        projection = row_sum(gradient_x_hat * self.x_hat)
+        _standardise_backward(gradient_x_hat, row_sum(gradient_x_hat), self.x_hat, projection, self.inv_std, D)
         return gradient_x_hat, gradient_weight, column_sum(gradient)
 
     def reference(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         deviation = x - mean(x, -1, keepdims=True)
         variance = mean(deviation * deviation, -1, keepdims=True)
         return deviation * rsqrt(variance + self.eps) * weight + bias
+
+
+@backend.elementwise
+def _standardise(deviation: Any, inv_std: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+    x_hat = deviation * inv_std
+    return x_hat * weight + bias, x_hat
+
+
+@backend.elementwise
+def _standardise_backward(
+    gradient: Any, sums: Any, x_hat: Any, projection: Any, inv_std: Any, D: int
+) -> None:
+    gradient -= sums / D
+    gradient -= x_hat * (projection / D)
+    gradient *= inv_std
 
 
 def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Tensor:

@@ -76,10 +76,15 @@ def rotate(x: Any, cos: Any, sin: Any) -> Any:
 def rotate_in_place(x: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
     """x, which is changed to its rotation, and an array of the same shape to write into, whose memory is in cache."""
     swapped = backend.swap_halves(x)
+    _rotate(x, swapped, cos, sin)
+    return x, swapped
+
+
+@backend.elementwise
+def _rotate(x: Any, swapped: Any, cos: Any, sin: Any) -> None:
     swapped *= sin
     x *= cos
     x += swapped
-    return x, swapped
 
 
 def rope(x: Any, offset: int = 0, theta: float = 10000.0, axis: int = -2) -> Tensor:

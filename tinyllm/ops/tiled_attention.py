@@ -86,20 +86,12 @@ class Heads:
             maximum = xp.full_like(total, -math.inf)
             for columns in self.column_slices(rows):
                 p = self.scores(rows, columns, scratch)
-                highest = xp.maximum(maximum, p.max(axis=-1, keepdims=True))
-                finite = xp.where(xp.isfinite(highest), highest, 0)
-                p -= finite
-                xp.exp(p, out=p)
-                shrunk = xp.exp(maximum - finite)
-                total *= shrunk
-                total += row_sum(p)
-                values *= shrunk
-                values += p @ self.v[..., columns, :]
-                maximum = highest
-            unseen = total == 0
-            total += unseen
+                finite, shrunk = _next_maximum(maximum, p.max(axis=-1, keepdims=True))
+                shifted_exponential(p, finite)
+                _scale_and_add(total, shrunk, row_sum(p))
+                _scale_and_add(values, shrunk, p @ self.v[..., columns, :])
+            _finish(log_total[..., rows, :], total, maximum)
             xp.divide(values, total, out=out[..., rows, :])
-            log_total[..., rows, :] = xp.where(unseen, 0, maximum) + xp.log(total)
 
     def backward(
         self, out: Any, log_total: Any, gradient: Any, gradient_q: Any, gradient_k: Any, gradient_v: Any
@@ -132,6 +124,39 @@ class Heads:
         """The heads whose scores are these less `log_total` (..., T, 1), so that e^(score) is P."""
         ones = backend.xp.ones_like(self.k[..., :1])
         return replace(self, q=_joined(self.q, -log_total), k=_joined(self.k, ones))
+
+
+@backend.elementwise
+def _next_maximum(maximum: Any, of_tile: Any) -> tuple[Any, Any]:
+    """The maximum that includes this tile's, in place of `maximum`; it, or 0 for -infinity; e^(old - new)."""
+    xp = backend.xp
+    highest = xp.maximum(maximum, of_tile)
+    finite = xp.where(xp.isfinite(highest), highest, 0)
+    shrunk = xp.exp(maximum - finite)
+    xp.copyto(maximum, highest)
+    return finite, shrunk
+
+
+@backend.elementwise
+def shifted_exponential(scores: Any, maximum: Any) -> None:
+    """scores = e^(scores - maximum)."""
+    scores -= maximum
+    backend.xp.exp(scores, out=scores)
+
+
+@backend.elementwise
+def _scale_and_add(total: Any, factor: Any, term: Any) -> None:
+    total *= factor
+    total += term
+
+
+@backend.elementwise
+def _finish(log_total: Any, total: Any, maximum: Any) -> None:
+    """ln sum_s e^(score), where nothing is seen 0, and there a total that can be divided by."""
+    xp = backend.xp
+    unseen = total == 0
+    total += unseen
+    xp.add(xp.where(unseen, 0, maximum), xp.log(total), out=log_total)
 
 
 def _joined(x: Any, column: Any) -> Any:

@@ -89,6 +89,9 @@ VIEWS = {"broadcast_to", "expand_dims", "ravel", "reshape", "squeeze", "swapaxes
 """What launches no kernel (`reshape` and `ravel`: where they need no copy)."""
 
 
+_COMPLEX = (np.dtype("complex64"), np.dtype("complex128"))
+
+
 class StrictDeviceError(TypeError):
     """Something that CuPy refuses, or that a step on a device must not do."""
 
@@ -319,6 +322,8 @@ class StrictDevice:
         unknown = set(given) - set(keywords)
         if unknown:
             raise StrictDeviceError(f"{name}() of CuPy has no keyword {', '.join(sorted(unknown))}")
+        if name.startswith("logical") and any(getattr(x, "dtype", None) in _COMPLEX for x in args):
+            raise StrictDeviceError(f"{name} of CuPy takes no complex numbers")
         out = given.get("out")
         if out is not None and not isinstance(out, DeviceArray):
             raise StrictDeviceError(f"{name}: out= is a {type(out).__name__}")
