@@ -236,8 +236,8 @@ def poison(trainer: Trainer, at: int, factor: float) -> None:
     assert isinstance(workers, DeviceSteps)
     original = workers._gradients
 
-    def changed(position: int, inputs: Any, targets: Any) -> tuple[Any, dict[str, Any]]:
-        loss, found = original(position, inputs, targets)
+    def changed(position: int, *others: Any) -> tuple[Any, dict[str, Any]]:
+        loss, found = original(position, *others)
         if position == at:
             next(iter(found.values())).__imul__(factor)
         return loss, found
@@ -273,6 +273,39 @@ def test_a_bad_step_amid_a_stretch() -> None:
     assert rejection.position == 15 and not rejection.replayable and rejection.incident is None
     assert len(told.losses) == trainer.step == trainer.optimizer.steps == 24
     assert trainer.sampler.step == 25 and told.validation[-1] < told.losses[0]
+
+
+def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
+    trainer, expected = trainer_of()
+    trainer.fit()
+    with strict_device("float16"):
+        trainer, told = trainer_of(tmp_path)
+        assert trainer.loss_scale is not None
+        trainer.loss_scale.value = 2.0**24  # too much, so that gradients overflow at first
+        trainer.fit()
+        assert trainer.loss_scale.value < 2.0**24
+        resumed, _ = trainer_of(tmp_path)
+        resumed.resume()
+        assert resumed.loss_scale == trainer.loss_scale
+    assert not told.rejections and trainer.step == 24 == trainer.optimizer.steps
+    skipped = trainer.sampler.step - 24
+    assert skipped > 0
+    # The batches are others by those that were skipped.
+    np.testing.assert_allclose(told.validation, expected.validation, rtol=0.02)
+    assert told.losses != expected.losses
+
+
+def test_small_gradients_survive_float16() -> None:
+    """Without the scale they are zero in the products of the backward pass."""
+    a, b = Tensor(np.full((4, 8), 1e-5, np.float32)), np.ones((8, 3), np.float32)
+    with strict_device("float16"):
+        weight = Tensor(b, requires_grad=True)
+        product = ops.matmul(Tensor(a.data), weight)
+        (lost,) = gradients(product, [weight], np.full((4, 3), 1e-8, np.float32))
+        product = ops.matmul(Tensor(a.data), weight)
+        (scaled,) = gradients(product, [weight], np.full((4, 3), 2.0**16 * 1e-8, np.float32))
+        assert not backend.to_numpy(lost).any()
+        np.testing.assert_allclose(backend.to_numpy(scaled) / 2.0**16, 4e-13, rtol=1e-2)
 
 
 def test_limits_are_those_of_the_judge() -> None:

@@ -116,6 +116,11 @@ def choose(on_cpu: Chosen, on_device: Chosen) -> Chosen:
     return on_cpu if xp is numpy else on_device
 
 
+def products_underflow() -> bool:
+    """Whether small factors of products become zero, so that the loss has to be scaled."""
+    return xp is not numpy and xp.library.precision == "float16"
+
+
 def reads_wait() -> bool:
     """Whether to look at a number means to wait for a device, so that it is done only where it must be."""
     return xp is not numpy

@@ -20,16 +20,20 @@ from tinyllm.data import SequentialWindows
 from tinyllm.data_parallel import batch_losses, cut
 from tinyllm.nn import TransformerLM, dropout_position
 from tinyllm.optim import OptimizerGroup
-from tinyllm.stability import Limits
+from tinyllm.stability import Limits, LossScale
 from tinyllm.tensor import gradients
 
 
 class Outcome(NamedTuple):
-    """Of one step: the mean loss in nats, the gradient norm before clipping, and whether it was made."""
+    """Of one step: the mean loss in nats, the gradient norm before clipping, and whether it was made.
+
+    overflowed: it was not made since its scaled gradients overflowed in float16, which is no fault of the batch.
+    """
 
     loss: float
     norm: float
     made: bool
+    overflowed: bool
 
 
 class DeviceSteps:
@@ -38,6 +42,9 @@ class DeviceSteps:
     Args:
         model, optimizer: what is trained. seed: of dropout. validation: the windows that `losses` is about.
         z_loss: of the training loss (see ops.cross_entropy).
+
+    Attributes:
+        loss_scale: where products are of float16, otherwise None.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class DeviceSteps:
         self.seed, self.z_loss = seed, z_loss
         self.validation = validation
         self.parameters = dict(model.named_parameters())
+        self.loss_scale = LossScale() if backend.products_underflow() else None
 
     def __enter__(self) -> DeviceSteps:
         return self
@@ -76,21 +84,27 @@ class DeviceSteps:
         xp = backend.xp
         on_device = backend.asarray(batches)
         first = self.optimizer.steps + 1
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         rows = []
         for number, factor in enumerate(factors):
-            loss, found = self._gradients(position + number, on_device[number, 0], on_device[number, 1])
-            norm = _norm(list(found.values()))
+            loss, found = self._gradients(
+                position + number, on_device[number, 0], on_device[number, 1], loss_scale
+            )
+            norm = _norm(list(found.values())) / loss_scale
             # False for what is not a number.
             made = (loss <= limits.loss) & (norm <= limits.norm) & (loss < math.inf) & (norm < math.inf)
-            scale = xp.where(norm > largest_norm, largest_norm / norm, 1).astype(norm.dtype)
+            scale = xp.where(norm > largest_norm, largest_norm / norm, 1).astype(norm.dtype) / loss_scale
             for gradient in found.values():
                 gradient *= scale
             self.optimizer.step(found, factor, number=first + number, where=made)
             rows.append(xp.stack([loss, norm, made.astype(norm.dtype)]))
         outcomes = [
-            Outcome(float(loss), float(norm), bool(made))
-            for loss, norm, made in backend.to_numpy(xp.stack(rows))
+            Outcome(loss, norm, made > 0, math.isfinite(loss) and not math.isfinite(norm) and loss_scale > 1)
+            for loss, norm, made in backend.to_numpy(xp.stack(rows)).tolist()
         ]
+        if self.loss_scale is not None:
+            for outcome in outcomes:
+                self.loss_scale.told(outcome.overflowed)
         for optimizer in self.optimizer.optimizers:
             optimizer.steps = first - 1 + sum(outcome.made for outcome in outcomes)
         return outcomes
@@ -100,8 +114,10 @@ class DeviceSteps:
         assert self.validation is not None
         return math.fsum(batch_losses(self.model, self.validation, 0, 1)) / self.validation.num_targets
 
-    def _gradients(self, position: int, inputs: Any, targets: Any) -> tuple[Any, dict[str, Any]]:
-        """The mean loss of a batch, of shape (), and its gradients by name."""
+    def _gradients(
+        self, position: int, inputs: Any, targets: Any, loss_scale: float
+    ) -> tuple[Any, dict[str, Any]]:
+        """The mean loss of a batch, of shape (), and its gradients times the scale by name."""
         self.model.train()
         tensors = list(self.parameters.values())
         total: Any = 0
@@ -110,7 +126,7 @@ class DeviceSteps:
             with dropout_position(self.seed, position, number):
                 loss = ops.cross_entropy(self.model(x), y, reduction="sum", z_loss=self.z_loss)
             total = loss.data + total
-            found = gradients(loss, tensors, gradient=_constant(1 / targets.size, loss.dtype))
+            found = gradients(loss, tensors, gradient=_constant(loss_scale / targets.size, loss.dtype))
             if sums:
                 for array, gradient in zip(sums, found, strict=True):
                     array += gradient

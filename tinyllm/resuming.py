@@ -43,6 +43,7 @@ def training_state(trainer: Trainer) -> TrainingState:
         "watch": trainer.watch.state_dict(),
         "recovery": trainer.recovery.state_dict(),
         "data": trainer.data_digests,
+        "loss_scale": None if trainer.loss_scale is None else trainer.loss_scale.state_dict(),
         "callbacks": {name: state for name, state in states.items() if state},
         "model": to_mapping(trainer.model.config),
         "train": to_mapping(trainer.config),
@@ -78,6 +79,8 @@ def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] =
         trainer.sampler.load_state_dict(values["sampler"])
         trainer.watch.load_state_dict(values["watch"])
         trainer.recovery.load_state_dict(values["recovery"])
+        if trainer.loss_scale is not None and values.get("loss_scale") is not None:
+            trainer.loss_scale.load_state_dict(values["loss_scale"])
         trainer.optimizer.load_state_dict(state.arrays, numbers["optimizer_steps"])
     except InputError:
         raise

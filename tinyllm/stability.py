@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 MAD_TO_DEVIATION = 1.4826
 WARM_UP = 32
@@ -182,6 +182,40 @@ class Watch:
             raise ValueError("losses and norms of the watch must be finite, and as many of each")
         self.losses.load(losses)
         self.norms.load(norms)
+
+
+@dataclass
+class LossScale:
+    """What the loss is multiplied with, and gradients are divided by, so that they do not underflow in float16.
+
+    A power of two, halved when gradients overflow, doubled after GROWTH_STEPS in a row without.
+    Source: Micikevicius et al., "Mixed precision training", 2018, section 3.2.
+    """
+
+    value: float = 2.0**16
+    steps: int = 0
+    """Since the last change."""
+
+    GROWTH_STEPS: ClassVar[int] = 2000
+
+    def told(self, overflowed: bool) -> None:
+        """A step was made, or its gradients overflowed."""
+        self.steps += 1
+        if overflowed:
+            self.value, self.steps = max(self.value / 2, 1.0), 0
+        elif self.steps == self.GROWTH_STEPS:
+            self.value, self.steps = min(self.value * 2, 2.0**24), 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Value and steps; JSON can hold them."""
+        return {"value": self.value, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved scale; raises ValueError, TypeError or KeyError, with nothing changed, for a damaged one."""
+        value, steps = float(state["value"]), int(state["steps"])
+        if not 1 <= value <= 2**24 or not 0 <= steps < self.GROWTH_STEPS:
+            raise ValueError(f"a loss scale of {value} for {steps} steps")
+        self.value, self.steps = value, steps
 
 
 @dataclass(frozen=True)

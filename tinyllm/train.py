@@ -31,7 +31,7 @@ from tinyllm.optim import (
     linear_schedule,
 )
 from tinyllm.recovery import Recovery, recover
-from tinyllm.stability import Rejection, Watch
+from tinyllm.stability import LossScale, Rejection, Watch
 from tinyllm.tokenizer import Tokenizer
 
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
@@ -274,6 +274,11 @@ class Trainer:
         else:
             self.workers = DataParallel(model, self.optimizer, threads, seed, self.validation, z_loss)
 
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """What the loss is scaled with, where products are of float16."""
+        return self.workers.loss_scale if isinstance(self.workers, DeviceSteps) else None
+
     @functools.cached_property
     def data_digests(self) -> dict[str, str]:
         """The SHA-256 of the tokens of each split."""
@@ -304,7 +309,7 @@ class Trainer:
             self.sampler.step += 1
             if outcome.made:
                 yield self._made(outcome.loss, outcome.norm, factors[number], rate)
-            else:
+            elif not outcome.overflowed:
                 reason = verdict.reason or "the loss or the gradient norm is at its limit"
                 yield Rejection(
                     self.step + 1, position + number, outcome.loss, outcome.norm, reason, *batches[number],

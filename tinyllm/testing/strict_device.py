@@ -273,7 +273,8 @@ class StrictDevice:
 
     ndarray = DeviceArray
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "float32") -> None:
+        self.precision = precision
         self.count = Count()
         stream = SimpleNamespace(synchronize=self._synchronize)
         self.cuda = SimpleNamespace(get_current_stream=lambda: stream)
@@ -330,6 +331,8 @@ class StrictDevice:
         if of is None and not any(isinstance(x, DeviceArray) for x in _leaves(args)):
             self._refuse_numbers(name, args)
         plain = [self.plain(x) for x in args]
+        if name in ("matmul", "dot", "einsum") and self.precision == "float16":
+            plain = [x if isinstance(x, str) else _rounded(x) for x in plain]
         result = function(*plain, **{key: self.plain(value) for key, value in given.items()})
         view = name in VIEWS and of is not None and np.shares_memory(result, of._host)
         self.count.launches += not (view or name.startswith("empty") or name == "broadcast_to")
@@ -398,6 +401,12 @@ class _Ufunc:
         np.add.at(target._host, target._plain_index(index), self.device.plain(values))
 
 
+def _rounded(x: Any) -> Any:
+    """float32 numbers as float16 has them."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(np.float32) if x.dtype == np.float32 else x
+
+
 class _Element(np.ndarray):
     """A host array inside of `StrictDevice.elementwise`, which the namespace of a device hands on to NumPy."""
 
@@ -414,9 +423,9 @@ def _leaves(values: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def strict_device() -> Iterator[StrictDevice]:
-    """The strict double as the backend."""
-    device = StrictDevice()
+def strict_device(precision: str = "float32") -> Iterator[StrictDevice]:
+    """The strict double as the backend; with the precision "float16" it rounds the factors of products to that."""
+    device = StrictDevice(precision)
     with backend.library(device):
         yield device
 
