@@ -254,9 +254,12 @@ def show_sweep(found: dict[str, dict[str, Any]], plot: Path | None, log_v: float
     axes = figure.add_subplot(
         xscale="log", xlabel="learning rate (AdamW)", ylabel="final validation loss (nats)"
     )
-    top = log_v * 1.15
-    axes.axhline(log_v, color="gray", linestyle=":", linewidth=1)
-    axes.text(rates[0], log_v, "a guess: ln V", va="bottom", fontsize=8, color="gray")
+    losses = [run["loss"] for line in found.values() for run in line.values()]
+    highest = log_v * 1.1 if None in losses else max(losses)
+    top = min(1.05 * highest, log_v * 1.15)
+    if log_v < top:
+        axes.axhline(log_v, color="gray", linestyle=":", linewidth=1)
+        axes.text(rates[0], log_v, "a guess: ln V", va="bottom", fontsize=8, color="gray")
     for number, (name, line) in enumerate(found.items()):
         points = sorted((float(rate), run["loss"]) for rate, run in line.items())
         # What was stopped, and what is worse than the top of the plot, stands at the top.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyllm import backend
 from tinyllm.interop import llama
 from tinyllm.nn import ModelConfig, TransformerLM
 
@@ -71,6 +72,8 @@ class TorchLM(nn.Module):
         self.model.layers = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.model.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
         K = config.head_dim
         frequencies = config.rope_theta ** (-torch.arange(0, K, 2, dtype=torch.float64) / K)
         angles = torch.arange(config.context_length)[:, None] * frequencies
@@ -89,10 +92,11 @@ class TorchLM(nn.Module):
 def copy_of(model: TransformerLM) -> TorchLM:
     """A TorchLM with the weights of `model`."""
     peer = TorchLM(model.config)
-    peer.load_state_dict(
-        {
-            llama.to_external(name): torch.from_numpy(array.copy())
-            for name, array in model.state_dict().items()
-        }
-    )
+    weights = {
+        llama.to_external(name): torch.from_numpy(backend.to_numpy(array).copy())
+        for name, array in model.state_dict().items()
+    }
+    if model.config.tie_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    peer.load_state_dict(weights)
     return peer

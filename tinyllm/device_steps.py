@@ -81,14 +81,31 @@ class DeviceSteps:
             position: the number of the first batch. batches: (steps, 2, B, T) integers: inputs and targets.
             factors: the schedule's of each step. largest_norm: to which gradients are clipped.
         """
+        first = self.optimizer.steps + 1
+        figures = self.queue(position, backend.asarray(batches), factors, largest_norm, limits)
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.value
+        outcomes = [
+            Outcome(loss, norm, made > 0, math.isfinite(loss) and not math.isfinite(norm) and loss_scale > 1)
+            for loss, norm, made in backend.to_numpy(figures).tolist()
+        ]
+        if self.loss_scale is not None:
+            for outcome in outcomes:
+                self.loss_scale.told(outcome.overflowed)
+        for optimizer in self.optimizer.optimizers:
+            optimizer.steps = first - 1 + sum(outcome.made for outcome in outcomes)
+        return outcomes
+
+    def queue(
+        self, position: int, batches: Any, factors: Sequence[float], largest_norm: float, limits: Limits
+    ) -> Any:
+        """What `run` does on the device, from batches that lie there: (steps, 3) losses, norms, and whether made."""
         xp = backend.xp
-        on_device = backend.asarray(batches)
         first = self.optimizer.steps + 1
         loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         rows = []
         for number, factor in enumerate(factors):
             loss, found = self._gradients(
-                position + number, on_device[number, 0], on_device[number, 1], loss_scale
+                position + number, batches[number, 0], batches[number, 1], loss_scale
             )
             norm = _norm(list(found.values())) / loss_scale
             # False for what is not a number.
@@ -98,16 +115,7 @@ class DeviceSteps:
                 gradient *= scale
             self.optimizer.step(found, factor, number=first + number, where=made)
             rows.append(xp.stack([loss, norm, made.astype(norm.dtype)]))
-        outcomes = [
-            Outcome(loss, norm, made > 0, math.isfinite(loss) and not math.isfinite(norm) and loss_scale > 1)
-            for loss, norm, made in backend.to_numpy(xp.stack(rows)).tolist()
-        ]
-        if self.loss_scale is not None:
-            for outcome in outcomes:
-                self.loss_scale.told(outcome.overflowed)
-        for optimizer in self.optimizer.optimizers:
-            optimizer.steps = first - 1 + sum(outcome.made for outcome in outcomes)
-        return outcomes
+        return xp.stack(rows)
 
     def losses(self) -> float:
         """The mean loss of the validation windows in nats, each target once, with dropout off."""

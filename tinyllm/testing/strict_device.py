@@ -273,8 +273,8 @@ class StrictDevice:
 
     ndarray = DeviceArray
 
-    def __init__(self, precision: str = "float32") -> None:
-        self.precision = precision
+    def __init__(self, precision: str = "float32", fuses: bool = True) -> None:
+        self.precision, self.fuses = precision, fuses
         self.count = Count()
         stream = SimpleNamespace(synchronize=self._synchronize)
         self.cuda = SimpleNamespace(get_current_stream=lambda: stream)
@@ -368,6 +368,8 @@ class StrictDevice:
 
         Where `where`, a boolean of the device, is false, the arguments keep what they hold.
         """
+        if not self.fuses and where is None:
+            return function(*arguments)
         self.count.launches += 1
         hosts = [_Element(x._host) if isinstance(x, DeviceArray) else self.plain(x) for x in arguments]
         if where is not None and not where._host.item():
@@ -423,9 +425,13 @@ def _leaves(values: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def strict_device(precision: str = "float32") -> Iterator[StrictDevice]:
-    """The strict double as the backend; with the precision "float16" it rounds the factors of products to that."""
-    device = StrictDevice(precision)
+def strict_device(precision: str = "float32", fuses: bool = True) -> Iterator[StrictDevice]:
+    """The strict double as the backend.
+
+    With the precision "float16" it rounds the factors of products to that. Without `fuses`, every operation of an
+    elementwise function counts as a kernel of its own, but for what a condition guards.
+    """
+    device = StrictDevice(precision, fuses)
     with backend.library(device):
         yield device
 
