@@ -486,6 +486,22 @@ def test_forks_do_not_hold_the_lock(tmp_path: Path) -> None:
         lock.release()
 
 
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_a_run_that_was_copied_with_its_links_followed_goes_on(tmp_path: Path, how: str) -> None:
+    """`scp -r` makes folders of the links."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = ["--data", str(tmp_path / "text.txt"), *TINY, "--checkpoint-every", "2"]
+    assert cli.main(["train", *given, "--out", str(tmp_path / "there"), "--steps", "4"]) == 0
+    run = tmp_path / "here"
+    shutil.copytree(tmp_path / "there", run, symlinks=False)
+    assert (run / "latest").is_dir()
+    assert not (run / "latest").is_symlink()
+    assert cli.main(["train", how, *given, "--out", str(run), "--steps", "6"]) == 0
+    for link in checkpoint.LINKS:
+        assert (run / link).is_symlink()
+    assert checkpoint.step_of(checkpoint.find(run)) == 6
+
+
 # ---- Threads -----------------------------------------------------------------------------------
 
 

@@ -327,6 +327,7 @@ def point(run: Path, link: str, target: Path) -> None:
     temporary = storage.temporary_name(run / link)
     relative = os.path.relpath(target, run)
     try:
+        _remove_copy(run / link)
         temporary.unlink(missing_ok=True)
         try:
             storage.link(relative, temporary)
@@ -342,6 +343,12 @@ def point(run: Path, link: str, target: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_copy(link: Path) -> None:
+    """Delete a folder that stands where a link belongs: copying a run may have followed its links (`scp -r` does)."""
+    if link.is_dir() and not link.is_symlink():
+        storage.remove_folder(link)
 
 
 def read_link(run: Path, link: str) -> Path | None:
@@ -399,6 +406,7 @@ def remove_after(run: Path, target: Path) -> None:
 def remove_run(run: Path) -> None:
     """Delete the checkpoints of a run and the links to them."""
     for link in LINKS:
+        _remove_copy(run / link)
         (run / link).unlink(missing_ok=True)
     if (run / "checkpoints").exists():
         storage.remove_folder(run / "checkpoints")
