@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllm import checkpoint, storage
+from tinyllm import checkpoint, incidents, storage
 from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
 from tinyllm.cores import physical_cores
@@ -54,6 +54,7 @@ def train(
             del found  # the bytes of its files
         elif overwrite:
             # Only now, when everything that the user gave has been found good.
+            incidents.remove_all(folder)
             checkpoint.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
         _fit(trainer, resume)
