@@ -421,6 +421,22 @@ def re_error(err: str) -> str:
     return line
 
 
+def test_parameters_that_the_last_step_spoils_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step comes afterwards that the watch could reject."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = ["train", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *TINY, "--steps", "1",
+               "--optimizer", "sgd", "--learning-rate", "1e300", "--warmup-steps", "0"]  # fmt: skip
+    assert cli.main(command) == 2
+    err = capsys.readouterr().err
+    assert "the validation loss is nan: the last step has spoiled the parameters; lower --learning-rate" in err
+    assert "no evaluation gave a finite loss" in re_error(err)
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    assert '"val_loss": null' in text
+    assert "NaN" not in text
+
+
 # ---- Clocks, and other runs --------------------------------------------------------------------
 
 
@@ -457,6 +473,30 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.Ca
         assert cli.main(first) == 0
     assert cli.main(["train", "--resume", *out]) == 0
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_metrics_of_another_run_are_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder was deleted, and another run has begun in one of the same name."""
+    run = tmp_path / "run"
+    run.mkdir()
+    files = MetricsFile(run), MetricsFile(run)
+    for number, file in enumerate(files):
+        file.on_start(0, 4)
+        file.on_step(StepMetrics(1, number, 1.0, 1.0, 1.0))
+        if number == 0:
+            shutil.rmtree(run)
+            run.mkdir()
+    for number in (0, 1, 0):
+        files[number].on_step(StepMetrics(2, number, 1.0, 1.0, 1.0))
+    assert [line["loss"] for line in metrics(run)] == [1, 1]
+    assert "somebody else has made another file of this name" in capsys.readouterr().err
+    assert len(files[0].state_dict()["waiting"]) == 2  # not lost: they are in its checkpoints
+    (run / "metrics.jsonl").unlink()
+    files[0].on_end()
+    assert [line["loss"] for line in metrics(run)] == [0, 0, 0]
+    files[1].on_end()
 
 
 def test_forks_do_not_hold_the_lock(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -155,7 +156,8 @@ class MetricsFile(Callback):
     """Appends one JSON object a line to metrics.jsonl.
 
     Training that goes on from a checkpoint cuts the file to the lines that it had then. Lines that cannot be written,
-    on a full disk for one, are kept and written later. A file that was deleted meanwhile is made again.
+    on a full disk for one, are kept and written later. A file that was deleted meanwhile is made again, and one that
+    somebody else has put in its place, such as another run, is left alone. JSON has no NaN: it is null there.
     """
 
     def __init__(self, folder: Path, log_every: int = 1) -> None:
@@ -199,14 +201,13 @@ class MetricsFile(Callback):
             self._write(vars(metrics))
 
     def on_rejected(self, rejection: Rejection) -> None:
-        # JSON has no NaN; the reason names it.
-        numbers = {"loss": rejection.loss, "grad_norm": rejection.grad_norm}
         self._write(
             {
                 "step": rejection.step,
                 "event": "rejected",
                 "position": rejection.position,
-                **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+                "loss": rejection.loss,
+                "grad_norm": rejection.grad_norm,
                 "reason": rejection.reason,
             }
         )
@@ -224,6 +225,7 @@ class MetricsFile(Callback):
             self._file = None
 
     def _write(self, values: dict[str, Any]) -> None:
+        values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         self._waiting.append(json.dumps(values) + "\n")
         self._write_waiting()
 
@@ -252,9 +254,10 @@ class MetricsFile(Callback):
     def _find_again(self) -> None:
         """Where the file was deleted, put its lines, which an open file keeps, into a new one."""
         assert self._file is not None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
                 return
+            raise OSError(errno.EEXIST, "somebody else has made another file of this name")
         self._file.seek(0)
         content = self._file.read(self._size)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +265,10 @@ class MetricsFile(Callback):
         found = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         self._file.close()
         self._file = found
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -305,7 +312,7 @@ class LossCurve(Callback):
             return
         lines = last_branch(read_metrics(self.folder / METRICS))
         steps = [line for line in lines if "loss" in line]
-        evaluations = [line for line in lines if "val_loss" in line]
+        evaluations = [line for line in lines if line.get("val_loss") is not None]
         if not steps:
             return
         figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -150,6 +150,8 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         else:
             _say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
         raise
+    if not math.isfinite(trainer.best_loss):
+        raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
     bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
     _say(
         f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "

@@ -371,6 +371,9 @@ class Trainer:
             improved = False
             if evaluation is not None:
                 self._tell("on_evaluation", evaluation)
+                if not math.isfinite(evaluation.val_loss):
+                    line = "the last step has spoiled the parameters; lower --learning-rate or raise --warmup-steps"
+                    self._tell("on_message", f"the validation loss is {evaluation.val_loss}: {line}")
                 self.evaluated_step = self.step
                 improved = evaluation.val_loss < self.best_loss
                 if improved:
