@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllm import checkpoint, incidents, storage
+from tinyllm import checkpoint, incidents, resuming, storage
 from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
 from tinyllm.cores import physical_cores
@@ -116,6 +116,8 @@ def _build(
     else:
         workers = train_config.threads or physical_cores()
         tokenizer = build_tokenizer(train_config.tokenizer, text, texts[0], model_config.vocab_size, workers)
+    if found is not None:  # before its number of tokens is compared with the model's, which says less
+        resuming.check_tokenizer(Path(train_config.out), tokenizer, train_config.tokenizer, found)
     if model_config.vocab_size == 0 or train_config.tokenizer == "bpe":
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     if model_config.vocab_size < tokenizer.vocab_size:
