@@ -430,7 +430,9 @@ def test_parameters_that_the_last_step_spoils_are_said(
                "--optimizer", "sgd", "--learning-rate", "1e300", "--warmup-steps", "0"]  # fmt: skip
     assert cli.main(command) == 2
     err = capsys.readouterr().err
-    assert "the validation loss is nan: the last step has spoiled the parameters; lower --learning-rate" in err
+    assert (
+        "the validation loss is nan: the last step has spoiled the parameters; lower --learning-rate" in err
+    )
     assert "no evaluation gave a finite loss" in re_error(err)
     text = (tmp_path / "run/metrics.jsonl").read_text()
     assert '"val_loss": null' in text

@@ -392,11 +392,24 @@ def go_back(run: Path, target: Path) -> None:
     remove_after(run, target)
 
 
+def mend_best(run: Path, best: Path) -> None:
+    """Make `best` the best checkpoint of a run again, where a crash came before the link to it, or amid `go_back`."""
+    aside = best.with_name(SET_ASIDE + best.name)
+    if not best.exists() and aside.exists():
+        try:
+            storage.rename(aside, best)
+        except OSError as error:
+            raise InputError(f"{aside}: cannot be renamed: {error.strerror or error}") from None
+    if best.exists():
+        point(run, "best", best)
+
+
 def remove_after(run: Path, target: Path) -> None:
     """Delete the checkpoints that are newer than `target`; raises InputError when that is not possible."""
     every = checkpoints(run)
     names = [folder.name for folder in every]
-    for folder in every[names.index(target.resolve().name) + 1 :]:
+    # The newest first: what a crash leaves is then what there was at some time.
+    for folder in reversed(every[names.index(target.resolve().name) + 1 :]):
         try:
             storage.remove_folder(folder)
         except OSError as error:

@@ -354,9 +354,7 @@ class Trainer:
             line = f"the run had {threads} threads and goes on with {self.threads}: the same steps, rounded otherwise"
             self._tell("on_message", line)
         checkpoint.remove_after(self.run, found.folder)
-        best = checkpoint.folder_of(self.run, self.best_step)
-        if best.exists():  # a crash came between the checkpoint and the link to it
-            checkpoint.point(self.run, "best", best)
+        checkpoint.mend_best(self.run, checkpoint.folder_of(self.run, self.best_step))
 
     def _after_step(self) -> None:
         """Evaluate and save, where it is time for it."""
