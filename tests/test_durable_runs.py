@@ -132,6 +132,20 @@ def test_a_whole_checkpoint_is_newer_than_an_interrupted_one_of_its_step(tmp_pat
     make(run).resume()
 
 
+def test_a_damaged_checkpoint_is_in_nobodys_way_when_training_comes_to_its_step_again(
+    tmp_path: Path, whole: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    (checkpoint.folder_of(run, 12) / "model.safetensors").write_bytes(b"damaged")
+    resumed = make(run, MetricsFile(run))
+    resumed.resume()
+    assert resumed.step == 9
+    assert checkpoint.step_of(checkpoint.checkpoints(run)[-1]) == 9
+    resumed.fit()
+    same(run, whole)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "group"),
     [(signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
@@ -437,6 +451,24 @@ def test_parameters_that_the_last_step_spoils_are_said(
     text = (tmp_path / "run/metrics.jsonl").read_text()
     assert '"val_loss": null' in text
     assert "NaN" not in text
+
+
+def test_a_log_that_nobody_can_read_or_write_does_not_end_the_run(tmp_path: Path) -> None:
+    """It may be on the disk that is full, or go to a pipe whose reader has left."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    root = str(Path(tinyllm.__file__).parents[1])
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": root}
+    reader, writer = os.pipe()
+    os.close(reader)
+    logs = {"pipe": writer}
+    if Path("/dev/full").exists():
+        logs["full"] = os.open("/dev/full", os.O_WRONLY)
+    for name, log in logs.items():
+        command = [sys.executable, "-m", "tinyllm", "train", "--data", "text.txt", "--out", name, *TINY,
+                   "--steps", "200", "--eval-every", "50"]  # fmt: skip
+        subprocess.run(command, cwd=tmp_path, env=environment, stderr=log, check=False)
+        os.close(log)
+        assert checkpoint.step_of(checkpoint.find(tmp_path / name)) == 200
 
 
 # ---- Clocks, and other runs --------------------------------------------------------------------

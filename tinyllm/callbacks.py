@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tinyllm import storage
 from tinyllm.config import shown
 from tinyllm.errors import InputError
+from tinyllm.progress import say
 
 if TYPE_CHECKING:
     from tinyllm.recovery import Rollback
@@ -100,11 +101,10 @@ class Progress(Callback):
         elif metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
             done = metrics.step - self.begun[0]
             left = (time.monotonic() - self.begun[1]) / max(done, 1) * (self.total_steps - metrics.step)
-            print(
+            say(
                 f"step {metrics.step}/{self.total_steps}  loss {metrics.loss:.4f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s  {duration(left)} left",
-                file=self.stream,
-                flush=True,
+                self.stream,
             )
 
     def on_evaluation_start(self, step: int) -> None:
@@ -144,7 +144,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:
-            print(line, file=self.stream, flush=True)
+            say(line, self.stream)
 
     def on_end(self) -> None:
         if self.bar is not None:
@@ -240,9 +240,8 @@ class MetricsFile(Callback):
             storage.write_bytes(self._file, content)
         except OSError as error:
             if not self._told:
-                print(
-                    f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later",
-                    file=sys.stderr,
+                say(
+                    f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later"
                 )
             self._told = True
             return
@@ -351,9 +350,7 @@ class LossCurve(Callback):
             storage.replace(self.folder / "loss.png", image.getvalue())
         except OSError as error:
             # The end of a run has more important things to say.
-            print(
-                f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}", file=sys.stderr
-            )
+            say(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
 
 
 def running_mean(values: list[float], span: int = 50) -> list[float]:

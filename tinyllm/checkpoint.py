@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from tinyllm.config import LARGEST_FILE, StrPath, parse_json
 from tinyllm.errors import InputError
 from tinyllm.interop import llama
 from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.progress import say
 from tinyllm.safetensors_reader import read_safetensors
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
@@ -268,9 +268,9 @@ def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = Fals
 def say_passed_over(found: Checkpoint) -> None:
     """A line on standard error for each damaged checkpoint, and one with what is taken in their place."""
     for line in found.passed_over:
-        print(f"passed over {line}", file=sys.stderr, flush=True)
+        say(f"passed over {line}")
     if found.passed_over:
-        print(f"taking {found.folder}", file=sys.stderr, flush=True)
+        say(f"taking {found.folder}")
 
 
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from tinyllm.errors import InputError
 from tinyllm.generate import generate_text
 from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.progress import say
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from tinyllm.train import TrainConfig, Trainer
 
@@ -135,27 +135,27 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
     """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
     tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
     assert folder is not None
-    _say(
+    say(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} threads"
     )
     if resumed and trainer.step < steps:
-        _say(f"going on from step {trainer.step}")
+        say(f"going on from step {trainer.step}")
     elif resumed:
-        _say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
+        say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
     try:
         trainer.fit()
     except KeyboardInterrupt:
         if trainer.saved_step < 0:
-            _say("stopped; nothing is saved yet")
+            say("stopped; nothing is saved yet")
         else:
-            _say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
+            say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
         raise
     if not math.isfinite(trainer.best_loss):
         raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
     bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
-    _say(
+    say(
         f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
         f"the run is in {folder}"
     )
@@ -265,7 +265,3 @@ def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any)
     pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
     yield prompt.lstrip("\n")
     yield from pieces
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
