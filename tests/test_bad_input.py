@@ -241,6 +241,13 @@ def test_resuming_with_other_settings_or_text(trained: Path, capsys: pytest.Capt
     assert "its training tokens have another SHA-256" in error_of(capsys, *resume, "--data", "start.txt")
     Path("other.txt").write_text(TEXT.replace("q", "Q"))
     assert "vocabulary" in error_of(capsys, *resume, "--data", "other.txt")
+    # A vocabulary that is larger than the model's is the same mistake, and no reason to change the model.
+    Path("more.txt").write_text(TEXT + "QXZ\u00e4\u00f6\u00fc")
+    assert "cannot be resumed with this text: its vocabulary" in error_of(
+        capsys, *resume, "--data", "more.txt"
+    )
+    said = error_of(capsys, *resume, "--tokenizer", "byte")
+    assert "other settings: tokenizer was 'char' and is 'byte'; give" in said
 
 
 DAMAGES: dict[str, Any] = {

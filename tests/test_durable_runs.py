@@ -132,6 +132,20 @@ def test_a_whole_checkpoint_is_newer_than_an_interrupted_one_of_its_step(tmp_pat
     make(run).resume()
 
 
+def test_a_damaged_checkpoint_is_in_nobodys_way_when_training_comes_to_its_step_again(
+    tmp_path: Path, whole: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    (checkpoint.folder_of(run, 12) / "model.safetensors").write_bytes(b"damaged")
+    resumed = make(run, MetricsFile(run))
+    resumed.resume()
+    assert resumed.step == 9
+    assert checkpoint.step_of(checkpoint.checkpoints(run)[-1]) == 9
+    resumed.fit()
+    same(run, whole)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "group"),
     [(signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
@@ -421,6 +435,42 @@ def re_error(err: str) -> str:
     return line
 
 
+def test_parameters_that_the_last_step_spoils_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step comes afterwards that the watch could reject."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = ["train", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *TINY, "--steps", "1",
+               "--optimizer", "sgd", "--learning-rate", "1e300", "--warmup-steps", "0"]  # fmt: skip
+    assert cli.main(command) == 2
+    err = capsys.readouterr().err
+    assert (
+        "the validation loss is nan: the last step has spoiled the parameters; lower --learning-rate" in err
+    )
+    assert "no evaluation gave a finite loss" in re_error(err)
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    assert '"val_loss": null' in text
+    assert "NaN" not in text
+
+
+def test_a_log_that_nobody_can_read_or_write_does_not_end_the_run(tmp_path: Path) -> None:
+    """It may be on the disk that is full, or go to a pipe whose reader has left."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    root = str(Path(tinyllm.__file__).parents[1])
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": root}
+    reader, writer = os.pipe()
+    os.close(reader)
+    logs = {"pipe": writer}
+    if Path("/dev/full").exists():
+        logs["full"] = os.open("/dev/full", os.O_WRONLY)
+    for name, log in logs.items():
+        command = [sys.executable, "-m", "tinyllm", "train", "--data", "text.txt", "--out", name, *TINY,
+                   "--steps", "200", "--eval-every", "50"]  # fmt: skip
+        subprocess.run(command, cwd=tmp_path, env=environment, stderr=log, check=False)
+        os.close(log)
+        assert checkpoint.step_of(checkpoint.find(tmp_path / name)) == 200
+
+
 # ---- Clocks, and other runs --------------------------------------------------------------------
 
 
@@ -459,6 +509,30 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+def test_the_metrics_of_another_run_are_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder was deleted, and another run has begun in one of the same name."""
+    run = tmp_path / "run"
+    run.mkdir()
+    files = MetricsFile(run), MetricsFile(run)
+    for number, file in enumerate(files):
+        file.on_start(0, 4)
+        file.on_step(StepMetrics(1, number, 1.0, 1.0, 1.0))
+        if number == 0:
+            shutil.rmtree(run)
+            run.mkdir()
+    for number in (0, 1, 0):
+        files[number].on_step(StepMetrics(2, number, 1.0, 1.0, 1.0))
+    assert [line["loss"] for line in metrics(run)] == [1, 1]
+    assert "somebody else has made another file of this name" in capsys.readouterr().err
+    assert len(files[0].state_dict()["waiting"]) == 2  # not lost: they are in its checkpoints
+    (run / "metrics.jsonl").unlink()
+    files[0].on_end()
+    assert [line["loss"] for line in metrics(run)] == [0, 0, 0]
+    files[1].on_end()
+
+
 def test_forks_do_not_hold_the_lock(tmp_path: Path) -> None:
     """A worker may live on for a moment when the run is killed; the next run must not wait for it."""
     holder = (
@@ -484,6 +558,22 @@ def test_forks_do_not_hold_the_lock(tmp_path: Path) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         lock.release()
+
+
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_a_run_that_was_copied_with_its_links_followed_goes_on(tmp_path: Path, how: str) -> None:
+    """`scp -r` makes folders of the links."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = ["--data", str(tmp_path / "text.txt"), *TINY, "--checkpoint-every", "2"]
+    assert cli.main(["train", *given, "--out", str(tmp_path / "there"), "--steps", "4"]) == 0
+    run = tmp_path / "here"
+    shutil.copytree(tmp_path / "there", run, symlinks=False)
+    assert (run / "latest").is_dir()
+    assert not (run / "latest").is_symlink()
+    assert cli.main(["train", how, *given, "--out", str(run), "--steps", "6"]) == 0
+    for link in checkpoint.LINKS:
+        assert (run / link).is_symlink()
+    assert checkpoint.step_of(checkpoint.find(run)) == 6
 
 
 # ---- Threads -----------------------------------------------------------------------------------

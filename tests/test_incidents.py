@@ -257,6 +257,30 @@ def test_what_is_said_and_logged(broken_weight: Path, tmp_path: Path) -> None:
     assert "--learning-rate" in lines[1]
 
 
+def test_the_state_before_is_not_that_of_an_earlier_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_with(nan_in_a_gradient, run)
+    shutil.rmtree(run / "checkpoints")
+    trainer = Trainer(TransformerLM(MODEL, 2), TOKENIZER, *SPLIT, replace(CONFIG, seed=2), run)
+    for position in (AT - 20, AT + 1):  # so that step 51 is the same step with the next batch
+        nan_in_a_gradient(trainer, position)
+    trainer.fit()
+    report = json.loads((run / "incidents/00000051-00000051/report.json").read_text())
+    assert report["before"] == "before"
+
+
+def test_a_run_that_replaces_another_has_no_incidents_of_it(tmp_path: Path) -> None:
+    """The state before a step of the old run would be taken for that of the new one."""
+    (tmp_path / "text.txt").write_text("the quick brown fox\n" * 60)
+    command = ["train", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), "--threads", "1",
+               "--batch-size", "4", "--context-length", "8", "--num-layers", "1", "--num-heads", "2", "--hidden-size",
+               "8", "--optimizer", "sgd", "--warmup-steps", "0", "--sample-tokens", "0", "--steps", "2"]  # fmt: skip
+    assert cli.main([*command, "--learning-rate", "1e300"]) == 2
+    assert names(tmp_path / "run")
+    assert cli.main([*command, "--learning-rate", "1e-3", "--overwrite"]) == 0
+    assert not (tmp_path / "run/incidents").exists()
+
+
 # ---- Run again ---------------------------------------------------------------------------------
 
 

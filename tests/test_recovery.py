@@ -1,7 +1,12 @@
 """Trouble injected into training: what is rejected leaves no trace, what is lost is taken from a checkpoint."""
 
+import contextlib
+import itertools
 import json
 import math
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +21,7 @@ from tinyllm.callbacks import Callback, MetricsFile, last_branch, read_metrics
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.recovery import Rollback
 from tinyllm.stability import Rejection
+from tinyllm.testing.faults import Faults, in_fork
 from tinyllm.testing.troubles import (
     TROUBLES,
     before_step,
@@ -90,6 +96,11 @@ def make(trouble: Any, run: Path | None = None, config: TrainConfig = CONFIG, ca
     for callback in callbacks:
         if isinstance(callback, Events):
             callback.trainer = trainer
+    return trainer
+
+
+def resumed(trainer: Trainer) -> Trainer:
+    trainer.resume()
     return trainer
 
 
@@ -355,3 +366,70 @@ def test_rollback_counts_are_part_of_the_state(tmp_path: Path) -> None:
         resumed.fit()
     # Step 102 is not a multiple of checkpoint_every, so an interrupt does not change where training goes back to.
     assert [rollback.to_step for rollback in after.rollbacks] == [80, 80]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no forks here")
+@pytest.mark.parametrize("kind", ["kill", "kill afterwards", "error"])
+@pytest.mark.parametrize("operation", ["rename", "link", "flush_folder"])
+def test_a_fault_at_any_operation_of_a_rollback_changes_no_bits(
+    tmp_path: Path, operation: str, kind: str
+) -> None:
+    """It moves a link, sets the best checkpoint aside, and deletes those that are newer."""
+    config = replace(CONFIG, steps=60, eval_every=10, checkpoint_every=20, watch_window=32)
+
+    def begin(run: Path, callbacks: Any = ()) -> Trainer:
+        trainer = Trainer(
+            TransformerLM(MODEL, 1), TOKENIZER, *SPLIT, config, run, [MetricsFile(run), *callbacks]
+        )
+        nan_in_a_weight(trainer, 55)
+        return trainer
+
+    run = tmp_path / "whole"
+    run.mkdir()
+    whole = begin(run)
+    whole.fit()
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    class Stop(Callback):
+        def on_step(self, metrics: StepMetrics) -> None:
+            if metrics.step == 54:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(begun, [Stop()]).fit()
+    assert checkpoint.find(begun, ("best",)).name == "step-00000050", "which a rollback sets aside"
+    go_back = checkpoint.go_back
+    for number in itertools.count(1):
+        run = tmp_path / str(number)
+        shutil.copytree(begun, run, symlinks=True)
+
+        def work(run: Path = run, number: int = number) -> None:
+            faults = Faults(operation, number, kind)
+
+            def faulty(*arguments: Any) -> None:
+                with faults:
+                    go_back(*arguments)
+
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(InputError):
+                patch.setattr(checkpoint, "go_back", faulty)
+                resumed(begin(run)).fit()
+            if faults.calls < number:
+                os._exit(3)
+
+        if in_fork(work) == 3:
+            break
+        again = resumed(begin(run))
+        again.fit()
+        assert bits(again) == bits(whole)
+        assert again.recovery.state_dict() == whole.recovery.state_dict()
+        for link in ("best", "latest"):
+            mine, other = checkpoint.find(run, (link,)), checkpoint.find(tmp_path / "whole", (link,))
+            assert checkpoint.read(mine).files == checkpoint.read(other).files
+        steps = [
+            [(line.get("event"), line["step"]) for line in read_metrics(folder / "metrics.jsonl")]
+            for folder in (run, tmp_path / "whole")
+        ]
+        assert steps[0] == steps[1]
+        assert not list((run / "checkpoints").glob(".*.tmp"))
+    assert number > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tinyllm import storage
 from tinyllm.config import shown
 from tinyllm.errors import InputError
+from tinyllm.progress import say
 
 if TYPE_CHECKING:
     from tinyllm.recovery import Rollback
@@ -99,11 +101,10 @@ class Progress(Callback):
         elif metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
             done = metrics.step - self.begun[0]
             left = (time.monotonic() - self.begun[1]) / max(done, 1) * (self.total_steps - metrics.step)
-            print(
+            say(
                 f"step {metrics.step}/{self.total_steps}  loss {metrics.loss:.4f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s  {duration(left)} left",
-                file=self.stream,
-                flush=True,
+                self.stream,
             )
 
     def on_evaluation_start(self, step: int) -> None:
@@ -143,7 +144,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:
-            print(line, file=self.stream, flush=True)
+            say(line, self.stream)
 
     def on_end(self) -> None:
         if self.bar is not None:
@@ -155,7 +156,8 @@ class MetricsFile(Callback):
     """Appends one JSON object a line to metrics.jsonl.
 
     Training that goes on from a checkpoint cuts the file to the lines that it had then. Lines that cannot be written,
-    on a full disk for one, are kept and written later. A file that was deleted meanwhile is made again.
+    on a full disk for one, are kept and written later. A file that was deleted meanwhile is made again, and one that
+    somebody else has put in its place, such as another run, is left alone. JSON has no NaN: it is null there.
     """
 
     def __init__(self, folder: Path, log_every: int = 1) -> None:
@@ -199,14 +201,13 @@ class MetricsFile(Callback):
             self._write(vars(metrics))
 
     def on_rejected(self, rejection: Rejection) -> None:
-        # JSON has no NaN; the reason names it.
-        numbers = {"loss": rejection.loss, "grad_norm": rejection.grad_norm}
         self._write(
             {
                 "step": rejection.step,
                 "event": "rejected",
                 "position": rejection.position,
-                **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+                "loss": rejection.loss,
+                "grad_norm": rejection.grad_norm,
                 "reason": rejection.reason,
             }
         )
@@ -224,6 +225,7 @@ class MetricsFile(Callback):
             self._file = None
 
     def _write(self, values: dict[str, Any]) -> None:
+        values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         self._waiting.append(json.dumps(values) + "\n")
         self._write_waiting()
 
@@ -238,9 +240,8 @@ class MetricsFile(Callback):
             storage.write_bytes(self._file, content)
         except OSError as error:
             if not self._told:
-                print(
-                    f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later",
-                    file=sys.stderr,
+                say(
+                    f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later"
                 )
             self._told = True
             return
@@ -252,9 +253,10 @@ class MetricsFile(Callback):
     def _find_again(self) -> None:
         """Where the file was deleted, put its lines, which an open file keeps, into a new one."""
         assert self._file is not None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
                 return
+            raise OSError(errno.EEXIST, "somebody else has made another file of this name")
         self._file.seek(0)
         content = self._file.read(self._size)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +264,10 @@ class MetricsFile(Callback):
         found = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         self._file.close()
         self._file = found
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -305,7 +311,7 @@ class LossCurve(Callback):
             return
         lines = last_branch(read_metrics(self.folder / METRICS))
         steps = [line for line in lines if "loss" in line]
-        evaluations = [line for line in lines if "val_loss" in line]
+        evaluations = [line for line in lines if line.get("val_loss") is not None]
         if not steps:
             return
         figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -344,9 +350,7 @@ class LossCurve(Callback):
             storage.replace(self.folder / "loss.png", image.getvalue())
         except OSError as error:
             # The end of a run has more important things to say.
-            print(
-                f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}", file=sys.stderr
-            )
+            say(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
 
 
 def running_mean(values: list[float], span: int = 50) -> list[float]:

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from tinyllm.config import LARGEST_FILE, StrPath, parse_json
 from tinyllm.errors import InputError
 from tinyllm.interop import llama
 from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.progress import say
 from tinyllm.safetensors_reader import read_safetensors
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
@@ -268,9 +268,9 @@ def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = Fals
 def say_passed_over(found: Checkpoint) -> None:
     """A line on standard error for each damaged checkpoint, and one with what is taken in their place."""
     for line in found.passed_over:
-        print(f"passed over {line}", file=sys.stderr, flush=True)
+        say(f"passed over {line}")
     if found.passed_over:
-        print(f"taking {found.folder}", file=sys.stderr, flush=True)
+        say(f"taking {found.folder}")
 
 
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
@@ -327,6 +327,7 @@ def point(run: Path, link: str, target: Path) -> None:
     temporary = storage.temporary_name(run / link)
     relative = os.path.relpath(target, run)
     try:
+        _remove_copy(run / link)
         temporary.unlink(missing_ok=True)
         try:
             storage.link(relative, temporary)
@@ -342,6 +343,12 @@ def point(run: Path, link: str, target: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_copy(link: Path) -> None:
+    """Delete a folder that stands where a link belongs: copying a run may have followed its links (`scp -r` does)."""
+    if link.is_dir() and not link.is_symlink():
+        storage.remove_folder(link)
 
 
 def read_link(run: Path, link: str) -> Path | None:
@@ -385,11 +392,24 @@ def go_back(run: Path, target: Path) -> None:
     remove_after(run, target)
 
 
+def mend_best(run: Path, best: Path) -> None:
+    """Make `best` the best checkpoint of a run again, where a crash came before the link to it, or amid `go_back`."""
+    aside = best.with_name(SET_ASIDE + best.name)
+    if not best.exists() and aside.exists():
+        try:
+            storage.rename(aside, best)
+        except OSError as error:
+            raise InputError(f"{aside}: cannot be renamed: {error.strerror or error}") from None
+    if best.exists():
+        point(run, "best", best)
+
+
 def remove_after(run: Path, target: Path) -> None:
     """Delete the checkpoints that are newer than `target`; raises InputError when that is not possible."""
     every = checkpoints(run)
     names = [folder.name for folder in every]
-    for folder in every[names.index(target.resolve().name) + 1 :]:
+    # The newest first: what a crash leaves is then what there was at some time.
+    for folder in reversed(every[names.index(target.resolve().name) + 1 :]):
         try:
             storage.remove_folder(folder)
         except OSError as error:
@@ -399,6 +419,7 @@ def remove_after(run: Path, target: Path) -> None:
 def remove_run(run: Path) -> None:
     """Delete the checkpoints of a run and the links to them."""
     for link in LINKS:
+        _remove_copy(run / link)
         (run / link).unlink(missing_ok=True)
     if (run / "checkpoints").exists():
         storage.remove_folder(run / "checkpoints")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyllm import backend, checkpoint, ops, resuming
+from tinyllm import backend, checkpoint, ops, resuming, storage
 from tinyllm.backend import Array
 from tinyllm.config import write_text
 from tinyllm.data_parallel import DataParallel, cut
@@ -120,7 +119,8 @@ def record(trainer: Trainer, rejection: Rejection, done: str) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        earlier = _state_before(root, rejection, trainer.recovery.patience)
+        # After the last of a row the count begins anew, when training goes back.
+        earlier = _state_before(root, rejection, trainer.recovery.rejected or trainer.recovery.patience)
         if earlier is None:
             state = resuming.training_state(trainer)
             state.values["sampler"]["step"] = rejection.position
@@ -134,16 +134,19 @@ def record(trainer: Trainer, rejection: Rejection, done: str) -> Path:
         write_text(temporary / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         write_text(temporary / "report.txt", report_text(report, folder))
         shutil.rmtree(folder, ignore_errors=True)  # of the same step, before the run was killed
-        os.rename(temporary, folder)
+        storage.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _prune(root)
     return folder
 
 
-def _state_before(root: Path, rejection: Rejection, patience: int) -> Path | None:
-    """The folder of an earlier rejection in the same row that holds the state before it."""
-    for position in range(max(0, rejection.position - patience), rejection.position):
+def _state_before(root: Path, rejection: Rejection, row: int) -> Path | None:
+    """The folder of an earlier rejection among the last `row` ones, this one included, that holds the state before it.
+
+    No other folders: they may be of what was trained here before, as with other settings or from another checkpoint.
+    """
+    for position in range(max(0, rejection.position + 1 - row), rejection.position):
         folder = root / f"{rejection.step:08}-{position:08}"
         if (folder / "before").exists():
             return folder
@@ -302,6 +305,12 @@ def _batch_text(rejection: Rejection, tokenizer: Tokenizer) -> str:
                 tokenizer.decode(targets),
             ]
     return "\n".join(lines) + "\n"
+
+
+def remove_all(run: Path) -> None:
+    """Delete the incidents of a run that is replaced: the next one must not take its states for its own."""
+    if (run / FOLDER).exists():
+        storage.remove_folder(run / FOLDER)
 
 
 def _prune(root: Path) -> None:

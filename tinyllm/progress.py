@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line on standard error; where nobody can read it (a full disk, a reader that has left), work goes on."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr if stream is None else stream, flush=True)
 
 
 class Bar:

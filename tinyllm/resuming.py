@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinyllm.checkpoint import Checkpoint, TrainingState
 from tinyllm.config import to_mapping
@@ -60,7 +61,7 @@ def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] =
     state = found.training()
     values = state.values
     try:
-        _check_same(trainer, found.tokenizer(), values)
+        _check_same(trainer, found, values)
         best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
         names = ("step", "optimizer_steps", "evaluated_step", "best_step", "threads")
         numbers = {name: values[name] for name in names}
@@ -94,14 +95,23 @@ def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] =
     return numbers["threads"]
 
 
-def _check_same(trainer: Trainer, tokenizer: Tokenizer, saved: dict[str, Any]) -> None:
+def check_tokenizer(run: Path | None, tokenizer: Tokenizer, choice: str, found: Checkpoint) -> None:
+    """Raise InputError when `found` has another tokenizer; choice: the setting that this one is of."""
+    settings = found.training().values.get("train")
+    before = settings.get("tokenizer") if isinstance(settings, dict) else None
+    if before != choice and before is not None:
+        _refuse(run, [f"tokenizer was {before!r} and is {choice!r}"])
+    if found.tokenizer().to_json() != tokenizer.to_json():
+        raise InputError(
+            f"{run} cannot be resumed with this {'text' if choice in ('char', 'bpe') else 'tokenizer'}: its vocabulary "
+            "is another; give the one it was begun with, or another --out"
+        )
+
+
+def _check_same(trainer: Trainer, found: Checkpoint, saved: dict[str, Any]) -> None:
     """Raise InputError naming all that differs from the saved run and matters."""
     run = trainer.run
-    if tokenizer.to_json() != trainer.tokenizer.to_json():
-        raise InputError(
-            f"{run} cannot be resumed with this text: its vocabulary is another; give the text it was begun with, or "
-            "another --out"
-        )
+    check_tokenizer(run, trainer.tokenizer, trainer.config.tokenizer, found)
     now = {**to_mapping(trainer.model.config), **to_mapping(trainer.config)}
     before = {**saved["model"], **saved["train"]}
     differing = [
@@ -110,13 +120,17 @@ def _check_same(trainer: Trainer, tokenizer: Tokenizer, saved: dict[str, Any]) -
         if name not in CHANGEABLE and before.get(name, value) != value
     ]
     if differing:
-        raise InputError(
-            f"{run} cannot be resumed with other settings: {', '.join(differing)}; give the settings it was begun "
-            "with, or another --out"
-        )
+        _refuse(run, differing)
     splits = [name for name, digest in trainer.data_digests.items() if saved["data"][name] != digest]
     if splits:
         raise InputError(
             f"{run} cannot be resumed with this text: its {' and '.join(splits)} tokens have another SHA-256; give the "
             "text it was begun with, or another --out"
         )
+
+
+def _refuse(run: Path | None, differing: Sequence[str]) -> NoReturn:
+    raise InputError(
+        f"{run} cannot be resumed with other settings: {', '.join(differing)}; give the settings it was begun with, or "
+        "another --out"
+    )

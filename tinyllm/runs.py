@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllm import checkpoint, storage
+from tinyllm import checkpoint, incidents, resuming, storage
 from tinyllm.backend import use_backend
 from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
@@ -22,6 +21,7 @@ from tinyllm.errors import InputError
 from tinyllm.generate import generate_text
 from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.progress import say
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from tinyllm.train import TrainConfig, Trainer
 
@@ -56,6 +56,7 @@ def train(
             del found  # the bytes of its files
         elif overwrite:
             # Only now, when everything that the user gave has been found good.
+            incidents.remove_all(folder)
             checkpoint.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
         _fit(trainer, resume)
@@ -117,6 +118,8 @@ def _build(
     else:
         workers = train_config.threads or physical_cores()
         tokenizer = build_tokenizer(train_config.tokenizer, text, texts[0], model_config.vocab_size, workers)
+    if found is not None:  # before its number of tokens is compared with the model's, which says less
+        resuming.check_tokenizer(Path(train_config.out), tokenizer, train_config.tokenizer, found)
     if model_config.vocab_size == 0 or train_config.tokenizer == "bpe":
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     if model_config.vocab_size < tokenizer.vocab_size:
@@ -134,25 +137,27 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
     """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
     tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
     assert folder is not None
-    _say(
+    say(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} threads"
     )
     if resumed and trainer.step < steps:
-        _say(f"going on from step {trainer.step}")
+        say(f"going on from step {trainer.step}")
     elif resumed:
-        _say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
+        say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
     try:
         trainer.fit()
     except KeyboardInterrupt:
         if trainer.saved_step < 0:
-            _say("stopped; nothing is saved yet")
+            say("stopped; nothing is saved yet")
         else:
-            _say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
+            say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
         raise
+    if not math.isfinite(trainer.best_loss):
+        raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
     bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
-    _say(
+    say(
         f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
         f"the run is in {folder}"
     )
@@ -262,7 +267,3 @@ def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any)
     pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
     yield prompt.lstrip("\n")
     yield from pieces
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

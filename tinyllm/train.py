@@ -418,9 +418,7 @@ class Trainer:
             line = f"the run had {threads} threads and goes on with {self.threads}: the same steps, rounded otherwise"
             self._tell("on_message", line)
         checkpoint.remove_after(self.run, found.folder)
-        best = checkpoint.folder_of(self.run, self.best_step)
-        if best.exists():  # a crash came between the checkpoint and the link to it
-            checkpoint.point(self.run, "best", best)
+        checkpoint.mend_best(self.run, checkpoint.folder_of(self.run, self.best_step))
 
     def _after_step(self) -> None:
         """Evaluate and save, where it is time for it."""
@@ -435,6 +433,9 @@ class Trainer:
             improved = False
             if evaluation is not None:
                 self._tell("on_evaluation", evaluation)
+                if not math.isfinite(evaluation.val_loss):
+                    line = "the last step has spoiled the parameters; lower --learning-rate or raise --warmup-steps"
+                    self._tell("on_message", f"the validation loss is {evaluation.val_loss}: {line}")
                 self.evaluated_step = self.step
                 improved = evaluation.val_loss < self.best_loss
                 if improved:
