@@ -23,7 +23,8 @@ SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
 
 def in_tiles(patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(attention, "KEPT_SCORES", 0)
-    patch.setattr(tiled_attention, "_TILE", (rows, 2))
+    patch.setattr(tiled_attention, "_COLUMNS", 2)
+    patch.setattr(tiled_attention, "_ELEMENTS", 2 * rows)
 
 
 def kept_in_blocks(patch: pytest.MonkeyPatch, rows: int) -> None:

@@ -212,6 +212,8 @@ def test_flags_lie_over_the_file_and_the_file_over_the_preset(monkeypatch: pytes
 
 
 OTHER_WORDS = {
+    "backend": {"numpy", "cupy"},
+    "precision": {"float32", "tf32"},
     "position_encoding": {"none", "rope"},
     "optimizer": {"adamw", "muon"},
     "tokenizer": {"bpe", "char"},

@@ -22,6 +22,7 @@ RANKS = (
     ("decoder",),
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
+    ("device_steps",),
     ("tinyllm", "callbacks", "resuming", "training_profile"),  # the package itself gathers what is above
     ("incidents",),
     ("recovery",),

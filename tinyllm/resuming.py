@@ -117,7 +117,7 @@ def _check_same(trainer: Trainer, found: Checkpoint, saved: dict[str, Any]) -> N
     differing = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()
-        if name not in CHANGEABLE and before.get(name, value) != value
+        if name not in CHANGEABLE and before.get(name) != value
     ]
     if differing:
         _refuse(run, differing)

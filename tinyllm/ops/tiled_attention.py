@@ -18,7 +18,9 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum
 
+# Of a tile: keys, and scores; two such tiles fit into the cache of a core.
 _COLUMNS = 512
+_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Heads:
         return self.q.shape[-2], self.k.shape[-2]
 
     def row_slices(self) -> Iterator[slice]:
-        """The queries of each row of tiles. On a CPU two tiles fit into the cache of a core."""
-        elements = backend.choose(1 << 17, on_device=1 << 26)
+        """The queries of each row of tiles."""
+        elements = backend.choose(_ELEMENTS, on_device=1 << 26)
         heads = math.prod(self.q.shape[:-2])
         return _slices(self.lengths[0], max(1, elements // (max(heads, 1) * _COLUMNS)))
 

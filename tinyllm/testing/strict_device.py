@@ -127,19 +127,10 @@ class DeviceArray:
         if self._host.dtype.kind not in "biufc" or self._host.dtype.itemsize > 16:
             raise StrictDeviceError(f"CuPy has no dtype {self._host.dtype}")
 
-    # ---- What an array knows of itself ---------------------------------------------------------
-
-    shape = property(lambda self: self._host.shape)
-    ndim = property(lambda self: self._host.ndim)
-    size = property(lambda self: self._host.size)
-    dtype = property(lambda self: self._host.dtype)
-    itemsize = property(lambda self: self._host.itemsize)
-    nbytes = property(lambda self: self._host.nbytes)
-    strides = property(lambda self: self._host.strides)
-    flags = property(lambda self: SimpleNamespace(c_contiguous=self._host.flags.c_contiguous))
-    T = property(lambda self: self._view(self._host.T))
-    real = property(lambda self: self._view(self._host.real))
-    imag = property(lambda self: self._view(self._host.imag))
+    @property
+    def flags(self) -> SimpleNamespace:
+        """Whether the elements lie in order."""
+        return SimpleNamespace(c_contiguous=self._host.flags.c_contiguous)
 
     def __len__(self) -> int:
         return len(self._host)
@@ -222,6 +213,16 @@ class DeviceArray:
         raise StrictDeviceError(f"an index of type {type(index).__name__} would be copied to the device")
 
 
+for _name in ("shape", "ndim", "size", "dtype", "itemsize", "nbytes", "strides"):
+    setattr(DeviceArray, _name, property(lambda self, name=_name: getattr(self._host, name), doc="As NumPy's."))
+for _name in ("T", "real", "imag"):
+    setattr(
+        DeviceArray,
+        _name,
+        property(lambda self, name=_name: self._view(getattr(self._host, name)), doc="A view, as NumPy's."),
+    )
+
+
 def _operator(name: str, ufunc: str) -> None:
     def forward(self: DeviceArray, other: Any) -> Any:
         if getattr(other, "__array_priority__", 0) > self.__array_priority__:
@@ -261,6 +262,7 @@ def _method(name: str, keywords: tuple[str, ...]) -> None:
     def method(self: DeviceArray, *args: Any, **given: Any) -> Any:
         return self._device.call(name, keywords, getattr(self._host, name), args, given, of=self)
 
+    method.__doc__ = f"As NumPy's, with the keywords {', '.join(keywords) or '(none)'}."
     setattr(DeviceArray, name, method)
 
 

@@ -72,7 +72,7 @@ _logsumexp_forward = softmax.Logsumexp.forward
 
 
 @mutant(loss.CrossEntropy, "divisor")
-def cross_entropy_divides_by_all_targets(self: Any) -> int:
+def cross_entropy_divides_by_all_targets(self: Any, dtype: Any) -> int:
     """The mean loss is divided by the number of all targets, those of ignore_index too. Batches with much padding
     count for little."""
     return max(int(self.targets.size), 1) if self.reduction == "mean" else 1
@@ -96,7 +96,7 @@ def cross_entropy_forgets_the_target(self: Any, gradient: Any) -> Any:
     the loss cannot fall."""
     result = _cross_entropy_backward(self, gradient)
     V = result.shape[-1]
-    weight = gradient / self.divisor() if self.reduction != "none" else gradient
+    weight = gradient / self.divisor(gradient.dtype) if self.reduction != "none" else gradient
     weight = backend.xp.broadcast_to(weight.reshape(-1), self.kept.shape) * self.kept
     z = result.reshape((-1, V))
     z[backend.xp.arange(z.shape[0]), self.safe_targets] += weight
@@ -110,7 +110,7 @@ _cross_entropy_backward = loss.CrossEntropy.backward
 def cross_entropy_backward_of_the_sum(self: Any, gradient: Any) -> Any:
     """The forward is a mean and the backward that of a sum: gradients are as many times too large as there are
     targets. With Adam, hardly anything shows but the gradient norm."""
-    return _cross_entropy_backward(self, gradient) * self.divisor()
+    return _cross_entropy_backward(self, gradient) * self.divisor(gradient.dtype)
 
 
 @mutant(loss.CrossEntropy, "forward")

@@ -19,7 +19,12 @@ def _step(decay: Callable[[Any, Any, float, float], Any]) -> Callable[..., None]
     """Optimizer.step with another weight decay: `decay(theta, gradient, rate, coefficient)` -> the gradient to use."""
 
     def step(
-        self: Any, gradients: Any = None, factor: float = 1.0, names: Any = None, number: int | None = None
+        self: Any,
+        gradients: Any = None,
+        factor: float = 1.0,
+        names: Any = None,
+        number: int | None = None,
+        where: Any = None,
     ) -> None:
         found = self.find(gradients)
         self.steps = self.steps + 1 if number is None else number
