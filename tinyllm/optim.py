@@ -103,11 +103,11 @@ class Optimizer:
         found = self.find(gradients)
         self.steps = self.steps + 1 if number is None else number
         rate = self.learning_rate * factor
-        for name, parameter in self.parameters.items():
-            if names is not None and name not in names:
-                continue
-            theta = parameter.data
-            with backend.only_where(where):
+        with backend.only_where(where):
+            for name, parameter in self.parameters.items():
+                if names is not None and name not in names:
+                    continue
+                theta = parameter.data
                 if self.weight_decay and theta.ndim >= 2:
                     _scale(theta, 1 - rate * self.weight_decay)
                 self.update(theta, found[name], self.state[name], rate)
