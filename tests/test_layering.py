@@ -13,7 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only from the lines above its own. Within a folder everything is one subject.
 RANKS = (
-    ("errors", "storage"),
+    ("errors", "storage", "tracers"),
+    ("kernels",),
     ("backend", "config", "cores", "files", "interrupts", "lock", "memory", "mode", "progress"),
     ("workers", "philox", "safetensors_reader"),
     ("tensor",),
