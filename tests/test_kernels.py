@@ -19,10 +19,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tinyllm import backend
 from tinyllm.kernels import Returned, Source, describe, trace
-from tinyllm.ops import activation, loss, norm, tiled_attention
+from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.ops import activation, attention, loss, norm, tiled_attention
 from tinyllm.optim import _adamw
 from tinyllm.philox import philox_4x32
+from tinyllm.tensor import REGISTRY, Tensor, gradients
+from tinyllm.testing.strict_device import DeviceArray, StrictDevice, strict_device
+from tinyllm.tokenizer import CharTokenizer
+from tinyllm.train import StepMetrics, TrainConfig, Trainer
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler on the PATH")
@@ -639,3 +645,95 @@ def test_any_expression_of_integers(dtype: str, some: list[Any]) -> None:
         check_expressions(some, [numbers(dtype, 1), numbers(dtype, 2), 5])
     except OverflowError:
         assume(False)  # a literal below 0 that is compared with unsigned integers
+
+
+# ---- All kernels of the package ----------------------------------------------------------------
+
+
+def run_compiled(device: Any, function: Any, arguments: tuple[Any, ...], where: Any) -> Any:
+    """What the strict double does for a kernel, with the kernel's text compiled as C."""
+    device.count.launches += 1
+    key = (function, where is None, *map(describe, arguments))
+    if key not in device.sources:
+        device.sources[key] = trace(function, key[2:], where is not None)
+    source = device.sources[key]
+    hosts = [x._host if isinstance(x, DeviceArray) else x for x in arguments]
+    for position in source.changed:
+        hosts[position] = np.ascontiguousarray(hosts[position])
+    result = run(source, hosts, None if where is None else where._host.item())
+    for position in source.changed:
+        arguments[position]._host[...] = hosts[position]
+
+    def back(value: Any) -> Any:
+        for argument, host in zip(arguments, hosts, strict=True):
+            if value is host:
+                return argument
+        return DeviceArray(value, device)
+
+    return tuple(map(back, result)) if isinstance(result, tuple) else None if result is None else back(result)
+
+
+@needs_compiler
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_run_on_compiled_kernels(monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    """Losses of a model whose every kernel is the compiled text, dropout and long attention among them."""
+    monkeypatch.setattr(attention, "KEPT_SCORES", 0)
+    tokens = np.random.default_rng(0).integers(0, 40, 5000)
+
+    def losses() -> list[float]:
+        config = TrainConfig(
+            steps=12, batch_size=3, optimizer=optimizer, threads=1, log_every=6, warmup_steps=3, z_loss=1e-3,
+        )  # fmt: skip
+        shape = ModelConfig(
+            vocab_size=40, context_length=12, num_layers=2, num_heads=2, hidden_size=16, dropout=0.1
+        )
+        model = TransformerLM(shape, 1)
+        tokenizer = CharTokenizer("".join(map(chr, range(65, 105))))
+        trainer = Trainer(model, tokenizer, tokens, tokens[:200], config)
+        found = []
+        with trainer.workers:
+            while trainer.step < config.steps:
+                for made in trainer.train_steps():
+                    assert isinstance(made, StepMetrics)
+                    found.append(made.loss)
+        return found
+
+    expected = losses()
+    monkeypatch.setattr(StrictDevice, "elementwise", run_compiled)
+    with strict_device() as device:
+        found = losses()
+    assert len({source.name for source in device.sources.values()}) > 10
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_op_on_compiled_kernels(monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
+    op = REGISTRY[name]
+
+    def results(convert: Callable[[Any], Any]) -> list[Any]:
+        found = []
+        for case in op.cases:
+            rng = np.random.default_rng(1)
+            xs = [
+                Tensor(convert(rng.uniform(case.low, case.high, shape).astype(dtype)), requires_grad=True)
+                for shape in case.shapes
+            ]
+            y = op(**{key: convert(value) for key, value in case.arguments.items()})(*xs)
+            cotangent = convert(rng.standard_normal(y.shape).astype(y.dtype))
+            found += [backend.to_numpy(x) for x in (y.data, *gradients(y, xs, cotangent))]
+        return found
+
+    def uploaded(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(uploaded, value))
+        return backend.asarray(value) if isinstance(value, np.ndarray) else value
+
+    expected = results(lambda value: value)
+    monkeypatch.setattr(StrictDevice, "elementwise", run_compiled)
+    with strict_device():
+        found = results(uploaded)
+    for a, b in zip(found, expected, strict=True):
+        scale = np.abs(b).max() if b.size else 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=200 * np.finfo(b.dtype).eps * max(1, scale))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy
 import numpy.typing
 
+from tinyllm import kernels
 from tinyllm.errors import InputError
 
 Array = numpy.typing.NDArray[Any]
@@ -124,6 +125,47 @@ def products_underflow() -> bool:
 def reads_wait() -> bool:
     """Whether to look at a number means to wait for a device, so that it is done only where it must be."""
     return xp is not numpy
+
+
+class CuPy:
+    """CuPy, with what a device is asked for beside functions of arrays."""
+
+    def __init__(self, module: ModuleType, precision: str, memory: float) -> None:
+        self.module, self.precision = module, precision
+        self.memory_pool = module.get_default_memory_pool()
+        self.memory_pool.set_limit(size=int(memory * 2**30))
+        products = module._core._routines_linalg
+        compute_types = {
+            "float32": products.COMPUTE_TYPE_FP32,
+            "tf32": products.COMPUTE_TYPE_TF32,
+            "bfloat16": products.COMPUTE_TYPE_BF16,
+            "float16": products.COMPUTE_TYPE_FP16,
+        }
+        module._core.set_compute_type("float32", compute_types[precision])
+        self._kernels: dict[Any, tuple[Any, kernels.Source]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def elementwise(self, function: Callable[..., Any], arguments: tuple[Any, ...], where: Any) -> Any:
+        """`function` as one kernel; complex numbers, which only checks of derivatives have, go through it plainly."""
+        arrays = [x for x in arguments if isinstance(x, self.ndarray)]
+        if any(x.dtype.kind == "c" for x in arrays):
+            return function(*arguments)
+        key = (function, where is None, *map(kernels.describe, arguments))
+        if key not in self._kernels:
+            source = kernels.trace(function, key[2:], where is not None)
+            made = self.module.ElementwiseKernel(
+                source.in_params, source.out_params, source.operation, source.name
+            )
+            self._kernels[key] = made, source
+        kernel, source = self._kernels[key]
+        shape = numpy.broadcast_shapes(*[x.shape for x in arrays])
+        fresh = [self.empty(shape, dtype=dtype) for dtype in source.fresh]
+        inputs = [arguments[position] for position in source.inputs]
+        condition = [where] if source.guarded else []
+        kernel(*inputs, *condition, *[arguments[position] for position in source.changed], *fresh)
+        return source.result(arguments, fresh)
 
 
 def _import_cupy() -> ModuleType:

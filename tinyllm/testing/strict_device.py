@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinyllm import backend
+from tinyllm import backend, kernels
 
 UFUNCS = (
     "absolute", "add", "bitwise_and", "bitwise_or", "bitwise_xor", "ceil", "cos", "divide", "equal", "exp", "expm1",
@@ -278,6 +278,8 @@ class StrictDevice:
     def __init__(self, precision: str = "float32", fuses: bool = True) -> None:
         self.precision, self.fuses = precision, fuses
         self.count = Count()
+        self.sources: dict[Any, kernels.Source] = {}
+        """The kernels that elementwise functions have become."""
         stream = SimpleNamespace(synchronize=self._synchronize)
         self.cuda = SimpleNamespace(get_current_stream=lambda: stream)
 
@@ -365,11 +367,28 @@ class StrictDevice:
             return value
         raise StrictDeviceError(f"CuPy cannot use a {type(value).__name__}")
 
+    def _require_kernel(self, function: Callable[..., Any], arguments: tuple[Any, ...], where: Any) -> None:
+        """Refuse what does not become one kernel whose outputs have one shape."""
+        if any(isinstance(x, DeviceArray) and x.dtype.kind == "c" for x in arguments):
+            return
+        key = (function, where is None, *map(kernels.describe, arguments))
+        if key not in self.sources:
+            self.sources[key] = kernels.trace(function, key[2:], where is not None)
+        shapes = [x.shape for x in arguments if isinstance(x, DeviceArray)]
+        whole = np.broadcast_shapes(*shapes)
+        for position in self.sources[key].changed:
+            if arguments[position].shape != whole:
+                raise StrictDeviceError(
+                    f"{function.__name__}: argument {position} of shape {arguments[position].shape} is changed, and "
+                    f"all arguments together have shape {whole}"
+                )
+
     def elementwise(self, function: Callable[..., Any], arguments: tuple[Any, ...], where: Any) -> Any:
         """One kernel: the function on the arrays behind the arguments, as NumPy computes it.
 
         Where `where`, a boolean of the device, is false, the arguments keep what they hold.
         """
+        self._require_kernel(function, arguments, where)
         if not self.fuses and where is None:
             return function(*arguments)
         self.count.launches += 1
