@@ -27,7 +27,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,7 @@ def stretch(trainer: Trainer, steps: int) -> Callable[[], None]:
     """A function that makes so many steps on the device without a look at a number, and then waits."""
     workers = trainer.workers
     assert isinstance(workers, DeviceSteps)
-    batches = backend.asarray(
-        np.stack([np.stack(trainer.sampler.batch(number)) for number in range(steps)])
-    )
+    batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(steps)]))
 
     def run() -> None:
         workers.queue(0, batches, [1.0] * steps, trainer.config.clip_norm, NO_LIMITS)

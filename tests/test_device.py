@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tinyllm
-from tinyllm import backend, checkpoint, ops, runs
+from tinyllm import backend, checkpoint, cli, ops, runs
 from tinyllm.callbacks import Callback
 from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.device_steps import DeviceSteps
+from tinyllm.errors import InputError
 from tinyllm.generate import generate
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.ops import attention
@@ -50,7 +54,8 @@ def uploaded(value: Any) -> Any:
 def assert_close(found: list[Any], expected: list[Any], factor: float = 200.0) -> None:
     """Equal to within `factor` roundings of the largest element, and in shape and dtype."""
     for a, b in zip(found, expected, strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
         if b.size:
             np.testing.assert_allclose(
                 a, b, rtol=0, atol=factor * np.finfo(b.dtype).eps * max(1, np.abs(b).max())
@@ -103,9 +108,7 @@ def test_op_is_that_of_numpy(op: type[Op], case: Case, mode: str) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    ("H", "G", "T", "S"), [(4, 4, 5, 5), (4, 2, 600, 600), (2, 1, 20, 33), (2, 2, 9, 4)]
-)
+@pytest.mark.parametrize(("H", "G", "T", "S"), [(4, 4, 5, 5), (4, 2, 600, 600), (2, 1, 20, 33), (2, 2, 9, 4)])
 def test_long_attention_takes_all_heads_at_once(
     monkeypatch: pytest.MonkeyPatch, H: int, G: int, T: int, S: int, causal: bool, masked: bool
 ) -> None:
@@ -152,7 +155,10 @@ def test_what_a_tensor_shows_of_itself() -> None:
     with on_device():
         x = Tensor([1.5, 0.0])
         assert repr(x) == "Tensor([1.5, 0. ], shape=(2,), dtype=float32)"
-        assert float(x[0]) == 1.5 and bool(x[1] == 0) and x.any() and not x.all()
+        assert float(x[0]) == 1.5
+        assert bool(x[1] == 0)
+        assert x.any()
+        assert not x.all()
         np.testing.assert_array_equal(np.asarray(x), [1.5, 0])
 
 
@@ -249,7 +255,9 @@ def poison(trainer: Trainer, at: int, factor: float) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_bad_step_changes_nothing(optimizer: str, factor: float) -> None:
     with on_device():
-        trainer, _ = trainer_of(optimizer=optimizer, log_every=40, steps=100, eval_every=100, checkpoint_every=100)
+        trainer, _ = trainer_of(
+            optimizer=optimizer, log_every=40, steps=100, eval_every=100, checkpoint_every=100
+        )
         poison(trainer, at=40, factor=factor)
         with trainer.workers, backend.ignore_non_finite():
             list(trainer.train_steps())  # so that the watch is active
@@ -258,10 +266,26 @@ def test_a_bad_step_changes_nothing(optimizer: str, factor: float) -> None:
             steps = trainer.optimizer.steps
             trainer._steps_to_next_look = lambda: 1  # type: ignore[method-assign]
             (made,) = trainer.train_steps()
-            assert isinstance(made, Rejection) and made.replayable and "gradient norm" in made.reason
+            assert isinstance(made, Rejection)
+            assert made.replayable
+            assert "gradient norm" in made.reason
             for name, array in state.items():
                 np.testing.assert_array_equal(backend.to_numpy(array), before[name], err_msg=name)
             assert (trainer.step, trainer.optimizer.steps, trainer.sampler.step) == (40, steps, 41)
+
+
+def test_the_autopsy_of_a_step_on_a_device(tmp_path: Path) -> None:
+    with on_device():
+        trainer, told = trainer_of(tmp_path, log_every=1, steps=8)
+        poison(trainer, at=5, factor=float("nan"))
+        trainer.fit()
+    (rejection,) = told.rejections
+    assert rejection.incident is not None, rejection.reason
+    report = json.loads((rejection.incident / "report.json").read_text())
+    assert report["reason"] == "the gradient norm is nan"
+    first = report["parameters"][0]
+    assert (first["name"], first["gradient_norm"]) == ("embedding.weight", "nan")
+    assert checkpoint.read(rejection.incident / "before").training().values["step"] == 5
 
 
 def test_a_bad_step_amid_a_stretch() -> None:
@@ -270,9 +294,12 @@ def test_a_bad_step_amid_a_stretch() -> None:
         poison(trainer, at=15, factor=float("nan"))
         trainer.fit()
     (rejection,) = told.rejections
-    assert rejection.position == 15 and not rejection.replayable and rejection.incident is None
+    assert rejection.position == 15
+    assert not rejection.replayable
+    assert rejection.incident is None
     assert len(told.losses) == trainer.step == trainer.optimizer.steps == 24
-    assert trainer.sampler.step == 25 and told.validation[-1] < told.losses[0]
+    assert trainer.sampler.step == 25
+    assert told.validation[-1] < told.losses[0]
 
 
 def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
@@ -287,7 +314,8 @@ def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
         resumed, _ = trainer_of(tmp_path)
         resumed.resume()
         assert resumed.loss_scale == trainer.loss_scale
-    assert not told.rejections and trainer.step == 24 == trainer.optimizer.steps
+    assert not told.rejections
+    assert trainer.step == 24 == trainer.optimizer.steps
     skipped = trainer.sampler.step - 24
     assert skipped > 0
     # The batches are others by those that were skipped.
@@ -408,7 +436,111 @@ def test_the_double_counts() -> None:
         y[0] = 0
         assert device.count.launches == 3
         assert device.count.synchronizations == 0
-        assert y[0, 0].item() == 0 and y[1:].get().shape == (1, 3)
+        assert y[0, 0].item() == 0
+        assert y[1:].get().shape == (1, 3)
         assert (device.count.to_host, device.count.synchronizations) == (2, 2)
         assert x[x > 0].shape == (6,)
         assert device.count.synchronizations == 3
+
+
+# ---- Choosing the backend ----------------------------------------------------------------------
+
+
+class FakeCuda:
+    """The part of CuPy that is asked whether there is a device."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def __init__(self, devices: int | str, driver: int, built: int = 12090) -> None:
+        self.devices, self.driver, self.built = devices, driver, built
+
+    def getDeviceCount(self) -> int:
+        if isinstance(self.devices, str):
+            raise self.CUDARuntimeError(self.devices)
+        return self.devices
+
+    def driverGetVersion(self) -> int:
+        return self.driver
+
+    def runtimeGetVersion(self) -> int:
+        return self.built
+
+
+@pytest.mark.parametrize(
+    ("cuda", "message"),
+    [
+        (None, r"needs CuPy, which is not installed; install tinyllm-numpy\[cupy12x\] for CUDA 12"),
+        (FakeCuda("cudaErrorInsufficientDriver", 0), "found no NVIDIA driver; use the 'numpy' backend"),
+        (FakeCuda("cudaErrorInsufficientDriver", 12040, 13000), r"for CUDA 13, .* 12; install .*\[cupy12x\]"),
+        (FakeCuda("cudaErrorDevicesUnavailable", 13000), "cannot use the device: cudaErrorDevicesUnavailable"),
+        (FakeCuda(0, 13000), "found no CUDA device"),
+    ],
+)  # fmt: skip
+def test_no_device(
+    cuda: FakeCuda | None, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = None if cuda is None else SimpleNamespace(cuda=SimpleNamespace(runtime=cuda))
+    monkeypatch.setitem(sys.modules, "cupy", module)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        backend.use_backend("cupy")
+    assert backend.xp is np
+    assert cli.main(["sample", "nowhere", "--backend", "cupy"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_choices_that_there_are_not() -> None:
+    with pytest.raises(InputError, match="backend='cuda'"):
+        backend.use_backend("cuda")
+    with pytest.raises(InputError, match="--backend cupy"):
+        backend.use_backend("numpy", "tf32")
+
+
+def test_commands_on_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """train, sample and eval with --backend cupy, where cupy is the double; then out of memory."""
+    made = []
+
+    def use(name: str, *options: Any) -> None:
+        made.append((name, *options))
+        if name == "cupy":
+            monkeypatch.setattr(backend, "xp", backend.Namespace(StrictDevice()))
+
+    monkeypatch.setattr(runs, "use_backend", use)
+    monkeypatch.setattr(cli, "use_backend", use)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT[:5000])
+    small = ["--num-layers", "1", "--hidden-size", "16", "--num-heads", "2", "--context-length", "16"]
+    train = [
+        "train",
+        "--data",
+        "text.txt",
+        "--out",
+        "run",
+        "--backend",
+        "cupy",
+        "--steps",
+        "6",
+        "--log-every",
+        "3",
+        *small,
+    ]
+    assert cli.main([*train, "--precision", "tf32", "--device-memory", "2"]) == 0
+    assert cli.main(["sample", "run", "--backend", "cupy", "--tokens", "5"]) == 0
+    assert cli.main(["eval", "run", "--backend", "cupy", "--data", "text.txt"]) == 0
+    assert made == [("cupy", "tf32", 2.0), ("cupy",), ("cupy",)]
+    on_device = capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr(backend, "xp", np)
+    assert cli.main(["eval", "run", "--data", "text.txt"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == on_device
+
+    def full(self: Any, *arguments: Any) -> Any:
+        raise MemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes).\nmore")
+
+    monkeypatch.setattr(DeviceSteps, "queue", full)
+    assert cli.main([*train, "--overwrite"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "out of memory (Out of memory allocating 512 bytes" in line
+    assert "batch_size" in line
+    assert "GiB" in line

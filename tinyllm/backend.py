@@ -94,7 +94,10 @@ def use_backend(name: str, precision: str = "float32", memory: float = 0.0) -> N
         )
     if name == "numpy":
         if precision != "float32" or memory:
-            raise InputError("the precision of products and a limit of memory are choices of a device's backend")
+            raise InputError(
+                f"precision={precision!r} and a memory limit of {memory:g} GiB are choices of the 'cupy' backend; give "
+                "--backend cupy, or leave them out"
+            )
         xp = numpy
     else:
         xp = Namespace(CuPy(_import_cupy(), precision, memory))

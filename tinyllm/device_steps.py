@@ -44,7 +44,8 @@ class DeviceSteps:
         z_loss: of the training loss (see ops.cross_entropy).
 
     Attributes:
-        loss_scale: where products are of float16, otherwise None.
+        loss_scale: where products are of float16, otherwise None. total: the gradients of the last step by name, if it
+        was the only one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class DeviceSteps:
         self.validation = validation
         self.parameters = dict(model.named_parameters())
         self.loss_scale = LossScale() if backend.products_underflow() else None
+        self.total: dict[str, Any] = {}
 
     def __enter__(self) -> DeviceSteps:
         return self
@@ -114,6 +116,7 @@ class DeviceSteps:
             for gradient in found.values():
                 gradient *= scale
             self.optimizer.step(found, factor, number=first + number, where=made)
+            self.total = found if len(factors) == 1 else {}
             rows.append(xp.stack([loss, norm, made.astype(norm.dtype)]))
         return xp.stack(rows)
 

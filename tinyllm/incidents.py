@@ -278,8 +278,8 @@ def findings(first: Mapping[str, str] | None, norms: Sequence[Mapping[str, Any]]
 
 
 def _norm(kind: str, array: Any) -> dict[str, Any]:
-    count = int(array.size - backend.xp.isfinite(array).sum())
-    norm = math.sqrt(float((array.astype("float64") ** 2).sum()))
+    count = int(backend.read(array.size - backend.xp.isfinite(array).sum()))
+    norm = math.sqrt(backend.read((array.astype("float64") ** 2).sum()))
     return {f"{kind}_norm": _plain(norm), f"{kind}_non_finite": count}
 
 

@@ -392,7 +392,7 @@ def squared_norm(array: Any) -> float:
     """The sum of squares, infinite where float32 overflows."""
     flat = array.reshape(-1)
     with backend.ignore_overflow():
-        return float(backend.xp.dot(flat, flat))
+        return float(backend.read(backend.xp.dot(flat, flat)))
 
 
 def global_norm(arrays: Sequence[Any], squares: Iterable[float] | None = None) -> float:
@@ -403,7 +403,7 @@ def global_norm(arrays: Sequence[Any], squares: Iterable[float] | None = None) -
     total = sum(map(squared_norm, arrays) if squares is None else squares)
     if math.isinf(total):
         # The squares may overflow where the norm does not.
-        total = sum(float((array.astype("float64") ** 2).sum()) for array in arrays)
+        total = sum(float(backend.read((array.astype("float64") ** 2).sum())) for array in arrays)
     norm = math.sqrt(total) if total >= 0 else math.nan
     if not math.isfinite(norm):
         raise NonFiniteNormError(norm)

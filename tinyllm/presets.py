@@ -13,16 +13,36 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # 10.0M and 49.9M parameters, for a GPU or a day of a CPU.
     "10m": {
         "model": {
-            "vocab_size": 8192, "context_length": 512, "num_layers": 6, "num_heads": 5, "hidden_size": 320,
+            "vocab_size": 8192,
+            "context_length": 512,
+            "num_layers": 6,
+            "num_heads": 5,
+            "hidden_size": 320,
             "tie_embeddings": True,
         },
-        "train": {"tokenizer": "bpe", "steps": 10_000, "batch_size": 32, "log_every": 10, "learning_rate": 1e-3},
+        "train": {
+            "tokenizer": "bpe",
+            "steps": 10_000,
+            "batch_size": 32,
+            "log_every": 10,
+            "learning_rate": 1e-3,
+        },
     },
     "50m": {
         "model": {
-            "vocab_size": 16384, "context_length": 1024, "num_layers": 8, "num_heads": 10, "hidden_size": 640,
+            "vocab_size": 16384,
+            "context_length": 1024,
+            "num_layers": 8,
+            "num_heads": 10,
+            "hidden_size": 640,
             "tie_embeddings": True,
         },
-        "train": {"tokenizer": "bpe", "steps": 20_000, "batch_size": 32, "log_every": 10, "learning_rate": 6e-4},
+        "train": {
+            "tokenizer": "bpe",
+            "steps": 20_000,
+            "batch_size": 32,
+            "log_every": 10,
+            "learning_rate": 6e-4,
+        },
     },
 }

@@ -16,7 +16,7 @@ from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.config import write_toml
 from tinyllm.cores import physical_cores
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
-from tinyllm.data_parallel import mean_loss
+from tinyllm.data_parallel import count_micro_batches, mean_loss
 from tinyllm.errors import InputError
 from tinyllm.generate import generate_text
 from tinyllm.lock import FolderLock
@@ -148,6 +148,8 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
     try:
         trainer.fit()
+    except MemoryError as error:
+        raise InputError(_out_of_memory(trainer, error)) from error
     except KeyboardInterrupt:
         if trainer.saved_step < 0:
             say("stopped; nothing is saved yet")
@@ -198,6 +200,24 @@ def require_memory(config: ModelConfig) -> None:
             f"a model of this shape needs {needed / 2**30:,.0f} GiB to train, this machine has "
             f"{memory / 2**30:,.0f} GiB; make hidden_size or num_layers smaller"
         )
+
+
+def _out_of_memory(trainer: Trainer, error: MemoryError) -> str:
+    """What took the memory, and what takes less."""
+    model, config = trainer.model.config, trainer.config
+    fixed = 16 * model.num_parameters  # float32 weights, gradients and two moments of AdamW
+    windows = config.batch_size * config.gradient_accumulation
+    parts = count_micro_batches(windows, model.context_length, trainer.threads, model.vocab_size)
+    tokens = trainer.threads * -(-windows // parts) * model.context_length
+    # What a block keeps for the backward pass: of width D the inputs and outputs of norms, projections, rotation and
+    # attention, and in the feed-forward layer gate, up, sigmoid and product. Of logits, themselves and their gradient.
+    block = 16 * model.hidden_size + 4 * model.intermediate_size
+    kept = 4 * tokens * (model.num_layers * block + 2 * model.vocab_size)
+    return (
+        f"out of memory ({str(error).partition(chr(10))[0] or 'no more said'}); weights, gradients and optimizer take "
+        f"{fixed / 2**30:.2f} GiB, and {tokens:,} tokens at once about {kept / 2**30:.2f} GiB: make context_length, "
+        "batch_size or the model smaller"
+    )
 
 
 def _resume_command(folder: Path) -> str:

@@ -211,7 +211,7 @@ class LossScale:
         return {"value": self.value, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved scale; raises ValueError, TypeError or KeyError, with nothing changed, for a damaged one."""
+        """Go on from a saved scale; raises ValueError, TypeError or KeyError, with nothing changed, if damaged."""
         value, steps = float(state["value"]), int(state["steps"])
         if not 1 <= value <= 2**24 or not 0 <= steps < self.GROWTH_STEPS:
             raise ValueError(f"a loss scale of {value} for {steps} steps")

@@ -118,7 +118,14 @@ class TrainConfig:
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("warmup_steps", "threads", "sample_tokens"):
             self._require(name, 0 <= getattr(self, name) < 2**31, "from 0 to 2147483647")
-        for name in ("weight_decay", "sample_temperature", "muon_weight_decay", "clip_running", "z_loss", "device_memory"):
+        for name in (
+            "weight_decay",
+            "sample_temperature",
+            "muon_weight_decay",
+            "clip_running",
+            "z_loss",
+            "device_memory",
+        ):
             self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("learning_rate", "muon_learning_rate"):
             self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")

@@ -94,9 +94,9 @@ class _Watch(Observer):
 
 def count_non_finite(array: Any) -> tuple[int, int]:
     """How many NaNs and how many infinities an array holds."""
-    if array.dtype.kind not in "fc" or bool(backend.xp.isfinite(array).all()):
+    if array.dtype.kind not in "fc" or backend.read(backend.xp.isfinite(array).all()):
         return 0, 0
-    return int(backend.xp.isnan(array).sum()), int(backend.xp.isinf(array).sum())
+    return backend.read(backend.xp.isnan(array).sum()), backend.read(backend.xp.isinf(array).sum())
 
 
 def _describe(nans: int, infinities: int, array: Any) -> str:

@@ -109,8 +109,8 @@ class ScaledDotProductAttention(FusedOp):
     def _each_head(self, function: Callable[[Index, Index, Heads], None]) -> None:
         """`function` of every query head, those with a key head in common in turn.
 
-        It takes the index of query heads, that of their key heads, and the Heads: one on a CPU, and on a device all that
-        share no key head.
+        It takes the index of query heads, that of their key heads, and the Heads: one on a CPU, and on a device all
+        that share no key head.
         """
         B, H, T, _ = self.q.shape
         G, S = self.k.shape[1:3]

@@ -43,7 +43,9 @@ class RMSNorm(FusedOp):
         product = gradient * self.x
         gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
         projection = _projection(row_sum(product, self.weight), self.inv_rms, D)
-        return _rms_backward(gradient, self.x, self.weight, self.inv_rms, projection, product), gradient_weight
+        return _rms_backward(
+            gradient, self.x, self.weight, self.inv_rms, projection, product
+        ), gradient_weight
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * rsqrt(mean(x * x, -1, keepdims=True) + self.eps) * weight
@@ -106,7 +108,9 @@ class LayerNorm(FusedOp):
         gradient_weight = column_sum(gradient * self.x_hat)
         gradient_x_hat = gradient * self.weight
         projection = row_sum(gradient_x_hat * self.x_hat)
-        _standardise_backward(gradient_x_hat, row_sum(gradient_x_hat), self.x_hat, projection, self.inv_std, D)
+        _standardise_backward(
+            gradient_x_hat, row_sum(gradient_x_hat), self.x_hat, projection, self.inv_std, D
+        )
         return gradient_x_hat, gradient_weight, column_sum(gradient)
 
     def reference(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

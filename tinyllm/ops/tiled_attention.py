@@ -55,7 +55,7 @@ class Heads:
 
     def scratch(self) -> Any:
         """Flat memory for a tile."""
-        T, S = self.lengths
+        _T, S = self.lengths
         rows = next(self.row_slices(), slice(0, 0)).stop
         return backend.xp.empty(math.prod(self.q.shape[:-2]) * rows * min(S, _COLUMNS), dtype=self.q.dtype)
 
@@ -111,7 +111,9 @@ class Heads:
                 p = backend.xp.exp(scores, out=scores)
                 gradient_v[..., columns, :] += p.swapaxes(-1, -2) @ gradient[..., rows, :]
                 # softmax: dS = P (dP - sum_s P dP)
-                gradient_scores = _product(gradient_less[..., rows, :], v_and_one[..., columns, :], scratch[1])
+                gradient_scores = _product(
+                    gradient_less[..., rows, :], v_and_one[..., columns, :], scratch[1]
+                )
                 gradient_scores *= p
                 gradient_q[..., rows, :] += gradient_scores @ self.k[..., columns, :]
                 gradient_k[..., columns, :] += gradient_scores.swapaxes(-1, -2) @ self.q[..., rows, :]

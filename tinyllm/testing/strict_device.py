@@ -119,6 +119,8 @@ class DeviceArray:
     __array_ufunc__ = None  # NumPy's operators and functions leave it alone, so that they fail
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
     def __init__(self, host: Any, device: StrictDevice, base: DeviceArray | None = None) -> None:
         self._host = np.asarray(host)
@@ -163,7 +165,9 @@ class DeviceArray:
         self._host[...] = values
 
     def _refuse(self, what: str) -> NoReturn:
-        raise StrictDeviceError(f"{what} of a device array waits for the device without saying so; use .item()")
+        raise StrictDeviceError(
+            f"{what} of a device array waits for the device without saying so; use .item()"
+        )
 
     def __bool__(self) -> bool:
         self._refuse("the truth")
@@ -213,14 +217,17 @@ class DeviceArray:
         raise StrictDeviceError(f"an index of type {type(index).__name__} would be copied to the device")
 
 
-for _name in ("shape", "ndim", "size", "dtype", "itemsize", "nbytes", "strides"):
-    setattr(DeviceArray, _name, property(lambda self, name=_name: getattr(self._host, name), doc="As NumPy's."))
-for _name in ("T", "real", "imag"):
-    setattr(
-        DeviceArray,
-        _name,
-        property(lambda self, name=_name: self._view(getattr(self._host, name)), doc="A view, as NumPy's."),
-    )
+def _attribute(name: str, view: bool) -> None:
+    def value(self: DeviceArray) -> Any:
+        """As NumPy's."""
+        found = getattr(self._host, name)
+        return self._view(found) if view else found
+
+    setattr(DeviceArray, name, property(value))
+
+
+for _name in ("shape", "ndim", "size", "dtype", "itemsize", "nbytes", "strides", "T", "real", "imag"):
+    _attribute(_name, view=_name in ("T", "real", "imag"))
 
 
 def _operator(name: str, ufunc: str) -> None:
@@ -360,7 +367,9 @@ class StrictDevice:
         if isinstance(value, (list, tuple)):
             return type(value)(self.plain(item) for item in value)
         if isinstance(value, np.ndarray):
-            raise StrictDeviceError(f"a NumPy array of shape {value.shape} meets a device array; upload it first")
+            raise StrictDeviceError(
+                f"a NumPy array of shape {value.shape} meets a device array; upload it first"
+            )
         if value is None or isinstance(
             value, (bool, int, float, complex, str, slice, type, np.generic, np.dtype)
         ):
@@ -455,4 +464,3 @@ def strict_device(precision: str = "float32", fuses: bool = True) -> Iterator[St
     device = StrictDevice(precision, fuses)
     with backend.library(device):
         yield device
-

@@ -11,12 +11,15 @@ What happens depends on the position of the batch alone, so that a run that was 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tinyllm import backend
+
 if TYPE_CHECKING:
     from tinyllm.backend import Array
+    from tinyllm.data_parallel import DataParallel
     from tinyllm.train import Trainer
 
 RATE_STEPS = 5
@@ -34,18 +37,25 @@ def before_step(trainer: Trainer, act: Callable[[int], None]) -> None:
     trainer.train_step = troubled  # type: ignore[method-assign]
 
 
+def _on_cpu(trainer: Trainer) -> DataParallel:
+    if backend.reads_wait():
+        raise TypeError("this trouble is made on the NumPy backend alone")
+    return cast("DataParallel", trainer.workers)
+
+
 def change_gradients(trainer: Trainer, when: Callable[[int], bool], change: Callable[[Array], None]) -> None:
     """Call `change` with each gradient array of this process in the steps whose position is one for `when`."""
-    gradients = trainer.workers.gradients
+    workers = _on_cpu(trainer)
+    gradients = workers.gradients
 
     def changed(step: int, inputs: Array, targets: Array) -> float:
         loss = gradients(step, inputs, targets)
         if when(step):
-            for array in trainer.workers.by_worker[0].values():
+            for array in workers.by_worker[0].values():
                 change(array)
         return loss
 
-    trainer.workers.gradients = changed  # type: ignore[method-assign]
+    workers.gradients = changed  # type: ignore[method-assign]
 
 
 def change_batches(trainer: Trainer, change: Callable[[int, Array, Array], tuple[Array, Array]]) -> None:
@@ -103,13 +113,14 @@ def shuffled_labels(trainer: Trainer, at: int) -> None:
 
 def rate_times_a_hundred(trainer: Trainer, at: int) -> None:
     """The learning rate is a hundred times what it should be for RATE_STEPS batches in a row."""
-    update = trainer.workers.update
+    workers = _on_cpu(trainer)
+    update = workers.update
 
     def changed(factor: float, scale: float = 1.0) -> None:
         position = trainer.sampler.step - 1  # which has moved on when the update is made
         update(factor * (100 if at <= position < at + RATE_STEPS else 1), scale)
 
-    trainer.workers.update = changed  # type: ignore[method-assign]
+    workers.update = changed  # type: ignore[method-assign]
 
 
 TROUBLES: dict[str, Callable[[Trainer, int], None]] = {
