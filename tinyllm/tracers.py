@@ -86,26 +86,31 @@ class Trace:
         self.values: dict[Any, Value] = {}
 
     def refuse(self, what: str) -> NoReturn:
+        """Raise TypeError: the traced function does what cannot be done element by element."""
         raise TypeError(f"{self.name}: an elementwise function cannot {what}")
 
     def value(self, template: str, dtype: Any, *operands: Value, argument: int | None = None) -> Value:
+        """The value of a template of C filled with operands; the same one for the same."""
         if getattr(dtype, "name", None) not in C_TYPES:
             self.refuse(f"compute with {dtype}")
         key = (template, dtype, operands, argument)
         return self.values.setdefault(key, Value(template, dtype, operands, argument))
 
     def argument(self, position: int, kind: Any, name: str) -> Tracer:
+        """What stands in for the argument at a position: an array of dtype `kind`, or a Python number of type `kind`."""
         value = self.value("", NUMBERS.get(kind, kind), argument=position)
         value.name = name
         return Tracer(self, value, value.dtype, kind if kind in NUMBERS else None, name)
 
     def literal(self, number: Any, dtype: Any) -> Value:
+        """A number that stands in the text of the kernel."""
         with numpy.errstate(all="ignore"):
             number = dtype.type(number)
         text = _literal_text(number)
         return self.values.setdefault((text, dtype), Value(text, dtype, (), number=number))
 
     def cast(self, value: Value, dtype: Any) -> Value:
+        """`value` converted to another dtype."""
         if value.dtype == dtype:
             return value
         if value.number is not None:
@@ -132,6 +137,7 @@ class Trace:
         return operand.dtype
 
     def operand(self, operand: Any, dtype: Any) -> Value:
+        """A tracer or a number as a value of this dtype."""
         if isinstance(operand, Tracer):
             return self.cast(operand.read(), dtype)
         return self.literal(operand, dtype)
