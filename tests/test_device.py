@@ -18,13 +18,13 @@ import tinyllm
 from tinyllm import backend, checkpoint, cli, ops, runs
 from tinyllm.callbacks import Callback
 from tinyllm.data import embedded_corpus, split_by_position
-from tinyllm.device_steps import DeviceSteps
+from tinyllm.device_steps import DeviceSteps, stack_batches
 from tinyllm.errors import InputError
 from tinyllm.generate import generate
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.ops import attention
 from tinyllm.philox import Key, keep_mask
-from tinyllm.stability import Rejection, Watch
+from tinyllm.stability import Limits, Rejection, Watch
 from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.testing.strict_device import StrictDevice, StrictDeviceError, strict_device
 from tinyllm.tokenizer import CharTokenizer
@@ -202,12 +202,13 @@ def trainer_of(run: Path | None = None, dropout: float = 0.1, **settings: Any) -
     return Trainer(model, TOKENIZER, TRAIN, VALIDATION[:1500], config, run, [told]), told
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_a_run_is_that_of_numpy(optimizer: str) -> None:
-    trainer, expected = trainer_of(optimizer=optimizer, z_loss=1e-4, clip_running=2.0)
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-3), ("muon", 1e-3), ("sgd", 0.3)])
+def test_a_run_is_that_of_numpy(optimizer: str, rate: float) -> None:
+    settings = {"optimizer": optimizer, "learning_rate": rate, "z_loss": 1e-4, "clip_norm": 0.3}
+    trainer, expected = trainer_of(clip_running=2.0, **settings)
     trainer.fit()
     with on_device():
-        trainer, told = trainer_of(optimizer=optimizer, z_loss=1e-4, clip_running=2.0)
+        trainer, told = trainer_of(clip_running=2.0, **settings)
         trainer.fit()
     # clip_running and the watch know on a device what was known before a stretch of steps.
     np.testing.assert_allclose(told.losses, expected.losses, rtol=1e-4)
@@ -302,16 +303,31 @@ def test_a_bad_step_amid_a_stretch() -> None:
     assert told.validation[-1] < told.losses[0]
 
 
+@pytest.mark.parametrize("limits", [Limits(0.1, np.inf), Limits(np.inf, 1e-6)])
+def test_a_step_beyond_a_limit_is_not_made(limits: Limits) -> None:
+    with on_device():
+        trainer, _ = trainer_of()
+        workers = trainer.workers
+        assert isinstance(workers, DeviceSteps)
+        before = backend.to_numpy(trainer.parameters["norm.weight"].data).copy()
+        batches = stack_batches([trainer.sampler.batch(number) for number in range(2)])
+        outcomes = workers.run(0, batches, [1.0, 1.0], 1.0, limits)
+        assert [outcome.made for outcome in outcomes] == [False, False]
+        np.testing.assert_array_equal(backend.to_numpy(trainer.parameters["norm.weight"].data), before)
+        assert all(outcome.made for outcome in workers.run(0, batches, [1.0, 1.0], 1.0, Limits(9.0, 9.0)))
+
+
 def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
-    trainer, expected = trainer_of()
+    settings = {"optimizer": "sgd", "learning_rate": 0.3}  # AdamW does not mind the scale of gradients
+    trainer, expected = trainer_of(**settings)
     trainer.fit()
     with strict_device("float16"):
-        trainer, told = trainer_of(tmp_path)
+        trainer, told = trainer_of(tmp_path, **settings)
         assert trainer.loss_scale is not None
         trainer.loss_scale.value = 2.0**24  # too much, so that gradients overflow at first
         trainer.fit()
         assert trainer.loss_scale.value < 2.0**24
-        resumed, _ = trainer_of(tmp_path)
+        resumed, _ = trainer_of(tmp_path, **settings)
         resumed.resume()
         assert resumed.loss_scale == trainer.loss_scale
     assert not told.rejections
@@ -319,7 +335,7 @@ def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
     skipped = trainer.sampler.step - 24
     assert skipped > 0
     # The batches are others by those that were skipped.
-    np.testing.assert_allclose(told.validation, expected.validation, rtol=0.02)
+    np.testing.assert_allclose(told.validation, expected.validation, rtol=0.05)
     assert told.losses != expected.losses
 
 
