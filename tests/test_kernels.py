@@ -20,7 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinyllm import backend
-from tinyllm.kernels import Returned, Source, describe, trace
+from tinyllm.kernels import SEGMENT_SUMS, Returned, Source, describe, trace
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.ops import activation, attention, loss, norm, tiled_attention
 from tinyllm.optim import _adamw
@@ -58,6 +58,11 @@ def compiled(source: Source) -> Any:
         f"{half}void kernel(int64_t size, {', '.join(parameters)}) {{\n"
         f"for (int64_t element = 0; element < size; element++) {{\n{''.join(names)}{source.operation}}}\n}}\n"
     )
+    return built(code)
+
+
+def built(code: str) -> Any:
+    """The function `kernel` of a text in C."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "kernel.so"
         assert COMPILER is not None
@@ -737,3 +742,36 @@ def test_every_op_on_compiled_kernels(monkeypatch: pytest.MonkeyPatch, name: str
     for a, b in zip(found, expected, strict=True):
         scale = np.abs(b).max() if b.size else 0
         np.testing.assert_allclose(a, b, rtol=0, atol=200 * np.finfo(b.dtype).eps * max(1, scale))
+
+
+@needs_compiler
+def test_segment_sums() -> None:
+    """The kernel that is written by hand, over all elements in turn."""
+    _, _, operation, _ = SEGMENT_SUMS
+    code = f"""#include <stdint.h>
+void kernel(int64_t N, int64_t width, const double *values, const int64_t *order, const int64_t *begins,
+            const int64_t *ends, double *targets) {{
+    typedef double T;
+    for (int64_t row = 0; row < N; row++) {{
+        for (int64_t column = 0; column < width; column++) {{
+            const int64_t begin = begins[row], end = ends[row];
+            #define target (targets[row * width + column])
+            {operation}
+            #undef target
+        }}
+    }}
+}}"""
+    rng = np.random.default_rng(0)
+    N, M, D = 7, 50, 3
+    values, index, target = (
+        rng.standard_normal((M, D)),
+        rng.integers(0, N - 1, M),
+        rng.standard_normal((N, D)),
+    )
+    order = np.argsort(index, kind="stable")
+    begin, end = (np.searchsorted(index[order], np.arange(N), side=side) for side in ("left", "right"))
+    expected = target.copy()
+    np.add.at(expected, index, values)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (values, order, begin, end, target)]
+    built(code)(ctypes.c_int64(N), ctypes.c_int64(D), *pointers)
+    np.testing.assert_allclose(target, expected, rtol=1e-14)

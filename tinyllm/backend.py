@@ -146,6 +146,7 @@ class CuPy:
         }
         module._core.set_compute_type("float32", compute_types[precision])
         self._kernels: dict[Any, tuple[Any, kernels.Source]] = {}
+        self._segment_sums = module.ElementwiseKernel(*kernels.SEGMENT_SUMS)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
@@ -169,6 +170,15 @@ class CuPy:
         condition = [where] if source.guarded else []
         kernel(*inputs, *condition, *[arguments[position] for position in source.changed], *fresh)
         return source.result(arguments, fresh)
+
+    def segment_sums(self, target: Any, values: Any, order: Any, begin: Any, end: Any) -> None:
+        """target[n] += values[order[j]] for j from begin[n] to end[n], in that order.
+
+        target: (N, D), values: (M, D), C-contiguous; order: (M,), begin, end: (N, 1).
+        """
+        D = values.shape[1]
+        column = self.arange(D)
+        self._segment_sums(values, order, begin, end, column, D, target)
 
 
 def _import_cupy() -> ModuleType:
@@ -240,7 +250,7 @@ def magnitude(x: Any) -> Any:
 
 
 def scatter_add(target: Any, index: Any, values: Any) -> None:
-    """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up.
+    """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up in a fixed order.
 
     target: (N, ...), index: (M,) integers in [-N, N), values: (M, ...).
     """
@@ -252,11 +262,16 @@ def scatter_add(target: Any, index: Any, values: Any) -> None:
         one_hot[index, xp.arange(index.size)] = 1
         target += (one_hot @ values.reshape((index.size, -1))).reshape(target.shape)
         return
-    if xp is not numpy:
-        add_at(target, index, values)
-        return
     # Sorting brings equal indices together, so that each target row is touched once: several times faster
     # than numpy.add.at, and the order of summation is fixed.
+    if xp is not numpy:
+        order = xp.argsort(index)
+        rows = xp.arange(target.shape[0])[:, None]
+        begin, end = (xp.searchsorted(index[order], rows, side=side) for side in ("left", "right"))
+        xp.library.segment_sums(
+            target.reshape((len(target), -1)), values.reshape((index.size, -1)), order, begin, end
+        )
+        return
     order = numpy.argsort(index, kind="stable")
     sorted_index = index[order]
     starts = numpy.flatnonzero(numpy.diff(sorted_index, prepend=sorted_index[0] - 1))

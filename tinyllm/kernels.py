@@ -38,6 +38,20 @@ _RESERVED = """
 """Words of C++, cupy's own names and the functions that lines call, none of which can name an argument."""
 
 
+SEGMENT_SUMS = (
+    "raw T values, raw int64 order, int64 begin, int64 end, int64 column, int64 width",
+    "T target",
+    """T total = 0;
+for (long long j = begin; j < end; ++j) {
+    total += values[order[j] * width + column];
+}
+target += total;
+""",
+    "tinyllm_segment_sums",
+)
+"""The arguments of `cupy.ElementwiseKernel` for `backend.CuPy.segment_sums`: a thread adds up a column of a segment."""
+
+
 @dataclass(frozen=True)
 class Returned:
     """What the function returned: the argument at this position, or the fresh output at this one."""

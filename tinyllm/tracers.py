@@ -97,7 +97,7 @@ class Trace:
         return self.values.setdefault(key, Value(template, dtype, operands, argument))
 
     def argument(self, position: int, kind: Any, name: str) -> Tracer:
-        """What stands in for the argument at a position: an array of dtype `kind`, or a Python number of type `kind`."""
+        """What stands in for the argument at a position: an array of dtype `kind`, or a number of that type."""
         value = self.value("", NUMBERS.get(kind, kind), argument=position)
         value.name = name
         return Tracer(self, value, value.dtype, kind if kind in NUMBERS else None, name)

@@ -376,6 +376,28 @@ class StrictDevice:
             return value
         raise StrictDeviceError(f"CuPy cannot use a {type(value).__name__}")
 
+    def segment_sums(
+        self,
+        target: DeviceArray,
+        values: DeviceArray,
+        order: DeviceArray,
+        begin: DeviceArray,
+        end: DeviceArray,
+    ) -> None:
+        """As `backend.CuPy.segment_sums`."""
+        N, D = target.shape
+        for array, shape in ((values, (len(order), D)), (begin, (N, 1)), (end, (N, 1))):
+            if array.shape != shape or not array.flags.c_contiguous:
+                raise StrictDeviceError(f"segment_sums: shape {array.shape}, expected {shape} in one piece")
+        if {order.dtype, begin.dtype, end.dtype} != {np.dtype("int64")} or values.dtype != target.dtype:
+            raise StrictDeviceError(
+                "segment_sums: order, begin and end are int64, values have the target's dtype"
+            )
+        self.count.launches += 1
+        for n in range(N):
+            for j in range(begin._host[n, 0], end._host[n, 0]):
+                target._host[n] += values._host[order._host[j]]
+
     def _require_kernel(self, function: Callable[..., Any], arguments: tuple[Any, ...], where: Any) -> None:
         """Refuse what does not become one kernel whose outputs have one shape."""
         if any(isinstance(x, DeviceArray) and x.dtype.kind == "c" for x in arguments):
