@@ -290,7 +290,7 @@ def swap_halves(x: Any) -> Any:
     """A new array: x with the halves of its last axis, whose length is even, exchanged."""
     half = x.shape[-1] // 2
     if xp is not numpy or half == 0 or not x.flags.c_contiguous:
-        return xp.concatenate([x[..., half:], x[..., :half]], axis=-1)
+        return joined(x[..., half:], x[..., :half])
     # Each half as one opaque item: several times faster than copying short rows of numbers.
     swapped = numpy.empty_like(x)
     swapped.view(f"V{half * x.itemsize}")[...] = x.view(f"V{half * x.itemsize}")[..., ::-1]
@@ -326,6 +326,14 @@ def only_where(condition: Any) -> Iterator[None]:
         yield
     finally:
         _condition.reset(token)
+
+
+def joined(a: Any, b: Any) -> Any:
+    """A new array: a and b one after the other along the last axis. CuPy's `concatenate` uploads where they lie."""
+    whole = xp.empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]), dtype=a.dtype)
+    whole[..., : a.shape[-1]] = a
+    whole[..., a.shape[-1] :] = b
+    return whole
 
 
 def cache_parts(*arrays: Any) -> Iterator[tuple[Any, ...]]:

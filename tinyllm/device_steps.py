@@ -104,7 +104,7 @@ class DeviceSteps:
         xp = backend.xp
         first = self.optimizer.steps + 1
         loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.value
-        rows = []
+        figures = xp.empty((len(factors), 3), dtype="float32")
         for number, factor in enumerate(factors):
             loss, found = self._gradients(
                 position + number, batches[number, 0], batches[number, 1], loss_scale
@@ -117,8 +117,9 @@ class DeviceSteps:
                 gradient *= scale
             self.optimizer.step(found, factor, number=first + number, where=made)
             self.total = found if len(factors) == 1 else {}
-            rows.append(xp.stack([loss, norm, made.astype(norm.dtype)]))
-        return xp.stack(rows)
+            for place, figure in enumerate((loss, norm, made)):
+                figures[number, place] = figure
+        return figures
 
     def losses(self) -> float:
         """The mean loss of the validation windows in nats, each target once, with dropout off."""
@@ -153,8 +154,11 @@ def _constant(value: float, dtype: Any) -> Any:
 
 def _norm(arrays: Sequence[Any]) -> Any:
     """The Euclidean norm of all arrays together, of shape (); infinite where the squares overflow."""
-    flat = [array.reshape(-1) for array in arrays]
-    return backend.xp.sqrt(backend.xp.stack([backend.xp.dot(x, x) for x in flat]).sum())
+    squares = backend.xp.empty(len(arrays), dtype=arrays[0].dtype)
+    for position, array in enumerate(arrays):
+        flat = array.reshape(-1)
+        squares[position] = backend.xp.dot(flat, flat)
+    return backend.xp.sqrt(squares.sum())
 
 
 def stack_batches(batches: Sequence[tuple[Array, Array]]) -> Array:

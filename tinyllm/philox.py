@@ -60,8 +60,11 @@ def random_words(count: int, key: Key) -> Any:
     step, stream, micro_batch = (
         xp.full(1, part & WORD, dtype=xp.uint64) for part in (key.step, key.stream, key.micro_batch)
     )
-    words = philox_4x32(index, step, stream, micro_batch, key.seed & WORD, (key.seed >> 32) & WORD)
-    return xp.stack(words, axis=-1).reshape(-1)[:count].astype(xp.uint32)
+    words = xp.empty((blocks, 4), dtype=xp.uint32)
+    found = philox_4x32(index, step, stream, micro_batch, key.seed & WORD, (key.seed >> 32) & WORD)
+    for lane, word in enumerate(found):
+        words[:, lane] = word
+    return words.reshape(-1)[:count]
 
 
 def keep_mask(shape: tuple[int, ...], drop_probability: float, key: Key) -> Any:

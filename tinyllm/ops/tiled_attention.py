@@ -101,8 +101,8 @@ class Heads:
         """Adds the gradients of q, k and v, from the gradient of `out` and what forward wrote."""
         # sum_s P dP = O . dO, so that no tile needs the others. What is subtracted from each row of a product is a
         # column more of its factors, which saves a pass over the tile.
-        gradient_less = _joined(gradient, -row_sum(gradient * out))  # (..., T, K_v + 1)
-        v_and_one = _joined(self.v, backend.xp.ones_like(self.v[..., :1]))
+        gradient_less = backend.joined(gradient, -row_sum(gradient * out))  # (..., T, K_v + 1)
+        v_and_one = backend.joined(self.v, backend.xp.ones_like(self.v[..., :1]))
         scratch = self.scratch(), self.scratch()
         less_total = self._less(log_total)
         for rows in self.row_slices():
@@ -127,7 +127,7 @@ class Heads:
     def _less(self, log_total: Any) -> Heads:
         """The heads whose scores are these less `log_total` (..., T, 1), so that e^(score) is P."""
         ones = backend.xp.ones_like(self.k[..., :1])
-        return replace(self, q=_joined(self.q, -log_total), k=_joined(self.k, ones))
+        return replace(self, q=backend.joined(self.q, -log_total), k=backend.joined(self.k, ones))
 
 
 @backend.elementwise
@@ -161,10 +161,6 @@ def _finish(log_total: Any, total: Any, maximum: Any) -> None:
     unseen = total == 0
     total += unseen
     xp.add(xp.where(unseen, 0, maximum), xp.log(total), out=log_total)
-
-
-def _joined(x: Any, column: Any) -> Any:
-    return backend.xp.concatenate([x, column], axis=-1)
 
 
 def additive(allowed: Any, dtype: Any) -> Any:

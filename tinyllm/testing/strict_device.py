@@ -336,6 +336,8 @@ class StrictDevice:
             raise StrictDeviceError(f"{name}() of CuPy has no keyword {', '.join(sorted(unknown))}")
         if name.startswith("logical") and any(getattr(x, "dtype", None) in _COMPLEX for x in args):
             raise StrictDeviceError(f"{name} of CuPy takes no complex numbers")
+        if name in ("concatenate", "stack"):
+            self.count.to_device += 1  # of the places of the arrays that are joined
         out = given.get("out")
         if out is not None and not isinstance(out, DeviceArray):
             raise StrictDeviceError(f"{name}: out= is a {type(out).__name__}")
