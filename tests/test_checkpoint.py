@@ -211,7 +211,7 @@ def test_a_flipped_bit_anywhere_is_found(saved: Path, file: str) -> None:
 def test_a_file_that_is_a_folder(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     (saved / "model.safetensors").mkdir()
-    refused(lambda: load_all(saved), "model.safetensors", "cannot be read")
+    refused(lambda: load_all(saved), "model.safetensors", "damaged: Is a directory")
 
 
 HOSTILE_JSON = [

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -447,7 +449,7 @@ def test_parameters_that_the_last_step_spoils_are_said(
     assert (
         "the validation loss is nan: the last step has spoiled the parameters; lower --learning-rate" in err
     )
-    assert "no evaluation gave a finite loss" in re_error(err)
+    assert "the parameters after step 1 are not finite, so they are not saved" in re_error(err)
     text = (tmp_path / "run/metrics.jsonl").read_text()
     assert '"val_loss": null' in text
     assert "NaN" not in text
@@ -591,3 +593,116 @@ def test_the_number_of_threads_is_that_of_the_run(tmp_path: Path, monkeypatch: p
     other.resume()
     assert other.threads == other.workers.size == 2
     assert at.messages == ["the run had 3 threads and goes on with 2: the same steps, rounded otherwise"]
+
+
+# ---- What is lost least ------------------------------------------------------------------------
+
+
+class Quota:
+    """A disk on which the checkpoints of a run may take so many bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path, limit: float) -> None:
+        self.run, self.limit = run, limit
+        self.write = storage.write_new
+        monkeypatch.setattr(storage, "write_new", self)
+
+    def used(self) -> int:
+        return sum(file.stat().st_size for file in (self.run / "checkpoints").rglob("*") if file.is_file())
+
+    def __call__(self, path: Path, content: bytes) -> None:
+        if "checkpoints" in path.parts and self.used() + len(content) > self.limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.write(path, content)
+
+
+def test_older_checkpoints_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for the newest, the best and a new one; at the end the newest is that of the last step."""
+    quota = Quota(monkeypatch, tmp_path, math.inf)
+    at = At({2: lambda: setattr(quota, "limit", 3.2 * quota.used())})
+    trainer = make(tmp_path, at)
+    trainer.fit()
+    assert trainer.saved_step == TRAIN.steps
+    assert sum("older checkpoints were removed to make room" in line for line in at.messages) >= 1
+    names = {checkpoint.step_of(folder) for folder in checkpoint.checkpoints(tmp_path)}
+    assert TRAIN.steps in names
+    assert trainer.best_step in names
+    checkpoint.find_valid(tmp_path, training=True)
+
+
+def test_no_room_is_made_of_the_newest_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, config=replace(TRAIN, steps=6))
+    trainer.fit()
+    best, latest = (checkpoint.read_link(tmp_path, link) for link in ("best", "latest"))
+    assert best is not None
+    assert latest is not None
+    Quota(monkeypatch, tmp_path, 0)
+    trainer.step = 7
+    with pytest.raises(InputError, match=r"No space left.*--resume goes on from step 6"):
+        trainer.save()
+    assert best.exists()
+    assert checkpoint.find_valid(tmp_path, training=True).folder == latest
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    make(tmp_path).fit()
+    newest = checkpoint.find_valid(tmp_path, training=True).folder
+    read_file = storage.read_file
+
+    def unreadable(path: Path, largest: int | None = None) -> bytes:
+        if newest.name in path.parts and path.name == checkpoint.MODEL:
+            raise OSError(code, os.strerror(code))
+        return read_file(path, largest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_file", unreadable)
+        with pytest.raises(InputError, match=rf"cannot be read: .*; mend that, or remove .*{newest.name}"):
+            make(tmp_path).resume()
+        # For a look at the model any checkpoint will do.
+        assert checkpoint.find_valid(tmp_path).folder != newest
+    assert checkpoint.find_valid(tmp_path, training=True).folder == newest
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    once = iter([np.nan])
+    at = At({6: lambda: trainer.parameters["norm.weight"].data.__setitem__(0, next(once, 1.0))})
+    trainer = make(tmp_path, at)
+    trainer.fit()
+    assert any("not saved: the parameters after step 6 are not finite" in line for line in at.messages)
+    for folder in checkpoint.checkpoints(tmp_path):
+        model, _ = checkpoint.load(folder)
+        assert all(np.isfinite(p.data).all() for p in model.parameters())
+    trainer.parameters["norm.weight"].data[0] = np.inf
+    trainer.step = 13
+    with pytest.raises(
+        InputError, match=r"the parameters after step 13 are not finite.*goes on from step 12"
+    ):
+        trainer.save()
+
+
+def test_a_killed_worker_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("workers are threads here")
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    train_step = Trainer.train_step
+
+    def killing(self: Trainer) -> Any:
+        if self.step == 7:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", killing)
+    small = [*TINY, "--threads", "2", "--steps", "20", "--checkpoint-every", "5"]
+    assert cli.main(["train", "--data", "text.txt", "--out", "run", *small]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "exit code -9" in line
+    assert "out of memory" in line
+    assert line.endswith("go on with: tinyllm train --resume --out run")
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    assert cli.main(["train", "--resume", "--out", "run"]) == 0

@@ -231,7 +231,7 @@ def test_a_killed_worker_process_is_an_error_that_says_so(busy: bool) -> None:
         if not busy:
             os.kill(pid, signal.SIGKILL)
         for task in (killed if busy else where, where):
-            with pytest.raises(RuntimeError, match=r"worker process 1 has ended with exit code -9 .* memory"):
+            with pytest.raises(InputError, match=r"worker process 1 has ended with exit code -9 .* memory"):
                 team.run(task)
         assert workers_alive()[0] == 1
 

@@ -26,7 +26,7 @@ import safetensors.numpy
 
 from tinyllm import backend, storage
 from tinyllm.config import LARGEST_FILE, StrPath, parse_json
-from tinyllm.errors import InputError
+from tinyllm.errors import InputError, NoSpaceError, UnreadableError
 from tinyllm.interop import llama
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.progress import say
@@ -93,7 +93,8 @@ def save(
         storage.rename(temporary, target)
         storage.flush_folder(target.parent)
     except OSError as error:
-        raise InputError(f"{target}: the checkpoint cannot be written: {error.strerror or error}") from None
+        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError
+        raise kind(f"{target}: the checkpoint cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -197,8 +198,9 @@ def _read(path: Path, largest: int | None = None) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{path}: missing{ELSEWHERE}") from None
     except OSError as error:
-        what = "damaged" if error.errno == errno.EFBIG else "cannot be read"
-        raise InputError(f"{path}: {what}: {error.strerror or error}") from None
+        if error.errno in (errno.EFBIG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            raise InputError(f"{path}: damaged: {error.strerror or error}") from None
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
@@ -256,6 +258,11 @@ def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = Fals
         except InputError as error:
             if len(candidates) == 1:
                 raise
+            if training and isinstance(error, UnreadableError):
+                # To go on from an older one would be to delete this one, which may be whole.
+                raise InputError(
+                    f"{error}; mend that, or remove {candidate} to go on from the checkpoint before it"
+                ) from None
             passed_over.append(str(error).removesuffix(ELSEWHERE))
         else:
             return Checkpoint(found.folder, found.files, tuple(passed_over))

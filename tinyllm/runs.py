@@ -17,7 +17,7 @@ from tinyllm.config import write_toml
 from tinyllm.cores import physical_cores
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
 from tinyllm.data_parallel import count_micro_batches, mean_loss
-from tinyllm.errors import InputError
+from tinyllm.errors import InputError, WorkerEndedError
 from tinyllm.generate import generate_text
 from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
@@ -150,6 +150,9 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         trainer.fit()
     except MemoryError as error:
         raise InputError(_out_of_memory(trainer, error)) from error
+    except WorkerEndedError as error:
+        there = f"; go on with: {_resume_command(folder)}" if trainer.saved_step >= 0 else ""
+        raise InputError(f"{error}{there}") from None
     except KeyboardInterrupt:
         if trainer.saved_step < 0:
             say("stopped; nothing is saved yet")

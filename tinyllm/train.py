@@ -18,7 +18,7 @@ from tinyllm.cores import physical_cores
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows, token_digest
 from tinyllm.data_parallel import DataParallel
 from tinyllm.device_steps import DeviceSteps, stack_batches
-from tinyllm.errors import InputError
+from tinyllm.errors import InputError, NoSpaceError
 from tinyllm.interrupts import HurriedInterrupt, Interrupts
 from tinyllm.nn import TransformerLM
 from tinyllm.optim import (
@@ -381,22 +381,40 @@ class Trainer:
         if self.run is None or (interrupted and self.step == self.saved_step):
             return
         folder = checkpoint.folder_of(self.run, self.step, interrupted)
+        there = (
+            f"--resume goes on from step {self.saved_step}"
+            if self.saved_step >= 0
+            else "nothing is saved yet"
+        )
+        if not all(backend.read(backend.xp.isfinite(p.data).all()) for p in self.parameters.values()):
+            raise InputError(
+                f"the parameters after step {self.step} are not finite, so they are not saved; {there}"
+            )
         try:
             if folder != self.saved or not folder.exists():
                 self._tell("on_save", self.step)
-                checkpoint.save(folder, self.model, self.tokenizer, resuming.training_state(self))
+                self._write(folder)
                 self.saved = folder
             if best:
                 checkpoint.point(self.run, "best", folder)
             checkpoint.point(self.run, "latest", folder)
             checkpoint.prune(self.run, self.scheduled())
         except InputError as error:
-            there = (
-                f"--resume goes on from step {self.saved_step}"
-                if self.saved_step >= 0
-                else "nothing is saved yet"
-            )
             raise InputError(f"{error}; free space or mend the folder; {there}") from None
+
+    def _write(self, folder: Path) -> None:
+        """Write a checkpoint; on a full disk older ones make room, but for the newest and the best."""
+        state = resuming.training_state(self)
+        try:
+            checkpoint.save(folder, self.model, self.tokenizer, state)
+        except NoSpaceError:
+            if self.run is None or self.saved is None or not self.saved.exists():
+                raise
+            checkpoint.prune(self.run, [self.saved])
+            checkpoint.save(folder, self.model, self.tokenizer, state)
+            self._tell(
+                "on_message", "the disk is full: older checkpoints were removed to make room for a new one"
+            )
 
     @property
     def saved_step(self) -> int:

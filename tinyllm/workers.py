@@ -27,6 +27,7 @@ import numpy as np
 
 from tinyllm.backend import Array
 from tinyllm.cores import physical_cores, threads_allowed
+from tinyllm.errors import WorkerEndedError
 from tinyllm.memory import keep_freed_memory
 
 Task = Callable[..., Any]
@@ -172,7 +173,7 @@ class Team:
                 answered, outcome = connection.recv()
         except (EOFError, OSError):
             process.join(timeout=1)
-            return None, RuntimeError(
+            return None, WorkerEndedError(
                 f"worker process {rank} has ended with exit code {process.exitcode} (negative: the signal that killed "
                 "it; -9 is often the system, out of memory); use fewer threads or a smaller batch"
             )
