@@ -21,7 +21,8 @@ from tinyllm.callbacks import MetricsFile
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.testing.faults import flips, truncations
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 
 def write_checkpoint(run: Path) -> Path:

@@ -40,7 +40,8 @@ from tinyllm.presets import PRESETS
 from tinyllm.stability import Limits
 from tinyllm.testing.strict_device import strict_device
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 PARTS = ("tests", "curve", "looks", "10m", "50m", "memory", "launches")
 LIMITS = {"tests": 150, "curve": 45, "looks": 40, "10m": 75, "50m": 90, "memory": 70, "launches": 60}

@@ -31,7 +31,8 @@ from tinyllm.nn import ModelConfig, Module, TransformerLM
 from tinyllm.presets import PRESETS
 from tinyllm.tensor import Op, Tensor
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 VOCAB_SIZE = 65
 TARGET = 0.01

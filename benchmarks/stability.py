@@ -32,7 +32,7 @@ import numpy as np
 
 from tinyllm import data
 from tinyllm.backend import ignore_non_finite
-from tinyllm.callbacks import Callback, MetricsFile
+from tinyllm.callbacks import Callback, Evaluation, MetricsFile, StepMetrics
 from tinyllm.errors import InputError
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.presets import PRESETS
@@ -40,7 +40,8 @@ from tinyllm.recovery import Rollback
 from tinyllm.stability import Rejection, Verdict, Watch
 from tinyllm.testing.troubles import TROUBLES
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import Evaluation, StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 VALIDATION_TOKENS = 20_000
 SMALL = ModelConfig(context_length=32, num_layers=2, num_heads=2, hidden_size=32)

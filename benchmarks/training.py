@@ -37,7 +37,8 @@ from tinyllm.cores import physical_cores
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.presets import PRESETS
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import SCHEDULES, TrainConfig, Trainer
+from tinyllm.train import SCHEDULES, Trainer
+from tinyllm.train_config import TrainConfig
 from tinyllm.workers import Team
 
 # Model settings, windows in a batch, steps in a round, rounds.

@@ -14,10 +14,10 @@ import pytest
 
 import tinyllm
 from tinyllm import checkpoint, cli
-from tinyllm.callbacks import Progress
+from tinyllm.callbacks import Progress, StepMetrics
 from tinyllm.data import embedded_corpus
 from tinyllm.nn import ModelConfig
-from tinyllm.train import StepMetrics, TrainConfig
+from tinyllm.train_config import TrainConfig
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = [

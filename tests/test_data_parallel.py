@@ -26,7 +26,8 @@ from tinyllm.data_parallel import (
 from tinyllm.mode import Observer, is_grad_enabled, observe
 from tinyllm.nn import ModelConfig, Module, TransformerLM
 from tinyllm.optim import clip_scale
-from tinyllm.train import TrainConfig, build_optimizer
+from tinyllm.train import build_optimizer
+from tinyllm.train_config import TrainConfig
 
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=16)
 ADAMW = TrainConfig(learning_rate=5e-3)

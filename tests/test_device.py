@@ -16,7 +16,7 @@ import pytest
 
 import tinyllm
 from tinyllm import backend, checkpoint, cli, ops, runs
-from tinyllm.callbacks import Callback
+from tinyllm.callbacks import Callback, StepMetrics
 from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.device_steps import DeviceSteps, stack_batches
 from tinyllm.errors import InputError
@@ -28,7 +28,8 @@ from tinyllm.stability import Limits, Rejection, Watch
 from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.testing.strict_device import StrictDevice, StrictDeviceError, strict_device
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 
 @contextlib.contextmanager

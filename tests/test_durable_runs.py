@@ -21,13 +21,14 @@ import pytest
 
 import tinyllm
 from tinyllm import InputError, checkpoint, cli, storage
-from tinyllm.callbacks import Callback, MetricsFile, Progress, read_metrics
+from tinyllm.callbacks import Callback, Evaluation, MetricsFile, Progress, StepMetrics, read_metrics
 from tinyllm.interrupts import HurriedInterrupt, Interrupts, Terminated, is_termination
 from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.runs import RunFolder
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import Evaluation, StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=8, dropout=0.1)
 TRAIN = TrainConfig(

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from tinyllm import InputError, checkpoint, storage
-from tinyllm.callbacks import METRICS, Callback, MetricsFile, read_metrics
+from tinyllm.callbacks import METRICS, Callback, MetricsFile, StepMetrics, read_metrics
 from tinyllm.config import format_toml, write_toml
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.testing.faults import KILLED, KINDS, OPERATIONS, Faults, flips, in_fork, truncations
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 MODEL = ModelConfig(vocab_size=5, context_length=4, num_layers=1, num_heads=1, hidden_size=4)
 TRAIN = TrainConfig(

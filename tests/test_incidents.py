@@ -26,7 +26,8 @@ from tinyllm.testing.troubles import (
     shuffled_labels,
 )
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 MODEL = ModelConfig(vocab_size=12, context_length=8, num_layers=2, num_heads=2, hidden_size=16, dropout=0.1)
 CONFIG = TrainConfig(

@@ -20,6 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinyllm import backend
+from tinyllm.callbacks import StepMetrics
 from tinyllm.kernels import SEGMENT_SUMS, Returned, Source, describe, trace
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.ops import activation, attention, loss, norm, tiled_attention
@@ -28,7 +29,8 @@ from tinyllm.philox import philox_4x32
 from tinyllm.tensor import REGISTRY, Tensor, gradients
 from tinyllm.testing.strict_device import DeviceArray, StrictDevice, strict_device
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler on the PATH")

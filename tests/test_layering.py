@@ -24,7 +24,13 @@ RANKS = (
     ("generate", "checkpoint", "inspection", "interop", "parallel", "debug", "testing", "profiler"),
     ("data_parallel",),
     ("device_steps",),
-    ("tinyllm", "callbacks", "resuming", "training_profile"),  # the package itself gathers what is above
+    (
+        "tinyllm",
+        "callbacks",
+        "resuming",
+        "train_config",
+        "training_profile",
+    ),  # the package itself gathers what is above
     ("incidents",),
     ("recovery",),
     ("train", "profile_report"),

@@ -24,7 +24,8 @@ from tinyllm.optim import (
     linear_schedule,
     orthogonalise,
 )
-from tinyllm.train import TrainConfig, build_optimizer
+from tinyllm.train import build_optimizer
+from tinyllm.train_config import TrainConfig
 
 EPS32 = float(np.finfo(np.float32).eps)
 Arrays = dict[str, Any]

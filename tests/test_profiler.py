@@ -21,7 +21,8 @@ from tinyllm.presets import PRESETS
 from tinyllm.profile_report import WIDTH, alike_together, report
 from tinyllm.profiler import Memory, Profile, Profiler, Row, combined, middle_half, profile_step
 from tinyllm.tensor import gradients
-from tinyllm.train import TrainConfig, build_optimizer
+from tinyllm.train import build_optimizer
+from tinyllm.train_config import TrainConfig
 from tinyllm.training_profile import TrainingProfile, profile_training
 
 CONFIG = ModelConfig(

@@ -17,7 +17,7 @@ import pytest
 
 from tinyllm import InputError, checkpoint
 from tinyllm.backend import ignore_non_finite
-from tinyllm.callbacks import Callback, MetricsFile, last_branch, read_metrics
+from tinyllm.callbacks import Callback, MetricsFile, StepMetrics, last_branch, read_metrics
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.recovery import Rollback
 from tinyllm.stability import Rejection
@@ -33,7 +33,8 @@ from tinyllm.testing.troubles import (
     rate_times_a_hundred,
 )
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 MODEL = ModelConfig(vocab_size=12, context_length=8, num_layers=1, num_heads=2, hidden_size=16)
 CONFIG = TrainConfig(

@@ -16,10 +16,21 @@ import numpy as np
 import pytest
 
 from tinyllm import InputError, checkpoint, gradients, no_grad, ops, resuming, runs
-from tinyllm.callbacks import Callback, LossCurve, MetricsFile, Progress, duration, read_metrics, running_mean
+from tinyllm.callbacks import (
+    Callback,
+    Evaluation,
+    LossCurve,
+    MetricsFile,
+    Progress,
+    StepMetrics,
+    duration,
+    read_metrics,
+    running_mean,
+)
 from tinyllm.nn import ModelConfig, TransformerLM, dropout_position
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import Evaluation, StepMetrics, TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 EPS32 = float(np.finfo(np.float32).eps)
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=16)

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,9 +22,31 @@ from tinyllm.progress import say
 if TYPE_CHECKING:
     from tinyllm.recovery import Rollback
     from tinyllm.stability import Rejection
-    from tinyllm.train import Evaluation, StepMetrics
 
 METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step: the mean loss of its batch in nats, the rate's peak times its factor, the norm before clipping.
+
+    The loss has the z-loss in it, where there is one.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean loss over the whole validation split, in nats a token and in bits a character."""
+
+    step: int
+    val_loss: float
+    val_bits_per_character: float
 
 
 class Callback:

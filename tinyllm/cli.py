@@ -20,7 +20,7 @@ from tinyllm.errors import InputError
 from tinyllm.interrupts import is_termination
 from tinyllm.nn import ModelConfig
 from tinyllm.presets import PRESETS
-from tinyllm.train import TrainConfig
+from tinyllm.train_config import TrainConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
 

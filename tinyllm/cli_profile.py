@@ -35,7 +35,8 @@ from tinyllm.presets import PRESETS
 from tinyllm.profile_report import draw, report
 from tinyllm.profiler import Profile, profile_step
 from tinyllm.tokenizer import ByteTokenizer
-from tinyllm.train import TrainConfig, build_optimizer
+from tinyllm.train import build_optimizer
+from tinyllm.train_config import TrainConfig
 from tinyllm.training_profile import TrainingProfile, profile_training
 
 

@@ -23,7 +23,8 @@ from tinyllm.lock import FolderLock
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.progress import say
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from tinyllm.train import TrainConfig, Trainer
+from tinyllm.train import Trainer
+from tinyllm.train_config import TrainConfig
 
 CONFIG_FILE = "run.toml"
 
