@@ -16,7 +16,7 @@ from tinyllm.ops.embedding import dropout
 from tinyllm.ops.matrix import matmul, row_sum
 from tinyllm.ops.reduce import sum as sum_over
 from tinyllm.ops.softmax import shifted
-from tinyllm.ops.tiled_attention import Heads, additive, causal_scores, shifted_exponential
+from tinyllm.ops.tiled_attention import Heads, add_to, additive, causal_scores, shifted_exponential
 from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
@@ -187,7 +187,9 @@ class ScaledDotProductAttention(FusedOp):
             R, columns = by_head.shape[3:]
             hidden = max(0, last + 1)
             if hidden < columns:
-                by_head[..., hidden:] += causal_scores(R, columns - hidden, last - hidden, scores.dtype, xp)
+                add_to(
+                    by_head[..., hidden:], causal_scores(R, columns - hidden, last - hidden, scores.dtype, xp)
+                )
         if self.mask is not None:
             whole = self._grouped(xp.broadcast_to(self.mask, (*self.q.shape[:3], S)))
             by_head += additive(whole[:, :, :, block.rows, block.columns], scores.dtype)

@@ -69,7 +69,10 @@ class Heads:
             hidden = max(0, last + 1)
             R, C = scores.shape[-2:]
             if hidden < C:
-                scores[..., hidden:] += causal_scores(R, C - hidden, last - hidden, scores.dtype, backend.xp)
+                add_to(
+                    scores[..., hidden:],
+                    causal_scores(R, C - hidden, last - hidden, scores.dtype, backend.xp),
+                )
         if self.mask is not None:
             scores += additive(self.mask[..., rows, columns], scores.dtype)
         return scores
@@ -109,14 +112,14 @@ class Heads:
             for columns in self.column_slices(rows):
                 scores = less_total.scores(rows, columns, scratch[0])
                 p = backend.xp.exp(scores, out=scores)
-                gradient_v[..., columns, :] += p.swapaxes(-1, -2) @ gradient[..., rows, :]
+                add_to(gradient_v[..., columns, :], p.swapaxes(-1, -2) @ gradient[..., rows, :])
                 # softmax: dS = P (dP - sum_s P dP)
                 gradient_scores = _product(
                     gradient_less[..., rows, :], v_and_one[..., columns, :], scratch[1]
                 )
                 gradient_scores *= p
-                gradient_q[..., rows, :] += gradient_scores @ self.k[..., columns, :]
-                gradient_k[..., columns, :] += gradient_scores.swapaxes(-1, -2) @ self.q[..., rows, :]
+                add_to(gradient_q[..., rows, :], gradient_scores @ self.k[..., columns, :])
+                add_to(gradient_k[..., columns, :], gradient_scores.swapaxes(-1, -2) @ self.q[..., rows, :])
 
     def probabilities(self, log_total: Any) -> Any:
         """P as a whole, (..., T, S)."""
@@ -161,6 +164,11 @@ def _finish(log_total: Any, total: Any, maximum: Any) -> None:
     unseen = total == 0
     total += unseen
     xp.add(xp.where(unseen, 0, maximum), xp.log(total), out=log_total)
+
+
+def add_to(part: Any, term: Any) -> None:
+    """part += term, where `part` is a view; `x[index] += term` writes it into x once more, which costs a kernel."""
+    part += term
 
 
 def additive(allowed: Any, dtype: Any) -> Any:
