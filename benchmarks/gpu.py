@@ -35,6 +35,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.config import from_mapping
 from tinyllm.device_steps import DeviceSteps
+from tinyllm.errors import InputError
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.presets import PRESETS
 from tinyllm.stability import Limits
@@ -301,7 +302,10 @@ def main() -> None:
 
 def describe() -> None:
     """Print the device."""
-    backend.use_backend("cupy")
+    try:
+        backend.use_backend("cupy")
+    except InputError as error:
+        sys.exit(f"{error}; or give --quick, which needs no device")
     library = backend.xp.library.module
     properties = library.cuda.runtime.getDeviceProperties(0)
     print(
