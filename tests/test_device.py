@@ -152,6 +152,18 @@ def test_dropout_has_the_bits_of_the_host() -> None:
         np.testing.assert_array_equal(backend.to_numpy(keep_mask((33, 5), 0.3, key)), expected)
 
 
+def test_arrays_of_the_device_meet_tensors() -> None:
+    with on_device():
+        x = backend.asarray([1.5, 2.0])
+        for result in (
+            x * Tensor([2.0, 4.0], requires_grad=True),
+            Tensor([2.0, 4.0], requires_grad=True) * x,
+        ):
+            assert isinstance(result, Tensor)
+            assert result.requires_grad
+            np.testing.assert_array_equal(backend.to_numpy(result.data), [3, 8])
+
+
 def test_what_a_tensor_shows_of_itself() -> None:
     with on_device():
         x = Tensor([1.5, 0.0])

@@ -50,6 +50,9 @@ class Tensor(_Methods):
 
     __slots__ = ("__weakref__", "data", "grad", "name", "op", "requires_grad", "retains_grad")
 
+    __array_priority__ = 1000
+    """An operator between an array of a device and a Tensor is the Tensor's; NumPy's arrays know by other means."""
+
     data: Any
     grad: Any
     name: str | None
