@@ -151,7 +151,12 @@ def test_a_damaged_checkpoint_is_in_nobodys_way_when_training_comes_to_its_step_
 
 @pytest.mark.parametrize(
     ("number", "code", "group"),
-    [(signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
+    [
+        (signal.SIGTERM, 143, True),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGINT, 130, True),
+        (signal.SIGHUP, 143, True),
+    ],
 )
 def test_signals_save_and_say_how_to_go_on(tmp_path: Path, number: int, code: int, group: bool) -> None:
     (tmp_path / "text.txt").write_text(TEXT)

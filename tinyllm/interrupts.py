@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: put off while a step or a save must not be cut, and at once when asked twice."""
+"""Ctrl-C, SIGTERM and SIGHUP: put off while a step or a save must not be cut, and at once when asked twice."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+STOPPING = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""What ends a process politely: SIGTERM, and SIGHUP when a terminal or a connection is closed."""
+
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: the machine, or whoever manages it, wants this process to end."""
+    """SIGTERM or SIGHUP: the machine, or whoever manages it, wants this process to end."""
 
 
 class HurriedInterrupt(KeyboardInterrupt):
@@ -19,15 +22,16 @@ class HurriedInterrupt(KeyboardInterrupt):
 
 
 def is_termination(stop: KeyboardInterrupt) -> bool:
-    """Whether SIGTERM is behind it, and not Ctrl-C."""
+    """Whether SIGTERM or SIGHUP is behind it, and not Ctrl-C."""
     return isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
 
 
 class Interrupts:
-    """Turns Ctrl-C into KeyboardInterrupt and SIGTERM into Terminated, to be used as a context.
+    """Turns Ctrl-C into KeyboardInterrupt, SIGTERM and SIGHUP into Terminated, to be used as a context.
 
     The first signal waits for the end of `put_off`; a second one raises HurriedInterrupt at once, wherever. Outside
-    the main thread, which alone handles signals, nothing changes. SIGTERM is left to whoever has taken it already.
+    the main thread, which alone handles signals, nothing changes. SIGTERM and SIGHUP are left to whoever has taken them
+    already, or ignores them, as nohup does.
     """
 
     def __init__(self) -> None:
@@ -40,8 +44,9 @@ class Interrupts:
         self._received, self._waiting = 0, None
         if threading.current_thread() is threading.main_thread():
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._receive)
-            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
+            for number in STOPPING:
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -65,7 +70,7 @@ class Interrupts:
 
     def _receive(self, number: int, frame: object) -> None:
         self._received += 1
-        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        error = Terminated() if number in STOPPING else KeyboardInterrupt()
         if self._received > 1:
             raise HurriedInterrupt from error
         if not self._depth:

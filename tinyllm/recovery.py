@@ -125,7 +125,8 @@ def recover(trainer: Trainer, rejection: Rejection) -> Action:
         report = f"; what led there is in {rejection.incident}" if rejection.incident else ""
         raise InputError(
             f"training diverged in step {rejection.step}: {rejection.reason}; {recovery.summary}; lower "
-            f"--learning-rate (now {config.learning_rate}) or raise --warmup-steps (now {config.warmup_steps}){report}"
+            f"--learning-rate (now {config.learning_rate}) or raise --warmup-steps (now {config.warmup_steps}), in a "
+            f"new run: --out DIR or --overwrite{report}"
         )
     return action
 

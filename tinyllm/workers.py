@@ -28,6 +28,7 @@ import numpy as np
 from tinyllm.backend import Array
 from tinyllm.cores import physical_cores, threads_allowed
 from tinyllm.errors import WorkerEndedError
+from tinyllm.interrupts import STOPPING
 from tinyllm.memory import keep_freed_memory
 
 Task = Callable[..., Any]
@@ -142,7 +143,7 @@ class Team:
         for other in of_the_parent:
             other.close()  # or this process would not see that the parent is gone
         # They may reach all processes; the parent decides what they mean.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *STOPPING):
             signal.signal(number, signal.SIG_IGN)
         sys.breakpointhook = _no_breakpoint
         with contextlib.suppress(EOFError, OSError):
