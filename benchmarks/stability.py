@@ -340,7 +340,7 @@ def main() -> None:
     good = True
     if args.quick:
         text = replace(text, validation=text.validation[:4000])
-        good &= trouble(text, args.only, SMALL, replace(small, learning_rate=1e-2), at=200)
+        good &= trouble(text, args.only, SMALL, replace(small, learning_rate=1e-2), at=400)
         good &= alarms(text, [1], SMALL, replace(small, steps=500))
         found = sweep(
             text, ["all", "any"], SMALL, replace(small, steps=60, eval_every=60), (3e-3, 3e-1), None

@@ -104,7 +104,7 @@ class Watch:
         window: how many accepted steps are compared with. loss_threshold, norm_threshold: infinity: never a spike.
 
     Example:
-        >>> watch = Watch(window=64, loss_threshold=20.0, norm_threshold=300.0)
+        >>> watch = Watch(window=64, loss_threshold=10.0, norm_threshold=300.0)
         >>> for step in range(64):
         ...     watch.accept(2.0 - step / 1000, 0.5)
         >>> watch.judge(1.9, 0.6).reason is None

@@ -52,7 +52,7 @@ class TrainConfig:
         "times (ln sum e^logits)^2, added to the training loss so that logits stay small; PaLM: 1e-4; 0: off",
     )
     watch_loss: float = field(
-        20.0,
+        10.0,
         "a loss so many spreads above the median of the last steps is a spike, its step not made; inf: never",
     )
     watch_norm: float = field(300.0, "the same for the gradient norm; inf: never")
