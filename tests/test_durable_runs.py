@@ -165,14 +165,19 @@ def test_signals_save_and_say_how_to_go_on(tmp_path: Path, number: int, code: in
     root = str(Path(tinyllm.__file__).parents[1])
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": root}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # Whoever runs the tests may ignore it, as nohup does, and children inherit that.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
     metrics_file = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics_file.exists() and metrics_file.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     last = err.splitlines()[-1]
     assert process.returncode == code, err
     found = checkpoint.find_valid(tmp_path / "run", training=True)
