@@ -1,6 +1,7 @@
 """The Decoder computes what the model computes, and leaves the work to the modules where someone watches them."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import generate, no_grad, use_reference
+from tinyllm import cores, generate, no_grad, use_reference
+from tinyllm.cores import threads_allowed
 from tinyllm.debug import detect_anomaly
-from tinyllm.decoder import _QUERIES, Decoder, supports
+from tinyllm.decoder import _MOST, Decoder, supports
 from tinyllm.nn import Linear, ModelConfig, MultiHeadAttention, TransformerLM
 
 CONFIG = ModelConfig(
-    vocab_size=13, context_length=300, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16
+    vocab_size=13, context_length=600, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16
 )
 VARIANTS = {
     "qwen": CONFIG,
@@ -40,7 +42,7 @@ def make(config: ModelConfig = CONFIG) -> TransformerLM:
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_logit_is_the_model_s(config: ModelConfig, packed: bool) -> None:
     model = make(config)
-    chunks = [_QUERIES + 7, 1, 1, 5, 1, _QUERIES - 3, 1]
+    chunks = [_MOST + 7, 1, 1, 5, 1, _MOST - 3, 1]
     tokens = np.random.default_rng(0).integers(0, 13, sum(chunks))
     with no_grad():
         expected = model(tokens[None]).numpy()[0]
@@ -54,6 +56,49 @@ def test_every_logit_is_the_model_s(config: ModelConfig, packed: bool) -> None:
     assert decoder.length == len(tokens)
     # The last logits differ from those at other positions by far more than the tolerance.
     assert np.abs(expected[:-1] - got).max(axis=1).min() > 1e-3
+
+
+@pytest.fixture()
+def prompt_of_three_parts() -> Any:
+    return np.random.default_rng(0).integers(0, 13, 2 * _MOST + 9)
+
+
+def test_parts_read_at_once_wait_for_those_before(
+    prompt_of_three_parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(make())
+    with threads_allowed(1):
+        expected = decoder(prompt_of_three_parts)
+    remember = Decoder._remember
+
+    def slow_at_first(self: Decoder, layer: Any, x: Any, here: slice) -> Any:
+        if here.start == 0:
+            time.sleep(0.05)
+        return remember(self, layer, x, here)
+
+    monkeypatch.setattr(Decoder, "_remember", slow_at_first)
+    monkeypatch.setattr(cores, "physical_cores", lambda: 3)
+    decoder = Decoder(make())
+    for layer in decoder.layers:  # so that looking too early shows
+        layer.keys[...] = layer.values[...] = np.nan
+    assert np.array_equal(decoder(prompt_of_three_parts), expected)
+
+
+def test_a_part_that_fails_leaves_nobody_waiting(
+    prompt_of_three_parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Decoder, layer: Any, x: Any, here: slice) -> Any:
+        raise MemoryError("no memory for the first part")
+
+    remember = Decoder._remember
+    monkeypatch.setattr(
+        Decoder, "_remember", lambda *args: (remember if args[-1].start else failing)(*args)
+    )
+    monkeypatch.setattr(cores, "physical_cores", lambda: 3)
+    decoder = Decoder(make())
+    with pytest.raises(MemoryError, match="first part"):
+        decoder(prompt_of_three_parts)
+    assert decoder.length == 0
 
 
 def test_a_decoder_begins_anew_at_length_0() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyllm import backend, nn
+from tinyllm.cores import cores_allowed, each_on_a_core, threads_allowed
 from tinyllm.mode import current_mode, no_grad
 from tinyllm.nn.attention import HeadNorm
 from tinyllm.ops.activation import Swiglu
@@ -18,8 +22,8 @@ from tinyllm.ops.tiled_attention import causal_scores
 if TYPE_CHECKING:
     from tinyllm.nn import TransformerBlock, TransformerLM
 
-# Queries of a long prompt that attend together: fewer compute fewer scores in vain, in thinner products.
-_QUERIES = 128
+# Tokens of a prompt that are read together: more compute more scores in vain, and fewer make thin products.
+_FEWEST, _MOST = 100, 256
 # Outputs that `pack` copies together: their rows stay in cache, which makes it several times faster.
 _PACKED_TOGETHER = 64
 # The classes of modules that a Decoder knows; it knows no subclass.
@@ -73,40 +77,98 @@ class Decoder:
     def __call__(self, tokens: Sequence[int]) -> Any:
         """The logits (V,) after the last of `tokens`, which follow those of the calls before.
 
+        A long prompt is read in parts, several at once where there are several cores.
+
         Raises ValueError when there is no room for them, IndexError for an id that is not in the vocabulary.
         """
-        here = slice(self.length, self.length + len(tokens))
-        if here.stop > self.capacity:
-            raise ValueError(f"there is room for {self.capacity} tokens; got {here.stop}")
+        end = self.length + len(tokens)
+        if end > self.capacity:
+            raise ValueError(f"there is room for {self.capacity} tokens; got {end}")
         with no_grad():
             x = self.embedding(backend.asarray(tokens)).data  # (T, D)
-        for layer in self.layers:
-            x += self._attention(layer, layer.attention_norm(x), here)
-            x += layer.feed_forward(layer.feed_forward_norm(x))
-        self.length = here.stop
-        (logits,) = self.head(self.norm(x[-1:]))
-        return logits[0]
+        parts = _parts(self.length, end, len(self.layers))
 
-    def _attention(self, layer: _Layer, x: Any, here: slice) -> Any:
-        """Causal attention of the tokens at `here` to all so far, and its projection. x: (T, D) -> (T, D)."""
-        T, K, G = x.shape[0], layer.head_dim, layer.keys.shape[0]
+        def read(part: _Part) -> None:
+            with part.ended():
+                rows = slice(part.here.start - self.length, part.here.stop - self.length)
+                newest = self._read(x[rows], part)
+                if part.is_last:
+                    (part.logits,) = self.head(self.norm(newest))
+
+        each_on_a_core(read, parts)
+        self.length = end
+        return parts[-1].logits[0]
+
+    def _read(self, x: Any, part: _Part) -> Any:
+        """Read the tokens of a part, whose embeddings are x (R, D); returns what became of the last of them, (1, D)."""
+        for number, layer in enumerate(self.layers):
+            q = self._remember(layer, layer.attention_norm(x), part.here)  # (G, H/G, R, K)
+            part.wait(number)
+            if layer is self.layers[-1]:
+                # Nothing looks at what the last layer makes of the other tokens.
+                x, q = x[-1:], q[:, :, -1:]
+                if not part.is_last:
+                    break
+            seen = slice(0, part.here.stop)
+            attended = _attend(q, layer.keys[:, seen], layer.values[:, seen])
+            (y,) = layer.output(attended.transpose(2, 0, 1, 3).reshape((len(x), -1)))
+            x += y
+            x += layer.feed_forward(layer.feed_forward_norm(x))
+        return x
+
+    def _remember(self, layer: _Layer, x: Any, here: slice) -> Any:
+        """Keep the keys and values of the tokens at `here`. x: (R, D) -> their queries, (G, H/G, R, K)."""
+        R, K, G = x.shape[0], layer.head_dim, layer.keys.shape[0]
         q, k, v = layer.query_key_value(x)
-        heads = backend.xp.concatenate([q, k], axis=1).reshape((T, -1, K))  # (T, H + G, K)
+        heads = backend.xp.concatenate([q, k], axis=1).reshape((R, -1, K))  # (R, H + G, K)
         if layer.head_norm is not None:
             heads = layer.head_norm(heads)
         if self.tables is not None:
             cos, sin = self.tables
             heads = rotate(heads, cos[here], sin[here])
         layer.keys[:, here] = heads[:, -G:].swapaxes(0, 1)
-        layer.values[:, here] = v.reshape((T, G, K)).swapaxes(0, 1)
-        q = heads[:, :-G].reshape((T, G, -1, K)).transpose(1, 2, 0, 3)  # (G, H/G, T, K)
-        attended = backend.xp.empty_like(q)
-        for start in range(0, T, _QUERIES):
-            rows = slice(start, min(start + _QUERIES, T))
-            seen = here.start + rows.stop
-            attended[:, :, rows] = _attend(q[:, :, rows], layer.keys[:, :seen], layer.values[:, :seen])
-        (y,) = layer.output(attended.transpose(2, 0, 1, 3).reshape((T, -1)))
-        return y
+        layer.values[:, here] = v.reshape((R, G, K)).swapaxes(0, 1)
+        return heads[:, :-G].reshape((R, G, -1, K)).transpose(1, 2, 0, 3)
+
+
+class _Part:
+    """Tokens of a prompt that are read together. They look at those of the parts before, layer by layer.
+
+    here: where the tokens are in the sequence. layers: of the model. before: the part before, None for the first.
+    """
+
+    def __init__(self, here: slice, layers: int, before: _Part | None, is_last: bool) -> None:
+        self.here, self.before, self.is_last = here, before, is_last
+        self.logits: Any = None
+        """After the last token of the prompt, (1, V)."""
+        self._remembered = [] if is_last else [threading.Event() for _ in range(layers)]
+
+    def wait(self, layer: int) -> None:
+        """This part has kept its keys and values of a layer; wait until all parts before have, too."""
+        if self.before is not None:
+            self.before._remembered[layer].wait()
+        if not self.is_last:
+            self._remembered[layer].set()
+
+    @contextlib.contextmanager
+    def ended(self) -> Iterator[None]:
+        """After this nobody waits for this part, whether it was read or failed."""
+        try:
+            yield
+        finally:
+            for event in self._remembered:
+                event.set()
+
+
+def _parts(start: int, end: int, layers: int) -> list[_Part]:
+    """The tokens from `start` to `end` in parts of about the same length, for each core as many."""
+    T, cores = end - start, cores_allowed()
+    count = max(1, min(T // _FEWEST, cores * math.ceil(T / (cores * _MOST))))
+    parts: list[_Part] = []
+    for number in range(count):
+        here = slice(start + T * number // count, start + T * (number + 1) // count)
+        parts.append(_Part(here, layers, parts[-1] if parts else None, number == count - 1))
+    return parts
 
 
 def _attend(q: Any, keys: Any, values: Any) -> Any:
@@ -216,9 +278,10 @@ def agrees(model: TransformerLM, tokens: Sequence[int]) -> bool:
     They do not where someone has changed what a module computes, which no look at their classes tells.
     """
     decoder = Decoder(model, len(tokens))
-    for token in tokens:
-        mine = decoder([token])
-    with no_grad():
+    # In one thread: others would stay awake for a while, and be in the way of those that read the prompt.
+    with threads_allowed(1), no_grad():
+        for token in tokens:
+            mine = decoder([token])
         logits = model(backend.asarray([list(tokens)])).data[0, -1]
     difference, largest = abs(mine - logits).max(), abs(logits).max()
     return bool(difference <= 1e-3 * largest)
