@@ -58,7 +58,7 @@ def test_every_logit_is_the_model_s(config: ModelConfig, packed: bool) -> None:
     assert np.abs(expected[:-1] - got).max(axis=1).min() > 1e-3
 
 
-@pytest.fixture()
+@pytest.fixture
 def prompt_of_three_parts() -> Any:
     return np.random.default_rng(0).integers(0, 13, 2 * _MOST + 9)
 

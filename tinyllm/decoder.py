@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 import threading
@@ -93,7 +94,7 @@ class Decoder:
                 rows = slice(part.here.start - self.length, part.here.stop - self.length)
                 newest = self._read(x[rows], part)
                 if part.is_last:
-                    (part.logits,) = self.head(self.norm(newest))
+                    part.logits = self.head(self.norm(newest))
 
         each_on_a_core(read, parts)
         self.length = end
@@ -111,23 +112,22 @@ class Decoder:
                     break
             seen = slice(0, part.here.stop)
             attended = _attend(q, layer.keys[:, seen], layer.values[:, seen])
-            (y,) = layer.output(attended.transpose(2, 0, 1, 3).reshape((len(x), -1)))
-            x += y
+            x += layer.output(attended.transpose(2, 0, 1, 3).reshape((len(x), -1)))
             x += layer.feed_forward(layer.feed_forward_norm(x))
         return x
 
     def _remember(self, layer: _Layer, x: Any, here: slice) -> Any:
         """Keep the keys and values of the tokens at `here`. x: (R, D) -> their queries, (G, H/G, R, K)."""
         R, K, G = x.shape[0], layer.head_dim, layer.keys.shape[0]
-        q, k, v = layer.query_key_value(x)
-        heads = backend.xp.concatenate([q, k], axis=1).reshape((R, -1, K))  # (R, H + G, K)
+        projected = layer.query_key_value(x).reshape((R, -1, K))
+        heads, v = projected[:, :-G], projected[:, -G:]  # (R, H + G, K), (R, G, K)
         if layer.head_norm is not None:
             heads = layer.head_norm(heads)
         if self.tables is not None:
             cos, sin = self.tables
             heads = rotate(heads, cos[here], sin[here])
         layer.keys[:, here] = heads[:, -G:].swapaxes(0, 1)
-        layer.values[:, here] = v.reshape((R, G, K)).swapaxes(0, 1)
+        layer.values[:, here] = v.swapaxes(0, 1)
         return heads[:, :-G].reshape((R, G, -1, K)).transpose(1, 2, 0, 3)
 
 
@@ -186,42 +186,58 @@ def _attend(q: Any, keys: Any, values: Any) -> Any:
 
 
 class _Products:
-    """x W^T for each of several linear layers that share their input. x: (R, inputs) -> (R, outputs) each."""
+    """x W^T for several linear layers that share their input, side by side. x: (R, inputs) -> (R, all outputs)."""
 
     def __init__(self, *layers: nn.Linear) -> None:
         self.matrices = [layer.weight.data.T for layer in layers]
+        ends = itertools.accumulate(matrix.shape[1] for matrix in self.matrices)
+        self.columns = [slice(end - m.shape[1], end) for m, end in zip(self.matrices, ends, strict=True)]
         self.packed: Any = None
 
     def pack(self) -> None:
         """Join the matrices into one that lies in memory input by input: a single row reads it 1.5 times as fast."""
-        first = self.matrices[0]
-        packed = backend.xp.empty((first.shape[0], sum(m.shape[1] for m in self.matrices)), dtype=first.dtype)
-        start = 0
-        for matrix in self.matrices:
-            for column in range(0, matrix.shape[1], _PACKED_TOGETHER):
-                part = matrix[:, column : column + _PACKED_TOGETHER]
-                packed[:, start : start + part.shape[1]] = part
-                start += part.shape[1]
+        packed = self._empty(self.matrices[0].shape[0])
+        for matrix, columns in zip(self.matrices, self.columns, strict=True):
+            for start in range(0, matrix.shape[1], _PACKED_TOGETHER):
+                part = matrix[:, start : start + _PACKED_TOGETHER]
+                packed[:, columns][:, start : start + part.shape[1]] = part
         self.packed = packed
 
-    def __call__(self, x: Any) -> list[Any]:
-        if self.packed is None or x.shape[0] > 1:
-            return [x @ matrix for matrix in self.matrices]
-        y = x @ self.packed
-        results, start = [], 0
-        for matrix in self.matrices:
-            results.append(y[:, start : start + matrix.shape[1]])
-            start += matrix.shape[1]
-        return results
+    def __call__(self, x: Any) -> Any:
+        if self.packed is not None:
+            return x @ self.packed
+        if len(self.matrices) == 1:
+            return x @ self.matrices[0]
+        y = self._empty(x.shape[0])
+        for matrix, columns in zip(self.matrices, self.columns, strict=True):
+            backend.xp.matmul(x, matrix, out=y[:, columns])
+        return y
+
+    def _empty(self, rows: int) -> Any:
+        return backend.xp.empty((rows, self.columns[-1].stop), dtype=self.matrices[0].dtype)
 
 
 class _Norm:
-    """RMSNorm of an array by the weight of a module; with `heads`, by the weights of several, one for each head."""
+    """RMSNorm of an array by the weight of a module."""
 
-    def __init__(self, norm: nn.RMSNorm, *heads: nn.RMSNorm) -> None:
+    def __init__(self, norm: nn.RMSNorm) -> None:
         self.op, self.weight = RMSNorm(norm.eps), norm.weight.data
-        if heads:
-            self.weight = backend.xp.stack([norm.weight.data, *(head.weight.data for head in heads)])
+
+    def __call__(self, x: Any) -> Any:
+        if x.shape[0] > 1:
+            return self.op.forward(x, self.weight)
+        # The same for a single row, without arrays of one element, which cost more than the row does.
+        (row,) = x
+        y = x * (row @ row / len(row) + self.op.eps) ** -0.5
+        y *= self.weight
+        return y
+
+
+class _HeadNorm:
+    """RMSNorm of each head by a weight of its own. (R, heads, K) -> (R, heads, K)."""
+
+    def __init__(self, heads: list[HeadNorm]) -> None:
+        self.op, self.weight = RMSNorm(heads[0].eps), backend.xp.stack([head.weight.data for head in heads])
 
     def __call__(self, x: Any) -> Any:
         return self.op.forward(x, self.weight)
@@ -240,7 +256,7 @@ class _Layer:
         )
         self.head_norm = None
         if attention.query_norm is not None and attention.key_norm is not None:
-            self.head_norm = _Norm(*[attention.query_norm] * H, *[attention.key_norm] * G)
+            self.head_norm = _HeadNorm([attention.query_norm] * H + [attention.key_norm] * G)
         self.query_key_value = _Products(attention.query, attention.key, attention.value)
         self.output = _Products(attention.output)
         self.gate_up = _Products(feed_forward.gate, feed_forward.up)
@@ -250,9 +266,9 @@ class _Layer:
 
     def feed_forward(self, x: Any) -> Any:
         """SwiGLU and its projection. x: (R, D) -> (R, D)."""
-        gate, up = self.gate_up(x)
-        (y,) = self.down(Swiglu().forward(gate, up))
-        return y
+        gate_up = self.gate_up(x)
+        F = gate_up.shape[1] // 2
+        return self.down(Swiglu().forward(gate_up[:, :F], gate_up[:, F:]))
 
     def products(self) -> Iterator[_Products]:
         """All matrices of the block."""
