@@ -18,9 +18,10 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum
 
-# Of a tile: keys, and scores; two such tiles fit into the cache of a core.
-_COLUMNS = 512
-_ELEMENTS = 1 << 17
+# Of a tile: keys, and scores. Smaller tiles fit into the cache of a core, but they are more calls, after each of which
+# a thread may wait for the interpreter lock; four of this size are 4 MiB.
+_COLUMNS = 1024
+_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
