@@ -91,9 +91,7 @@ def test_a_part_that_fails_leaves_nobody_waiting(
         raise MemoryError("no memory for the first part")
 
     remember = Decoder._remember
-    monkeypatch.setattr(
-        Decoder, "_remember", lambda *args: (remember if args[-1].start else failing)(*args)
-    )
+    monkeypatch.setattr(Decoder, "_remember", lambda *args: (remember if args[-1].start else failing)(*args))
     monkeypatch.setattr(cores, "physical_cores", lambda: 3)
     decoder = Decoder(make())
     with pytest.raises(MemoryError, match="first part"):

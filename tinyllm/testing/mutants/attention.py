@@ -362,7 +362,7 @@ def cache_returns_the_new_alone(self: Any, keys: Any, values: Any) -> Any:
 # ---- The decoder -------------------------------------------------------------------------------
 
 _attend = decoder._attend
-_packed = decoder._Products.__call__
+_products = decoder._Products.__call__
 
 
 @mutant(decoder, "_attend")
@@ -381,6 +381,9 @@ def decoder_forgets_the_first_token(q: Any, keys: Any, values: Any) -> Any:
 
 @mutant(decoder._Products, "__call__")
 def decoder_products_in_the_wrong_order(self: Any, x: Any) -> Any:
-    """Joined matrices of one size are taken apart in the wrong order: queries are used as keys."""
-    results = _packed(self, x)
-    return [results[1], results[0], *results[2:]] if len(results) == 3 and len(x) == 1 else results
+    """The projections of a single token lie in another order than they are read in: queries are used as keys."""
+    y = _products(self, x)
+    if len(self.columns) != 3 or len(x) > 1:
+        return y
+    query, key, value = self.columns
+    return backend.xp.concatenate([y[:, key], y[:, query], y[:, value]], axis=1)
