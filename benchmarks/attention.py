@@ -90,6 +90,9 @@ def main() -> None:
         return
     import torch
 
+    from tinyllm.memory import keep_freed_memory
+
+    keep_freed_memory()  # as training does; it serves both
     print(f"numpy {np.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for T in args.lengths:
         runs = {name: side(T) for name, side in SIDES.items()}

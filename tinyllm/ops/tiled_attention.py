@@ -22,6 +22,8 @@ from tinyllm.ops.matrix import row_sum
 # a thread may wait for the interpreter lock; four of this size are 4 MiB.
 _COLUMNS = 1024
 _ELEMENTS = 1 << 18
+# Scores up to this size need no maximum subtracted: e^64 is 6e27, and 1e10 of them can be added up in float32.
+_SAFE_SCORE = 64
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,16 @@ class Heads:
             scores += additive(self.mask[..., rows, columns], scores.dtype)
         return scores
 
+    def scores_are_safe(self) -> bool:
+        """Whether no score can be larger than _SAFE_SCORE, because |q . k| <= |q| |k|.
+
+        This saves a CPU a tenth of the time of `forward`. A device would have to be waited for.
+        """
+        if backend.reads_wait() or not self.q.size or not self.k.size:
+            return False
+        squares = (float(row_sum(x * x).max()) for x in (self.q, self.k))
+        return math.prod(squares) <= _SAFE_SCORE**2
+
     def forward(self, out: Any, log_total: Any) -> None:
         """Writes softmax(scores) V to `out` (..., T, K_v), and ln sum_s e^(score) to `log_total` (..., T, 1).
 
@@ -86,14 +98,19 @@ class Heads:
         """
         xp = backend.xp
         scratch = self.scratch()
+        safe = self.scores_are_safe()
         for rows in self.row_slices():
             values = xp.zeros_like(out[..., rows, :])
             total = xp.zeros_like(log_total[..., rows, :])  # of e^(score - maximum), as in `values`
-            maximum = xp.full_like(total, -math.inf)
+            maximum = xp.full_like(total, 0 if safe else -math.inf)
             for columns in self.column_slices(rows):
                 p = self.scores(rows, columns, scratch)
-                finite, shrunk = _next_maximum(maximum, p.max(axis=-1, keepdims=True))
-                shifted_exponential(p, finite)
+                if safe:
+                    shrunk: Any = 1
+                    xp.exp(p, out=p)
+                else:
+                    finite, shrunk = _next_maximum(maximum, p.max(axis=-1, keepdims=True))
+                    shifted_exponential(p, finite)
                 _scale_and_add(total, shrunk, row_sum(p))
                 _scale_and_add(values, shrunk, p @ self.v[..., columns, :])
             _finish(log_total[..., rows, :], total, maximum)
