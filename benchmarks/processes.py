@@ -2,10 +2,10 @@
 
     python benchmarks/processes.py [--rounds 9] [--runs 10] [--steps 40]
 
-Times are from the start of the process, medians over rounds in which the commands alternate, after one that lets Python
-keep the compiled modules, which pip does when it installs. A run is `tinyllm train`
-with the char preset on Python's help pages; the SHA-256 of the weights and optimizer state of its last checkpoint must
-be the same in all runs with the same seed and number of threads, whatever else the machine does.
+Times are from the start of the process, medians over rounds in which the commands alternate. A round before these lets
+Python keep the compiled modules, as pip does when it installs. A run is `tinyllm train` with the char preset on
+Python's help pages; the SHA-256 of the weights and optimizer state of its last checkpoint must be the same in all runs
+with the same seed and number of threads, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def seconds(folder: str, *command: str) -> float:
 
 
 def checksum(folder: str, steps: int, threads: int) -> str:
-    """Train in `folder` and return the checksum of what the run ends with."""
+    """Train in a folder below `folder` and return the checksum of what the run ends with."""
     run = folder + "/run"
     out = ["--out", run, "--overwrite", "--sample-tokens", "0"]
     seconds(folder, "-m", "tinyllm", "train", "--steps", str(steps), "--threads", str(threads), *out)

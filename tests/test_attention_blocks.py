@@ -81,21 +81,32 @@ def test_blocks_equal_the_whole(
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("size", [63.0, 65.0, 80.0, 5000.0])
-def test_scores_of_every_size(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
-    """Among the largest scores there may be, and far below them, the weights are those of the formula."""
+@pytest.mark.parametrize(
+    ("dtype", "size", "largest"),
+    [
+        ("float32", 31, 1e20),
+        ("float32", 33, 1e20),
+        ("float32", 63, 1e20),
+        ("float32", 5000, 1e20),
+        ("float16", 16, 1),
+    ],
+)
+def test_scores_of_every_size(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, size: float, largest: float
+) -> None:
+    """Among the largest scores there may be, and far below them, the output is that of the formula."""
     in_tiles(monkeypatch, 3)
     rng = np.random.default_rng(3)
     directions = rng.normal(size=(2, 1, 1, 9, 4))
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     directions[1, 0, 0, ::2] = directions[0, 0, 0, ::2]  # some queries look along a key, and some against one
     directions[1, 0, 0, 1] = -directions[0, 0, 0, 1]
-    q, k = (size**0.5 * directions).astype(np.float32)
-    v = rng.normal(size=(1, 1, 9, 3)).astype(np.float32)
+    q, k = (size**0.5 * directions).astype(dtype)
+    v = (largest * rng.uniform(-1, 1, size=(1, 1, 9, 3))).astype(dtype)
     out = ops.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), scale=1.0)
     expected = probabilities(*(x.astype(np.longdouble) for x in (2 * q, k)), False, None) @ v  # 2: sqrt(K)
-    # A score is rounded to `size` times float32's epsilon, and the weights are its exponential.
-    np.testing.assert_allclose(out.data, expected, rtol=0, atol=8 * size * np.finfo(np.float32).eps)
+    # A score is rounded to `size` times epsilon, and the weights are its exponential.
+    np.testing.assert_allclose(out.data, expected, rtol=0, atol=8 * size * largest * np.finfo(dtype).eps)
 
 
 def test_large_scores_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
