@@ -18,8 +18,8 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.ops.matrix import row_sum
 
-# Of a tile: keys, and scores. Smaller tiles would fit into the cache of a core, but thinner products and more calls cost
-# more than that gains.
+# Of a tile: keys, and scores. Smaller tiles would fit into the cache of a core, but their thinner products and more
+# calls cost more than that gains.
 _COLUMNS = 1024
 _ELEMENTS = 1 << 18
 # Scores up to this size need no maximum subtracted: e^32 is 8e13, and float32 goes to 3e38.
