@@ -4,7 +4,7 @@
 
 Each part runs in a process of its own, under a limit of time, and the table at the end says what came of it:
 
-    tests       tests/test_device.py on CuPy: all ops, training, generation and checkpoints against NumPy
+    tests       tests/backend/test_device.py on CuPy: all ops, training, generation and checkpoints against NumPy
     curve       100 steps of the char model against NumPy: the largest difference of the loss, at most 1e-4
     looks       a stretch of steps in which CuPy may not wait for the device: whatever does raises an error
     10m, 50m    tokens a second against PyTorch eager on the same weights and batches, in float32 and TF32, interleaved;
@@ -31,18 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.strict_device import strict_device
 
 from tinyllm import backend
-from tinyllm.config import from_mapping
-from tinyllm.device_steps import DeviceSteps
-from tinyllm.errors import InputError
-from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.presets import PRESETS
-from tinyllm.stability import Limits
-from tinyllm.testing.strict_device import strict_device
+from tinyllm.backend import current
+from tinyllm.models import ModelConfig, TransformerLM
+from tinyllm.models.presets import PRESETS
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.train import Trainer
-from tinyllm.train_config import TrainConfig
+from tinyllm.training.config import TrainConfig
+from tinyllm.training.engines.device import DeviceSteps
+from tinyllm.training.safeguards.watch import Limits
+from tinyllm.training.trainer import Trainer
 
 PARTS = ("tests", "curve", "looks", "10m", "50m", "memory", "launches")
 LIMITS = {"tests": 200, "curve": 40, "looks": 30, "10m": 65, "50m": 70, "memory": 50, "launches": 20}
@@ -131,14 +132,19 @@ def seconds(run: Callable[[], None]) -> float:
 def tests(quick: bool) -> str:
     """The tests of the device's path."""
     environment = {**os.environ, "TINYLLM_DEVICE": "" if quick else "cupy"}
-    command = [sys.executable, "-m", "pytest", str(Path(__file__).parents[1] / "tests/test_device.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(Path(__file__).parents[1] / "tests/backend/test_device.py"),
+    ]
     if quick:
         command += ["-k", "swiglu or run_is_that_of_numpy"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-4000:])
         raise SystemExit("tests failed")
-    return done.stdout.strip().splitlines()[-1] + " (tests/test_device.py)"
+    return done.stdout.strip().splitlines()[-1] + " (tests/backend/test_device.py)"
 
 
 def curve(quick: bool) -> str:
@@ -171,9 +177,9 @@ def looks(quick: bool) -> str:
         assert isinstance(workers, DeviceSteps)
         batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(4)]))
         if quick:
-            before = backend.xp.library.count.copy()
+            before = current.xp.library.count.copy()
             workers.queue(0, batches, [1.0] * 4, 1.0, NO_LIMITS)
-            spent = backend.xp.library.count - before
+            spent = current.xp.library.count - before
             assert (spent.to_device, spent.to_host, spent.synchronizations) == (0, 0, 0), spent
             return "none in 4 steps (strict double)"
         import cupyx
@@ -238,7 +244,7 @@ def peak(name: str, quick: bool) -> int:
         trainer = trainer_of("10m", **({"batch_size": 1} if quick else {}))
         if name == "tinyllm":
             stretch(trainer, 1 if quick else 3)()
-            return 0 if quick else int(backend.xp.library.memory_pool.total_bytes())
+            return 0 if quick else int(current.xp.library.memory_pool.total_bytes())
     torch_stretch(trainer, 1 if quick else 3, "float32", "cpu" if quick else "cuda")()
     import torch
 
@@ -306,7 +312,7 @@ def describe() -> None:
         backend.use_backend("cupy")
     except InputError as error:
         sys.exit(f"{error}; or give --quick, which needs no device")
-    library = backend.xp.library.module
+    library = current.xp.library.module
     properties = library.cuda.runtime.getDeviceProperties(0)
     print(
         f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "

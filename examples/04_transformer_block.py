@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinyllm import Tensor, no_grad, ops, use_reference
-from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.models import ModelConfig, TransformerLM
 
 config = ModelConfig(
     vocab_size=50, context_length=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=32

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from tinyllm import data, generate_text, gradients, ops
-from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.optim import AdamW, clip_grad_norm, cosine_schedule
 from tinyllm.tokenizer import CharTokenizer
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyllm import ops
 from tinyllm.debug import AnomalyError, detect_anomaly, graph, summary, trace
-from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.models import ModelConfig, TransformerLM
 
 config = ModelConfig(vocab_size=50, context_length=16, num_layers=2, num_heads=4, hidden_size=32)
 model = TransformerLM(config, seed=0)

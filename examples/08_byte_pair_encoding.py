@@ -6,7 +6,8 @@ python examples/08_byte_pair_encoding.py
 from collections import Counter
 
 from tinyllm import data
-from tinyllm.tokenizer import BPETokenizer, reference
+from tinyllm.tokenizer import BPETokenizer
+from tinyllm.tokenizer.bpe.tokenizer import reference
 from tinyllm.tokenizer.patterns import Pattern
 
 text = "low lower lowest, new newer newest, wide wider widest; the newest is the lowest"

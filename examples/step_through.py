@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm import Tensor, ops, use_reference
+from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.tensor import Op
 from tinyllm.debug import break_on
-from tinyllm.mode import Observer, observe
-from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.tensor import Op
+from tinyllm.models import ModelConfig, TransformerLM
 
 TEXT = "to tea"
 CHARACTERS = sorted(set(TEXT))

@@ -29,7 +29,7 @@ MODULES = sorted(module_names())
 
 
 def load(name: str) -> ModuleType:
-    """The module; `tinyllm.generate` as an attribute would be the function."""
+    """The module; `tinyllm.models.generation.sampling` as an attribute would be the function."""
     importlib.import_module(name)
     return sys.modules[name]
 
@@ -85,4 +85,4 @@ def test_examples_are_true(test: doctest.DocTest) -> None:
 
 def test_there_are_examples_to_check() -> None:
     names = {test.name for test in DOCTESTS}
-    assert {"tinyllm.tensor.Tensor", "tinyllm.generate.generate"} <= names
+    assert {"tinyllm.autograd.tensor.Tensor", "tinyllm.models.generation.sampling.generate"} <= names

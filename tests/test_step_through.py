@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tinyllm.autograd.tensor import REGISTRY
 from tinyllm.nn.attention import MultiHeadAttention
-from tinyllm.tensor import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "step_through.py"
@@ -90,13 +90,13 @@ def parts() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("stop", "file", "function"),
     [
-        ("embedding.forward", "ops/embedding.py", "forward"),
+        ("embedding.forward", "ops/lookup.py", "forward"),
         ("blocks.0.attention", "nn/attention.py", "forward"),
         ("scaled_dot_product_attention.forward", "ops/attention.py", "forward"),
         ("cross_entropy.forward", "ops/loss.py", "forward"),
         ("cross_entropy.backward", "ops/loss.py", "backward"),
         ("scaled_dot_product_attention.backward", "ops/attention.py", "backward"),
-        ("embedding.backward", "ops/embedding.py", "backward"),
+        ("embedding.backward", "ops/lookup.py", "backward"),
     ],
 )
 def test_pdb_stops_in_the_own_frame_of_the_op_and_steps_through_it(

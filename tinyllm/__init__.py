@@ -5,23 +5,30 @@ from typing import TYPE_CHECKING, Any
 
 # The operators of Tensor are attached by ops, so whatever is used, that is imported.
 from tinyllm import ops
-from tinyllm.errors import InputError
-from tinyllm.generate import generate, generate_text
-from tinyllm.mode import no_grad, use_reference
-from tinyllm.tensor import Tensor, gradients
+from tinyllm.autograd import Tensor, gradients, no_grad, use_reference
+from tinyllm.system.errors import InputError
 
 if TYPE_CHECKING:
-    from tinyllm import data, nn, optim, tokenizer
+    from tinyllm import data, debug, nn, optim, testing, tokenizer
+    from tinyllm.autograd import grad, hessian, hvp, jvp, vjp
     from tinyllm.backend import use_backend
-    from tinyllm.checkpoint import load
-    from tinyllm.transforms import grad, hessian, hvp, jvp, vjp
+    from tinyllm.models import ModelConfig, TransformerLM
+    from tinyllm.models.generation.sampling import generate, generate_text
+    from tinyllm.training.checkpoints.checkpoint import load
+    from tinyllm.training.config import TrainConfig
+    from tinyllm.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InputError",
+    "ModelConfig",
     "Tensor",
+    "TrainConfig",
+    "Trainer",
+    "TransformerLM",
     "data",
+    "debug",
     "generate",
     "generate_text",
     "grad",
@@ -34,6 +41,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "testing",
     "tokenizer",
     "use_backend",
     "use_reference",
@@ -42,10 +50,14 @@ __all__ = [
 
 # What is imported when it is first used, so that a program pays for what it uses: name -> module.
 _LATER = {
-    **{name: f"tinyllm.{name}" for name in ("data", "nn", "optim", "tokenizer")},
+    **{name: f"tinyllm.{name}" for name in ("data", "debug", "nn", "optim", "testing", "tokenizer")},
+    **dict.fromkeys(("grad", "hessian", "hvp", "jvp", "vjp"), "tinyllm.autograd"),
     "use_backend": "tinyllm.backend",
-    "load": "tinyllm.checkpoint",
-    **dict.fromkeys(("grad", "hessian", "hvp", "jvp", "vjp"), "tinyllm.transforms"),
+    **dict.fromkeys(("ModelConfig", "TransformerLM"), "tinyllm.models"),
+    **dict.fromkeys(("generate", "generate_text"), "tinyllm.models.generation.sampling"),
+    "load": "tinyllm.training.checkpoints.checkpoint",
+    "TrainConfig": "tinyllm.training.config",
+    "Trainer": "tinyllm.training.trainer",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from tinyllm.cli import main
+from tinyllm.cli.main import main
 
 sys.exit(main())

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm import ops
-from tinyllm.mode import Observer, observe, use_reference
-from tinyllm.philox import Key, keep_mask
-from tinyllm.tensor import REGISTRY, Op, Tensor
+from tinyllm.autograd.mode import Observer, observe, use_reference
+from tinyllm.autograd.tensor import REGISTRY, Op, Tensor
+from tinyllm.backend.philox import Key, keep_mask
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]

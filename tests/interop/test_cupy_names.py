@@ -7,8 +7,7 @@ import re
 
 import numpy as np
 import pytest
-
-from tinyllm.testing.strict_device import FUNCTIONS, METHODS, UFUNC_KEYWORDS, UFUNCS, StrictDevice
+from support.strict_device import FUNCTIONS, METHODS, UFUNC_KEYWORDS, UFUNCS, StrictDevice
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 DTYPES = (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyllm.tensor import REGISTRY, Op
+from tinyllm.autograd.tensor import REGISTRY, Op
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
 

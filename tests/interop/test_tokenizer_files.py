@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllm.tokenizer import BPETokenizer
-from tinyllm.tokenizer.bpe_files import (
-    read_gpt2,
-    read_sentencepiece,
-    read_tiktoken,
-    write_gpt2,
-    write_tiktoken,
-)
-from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
+from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken, write_gpt2, write_tiktoken
+from tinyllm.tokenizer.sentencepiece.tokenizer import SentencePieceTokenizer
 
 DATA = Path(__file__).parents[3] / "shared/data"
 LENGTH = 300_000  # characters of each text

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tinyllm import gradients, ops
-from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.tensor import Tensor
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.models import ModelConfig, TransformerLM
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/speed"))
 torch_model = pytest.importorskip("torch_model")
 
 CONFIG = ModelConfig(
@@ -74,7 +74,7 @@ def _dot(tensors: list[Tensor], vectors: list[np.ndarray]) -> Tensor:
 
 
 def _in_our_order(peer: "torch.nn.Module", model: TransformerLM) -> list["torch.Tensor"]:
-    from tinyllm.interop import llama
+    from tinyllm.models.formats import hugging_face as llama
 
     named = dict(peer.named_parameters())
     return [named[llama.to_external(name)] for name, _ in model.named_parameters()]

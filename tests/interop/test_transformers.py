@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyllm import checkpoint, no_grad
-from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm import no_grad
+from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.tokenizer import CharTokenizer
+from tinyllm.training.checkpoints import checkpoint
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
 transformers = pytest.importorskip("transformers", reason="needs the interop-test extra")

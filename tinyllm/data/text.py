@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tinyllm.errors import InputError
-from tinyllm.files import StrPath, blocks, text_files
+from tinyllm.system.errors import InputError
+from tinyllm.system.text_files import StrPath, blocks, text_files
 
 
 def read_text(paths: StrPath | Iterable[StrPath]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
 
 Tokens = npt.NDArray[np.integer[Any]]
 Ids = npt.NDArray[np.int64]

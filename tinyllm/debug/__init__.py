@@ -2,7 +2,7 @@
 
 from tinyllm.debug.anomaly import AnomalyError, detect_anomaly
 from tinyllm.debug.breakpoints import break_on
-from tinyllm.debug.graph import Graph, graph
-from tinyllm.debug.trace import Row, Trace, summary, trace
+from tinyllm.debug.graphs.drawing import Graph, graph
+from tinyllm.debug.tracing import Row, Trace, summary, trace
 
 __all__ = ["AnomalyError", "Graph", "Row", "Trace", "break_on", "detect_anomaly", "graph", "summary", "trace"]

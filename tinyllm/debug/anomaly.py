@@ -6,9 +6,10 @@ import contextlib
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.tensor import Op, Tensor
+from tinyllm.backend import current
 from tinyllm.debug.origin import module_path, source_line
-from tinyllm.mode import Observer, observe
-from tinyllm.tensor import Op, Tensor
 
 
 class AnomalyError(ArithmeticError):
@@ -94,9 +95,9 @@ class _Watch(Observer):
 
 def count_non_finite(array: Any) -> tuple[int, int]:
     """How many NaNs and how many infinities an array holds."""
-    if array.dtype.kind not in "fc" or backend.read(backend.xp.isfinite(array).all()):
+    if array.dtype.kind not in "fc" or backend.read(current.xp.isfinite(array).all()):
         return 0, 0
-    return backend.read(backend.xp.isnan(array).sum()), backend.read(backend.xp.isinf(array).sum())
+    return backend.read(current.xp.isnan(array).sum()), backend.read(current.xp.isinf(array).sum())
 
 
 def _describe(nans: int, infinities: int, array: Any) -> str:

@@ -10,10 +10,10 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tinyllm.config import nearest
-from tinyllm.mode import Observer, module_stack, observe
+from tinyllm.autograd.mode import Observer, module_stack, observe
+from tinyllm.autograd.tensor import REGISTRY
 from tinyllm.nn import Module
-from tinyllm.tensor import REGISTRY
+from tinyllm.system.settings import nearest
 
 METHODS = ("forward", "backward", "reference")
 _FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})

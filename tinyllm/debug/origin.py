@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from tinyllm.mode import module_stack
+from tinyllm.autograd.mode import module_stack
 from tinyllm.nn.module import path_of
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])

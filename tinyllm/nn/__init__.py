@@ -1,11 +1,10 @@
-"""Modules: layers, attention, feed-forward, position encodings, and the language model."""
+"""Modules: layers, attention, feed-forward and position encodings."""
 
 from tinyllm.nn.attention import MultiHeadAttention
-from tinyllm.nn.feedforward import FeedForward
+from tinyllm.nn.feed_forward import FeedForward
 from tinyllm.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, dropout_position
 from tinyllm.nn.module import Module, Parameter
 from tinyllm.nn.positional import POSITION_ENCODINGS, PositionEncoding, RotaryEmbedding
-from tinyllm.nn.transformer import ModelConfig, TransformerBlock, TransformerLM
 
 __all__ = [
     "POSITION_ENCODINGS",
@@ -14,14 +13,11 @@ __all__ = [
     "FeedForward",
     "LayerNorm",
     "Linear",
-    "ModelConfig",
     "Module",
     "MultiHeadAttention",
     "Parameter",
     "PositionEncoding",
     "RMSNorm",
     "RotaryEmbedding",
-    "TransformerBlock",
-    "TransformerLM",
     "dropout_position",
 ]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tinyllm import ops
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.layers import Dropout, Linear, RMSNorm
 from tinyllm.nn.module import Module
 from tinyllm.nn.positional import PositionEncoding
-from tinyllm.tensor import Tensor
 
 if TYPE_CHECKING:
-    from tinyllm.nn.transformer import ModelConfig
+    from tinyllm.models.transformer import ModelConfig
 
 
 class LayerCache(Protocol):

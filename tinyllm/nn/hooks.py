@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinyllm.mode import is_grad_enabled
-from tinyllm.tensor import Op, Tensor, ancestors
+from tinyllm.autograd.mode import is_grad_enabled
+from tinyllm.autograd.tensor import Op, Tensor, ancestors
 
 Hook = Callable[..., Any]
 

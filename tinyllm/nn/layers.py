@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend, ops
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import current
+from tinyllm.backend.philox import Key
 from tinyllm.nn.module import Module, Parameter
-from tinyllm.philox import Key
-from tinyllm.tensor import Tensor
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Parameter:
@@ -37,7 +38,7 @@ class Linear(Module):
         bias: bool = False,
     ) -> None:
         self.weight = normal(rng, (out_features, in_features), scale / math.sqrt(in_features))
-        self.bias = Parameter(backend.xp.zeros(out_features, dtype=np.float32)) if bias else None
+        self.bias = Parameter(current.xp.zeros(out_features, dtype=np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -57,7 +58,7 @@ class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., width)."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
-        self.weight = Parameter(backend.xp.ones(width, dtype=np.float32))
+        self.weight = Parameter(current.xp.ones(width, dtype=np.float32))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,8 +69,8 @@ class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., width)."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
-        self.weight = Parameter(backend.xp.ones(width, dtype=np.float32))
-        self.bias = Parameter(backend.xp.zeros(width, dtype=np.float32))
+        self.weight = Parameter(current.xp.ones(width, dtype=np.float32))
+        self.bias = Parameter(current.xp.zeros(width, dtype=np.float32))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tinyllm import backend
-from tinyllm.config import nearest
-from tinyllm.mode import module_stack, observers
+from tinyllm.autograd.mode import module_stack, observers
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.tensor import Tensor
+from tinyllm.system.settings import nearest
 
 
 class Parameter(Tensor):

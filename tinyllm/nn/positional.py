@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tinyllm import ops
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.module import Module
-from tinyllm.tensor import Tensor
 
 if TYPE_CHECKING:
-    from tinyllm.nn.transformer import ModelConfig
+    from tinyllm.models.transformer import ModelConfig
 
 
 class PositionEncoding(Module):

@@ -29,15 +29,15 @@ from tinyllm.ops.elementwise import (
     tanh,
     where,
 )
-from tinyllm.ops.embedding import dropout, embedding
 from tinyllm.ops.heads import merge_heads, rotary_heads, split_heads
 from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
+from tinyllm.ops.lookup import dropout, embedding
 from tinyllm.ops.loss import cross_entropy
 from tinyllm.ops.matrix import einsum, linear, matmul
 from tinyllm.ops.methods import attach
 from tinyllm.ops.norm import layer_norm, rms_norm
 from tinyllm.ops.reduce import cumsum, max, mean, min, prod, std, sum, var
-from tinyllm.ops.rope import rope
+from tinyllm.ops.rotary import rope
 from tinyllm.ops.shape import (
     broadcast_to,
     concatenate,
@@ -51,7 +51,7 @@ from tinyllm.ops.shape import (
     swapaxes,
     transpose,
 )
-from tinyllm.ops.softmax import log_softmax, logsumexp, softmax
+from tinyllm.ops.softmaxes import log_softmax, logsumexp, softmax
 
 attach()
 

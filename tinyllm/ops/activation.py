@@ -6,14 +6,15 @@ import math
 from typing import Any, Literal
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
+from tinyllm.backend import current
 from tinyllm.ops.elementwise import erf, sigmoid, tanh, unary_cases
 from tinyllm.ops.error_function import erf as erf_of_array
-from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
 
 
 def logistic(x: Any) -> Any:
     """1 / (1 + e^-x) on arrays, in one fresh array."""
-    xp = backend.xp
+    xp = current.xp
     y = xp.negative(x, out=xp.empty_like(x))
     with backend.ignore_overflow():
         xp.exp(y, out=y)
@@ -82,7 +83,7 @@ def _gelu(x: Any) -> tuple[Any, Any]:
 
 @backend.elementwise
 def _gelu_backward(gradient: Any, x: Any, phi: Any) -> Any:
-    density = backend.xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+    density = current.xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
     return gradient * (phi + x * density)
 
 
@@ -111,7 +112,7 @@ class GeluTanh(FusedOp):
 
 @backend.elementwise
 def _gelu_tanh(x: Any, scale: float, cubic: float) -> tuple[Any, Any]:
-    tanh = backend.xp.tanh(scale * (x + cubic * x * x * x))
+    tanh = current.xp.tanh(scale * (x + cubic * x * x * x))
     return x * (1 + tanh) / 2, tanh
 
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.cores import each_on_a_core
+from tinyllm.autograd.tensor import Case, FusedOp, Tensor, operands, register
+from tinyllm.backend import current
+from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.elementwise import exp, where
-from tinyllm.ops.embedding import dropout
+from tinyllm.ops.lookup import dropout
 from tinyllm.ops.matrix import matmul, row_sum
 from tinyllm.ops.reduce import sum as sum_over
-from tinyllm.ops.softmax import shifted
+from tinyllm.ops.softmaxes import shifted
 from tinyllm.ops.tiled_attention import Heads, add_to, additive, causal_scores, shifted_exponential
-from tinyllm.philox import Key, keep_mask
-from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
+from tinyllm.system.cores import each_on_a_core
 
 KEPT_SCORES = 1 << 22
 """With more scores than this, and without dropout, no probabilities are kept: backward computes them again."""
@@ -81,7 +82,7 @@ class ScaledDotProductAttention(FusedOp):
         self.dropout_p, self.dropout_key = dropout_p, dropout_key
 
     def forward(self, q: Any, k: Any, v: Any) -> Any:
-        xp = backend.xp
+        xp = current.xp
         B, H, T, K = q.shape
         S, K_v = v.shape[2:]
         self.k, self.v = k, v
@@ -114,7 +115,7 @@ class ScaledDotProductAttention(FusedOp):
         """
         B, H, T, _ = self.q.shape
         G, S = self.k.shape[1:3]
-        mask = None if self.mask is None else backend.xp.broadcast_to(self.mask, (B, H, T, S))
+        mask = None if self.mask is None else current.xp.broadcast_to(self.mask, (B, H, T, S))
 
         def call(at: Index, key: Index) -> None:
             of_heads = None if mask is None else mask[at]
@@ -155,7 +156,7 @@ class ScaledDotProductAttention(FusedOp):
         return not self.blocks or (self.causal and T > S)
 
     def _forward_blocks(self) -> None:
-        xp = backend.xp
+        xp = current.xp
         may_see_nothing = self.mask is not None or (self.causal and self.q.shape[2] > self.k.shape[2])
         self.blocks = self._blocks()
         out = self._grouped(self.out)
@@ -176,7 +177,7 @@ class ScaledDotProductAttention(FusedOp):
 
     def _scores(self, block: Block) -> Any:
         """factor Q K^T + M of a block, (B, G, H/G R, columns)."""
-        xp = backend.xp
+        xp = current.xp
         q = self._grouped(self.q)[:, :, :, block.rows]  # (B, G, H/G, R, K)
         scores = _together(q) @ self.k[:, :, block.columns].swapaxes(-1, -2)
         by_head = _by_head(scores, q.shape[2])  # (B, G, H/G, R, columns)
@@ -204,7 +205,7 @@ class ScaledDotProductAttention(FusedOp):
     @property
     def p(self) -> Any:
         """P = softmax(factor Q K^T + M) as a whole, before dropout: (B, H, T, S)."""
-        xp = backend.xp
+        xp = current.xp
         p = xp.zeros((*self.q.shape[:3], self.k.shape[2]), dtype=self.q.dtype)
         if self.keeps:
             grouped = self._grouped(p)
@@ -267,7 +268,7 @@ class ScaledDotProductAttention(FusedOp):
         """Where a query may look: booleans that broadcast to (B, H, T, S), or None for everywhere."""
         if not self.causal:
             return self.mask
-        causal = backend.xp.tri(T, S, S - T, dtype=bool)
+        causal = current.xp.tri(T, S, S - T, dtype=bool)
         return causal if self.mask is None else causal & self.mask
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -284,7 +285,7 @@ class ScaledDotProductAttention(FusedOp):
             p = exponentials / sum_over(exponentials, -1, keepdims=True)
         else:
             # A finite stand-in for -infinity keeps gradients of gradients free of infinity times zero.
-            seen = backend.xp.broadcast_to(allowed, scores.shape)
+            seen = current.xp.broadcast_to(allowed, scores.shape)
             lowest = scores.data.min(axis=-1, keepdims=True) if S else 0
             visible = where(seen, scores, lowest)
             exponentials = where(seen, exp(shifted(visible, -1)[0]), 0)
@@ -317,7 +318,7 @@ def _by_head(x: Any, heads: int) -> Any:
 def _write(target: Any, a: Any, b: Any) -> None:
     """target = a b. target: (B, G, h, R, K), a: (B, G, h R, n), b: (B, G, n, K)."""
     if target.shape[2] == 1:
-        backend.xp.matmul(a, b, out=target[:, :, 0])
+        current.xp.matmul(a, b, out=target[:, :, 0])
     else:
         target[...] = (a @ b).reshape(target.shape)
 
@@ -325,7 +326,7 @@ def _write(target: Any, a: Any, b: Any) -> None:
 def _add(target: Any, a: Any, b: Any, first: bool) -> None:
     """target = a^T b if this is the first term, otherwise target += a^T b."""
     if first:
-        backend.xp.matmul(a.swapaxes(-1, -2), b, out=target)
+        current.xp.matmul(a.swapaxes(-1, -2), b, out=target)
     else:
         target += a.swapaxes(-1, -2) @ b
 
@@ -333,7 +334,7 @@ def _add(target: Any, a: Any, b: Any, first: bool) -> None:
 def _tokens_first(shape: tuple[int, ...], dtype: Any) -> Any:
     """An empty array (B, H, T, K) whose memory runs as (B, T, H, K), so that joining the heads again is free."""
     B, H, T, K = shape
-    return backend.xp.empty((B, T, H, K), dtype=dtype).transpose(0, 2, 1, 3)
+    return current.xp.empty((B, T, H, K), dtype=dtype).transpose(0, 2, 1, 3)
 
 
 def scaled_dot_product_attention(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm.backend import current
 from tinyllm.ops.error_function import erf as _erf
-from tinyllm.tensor import Case, Op, Tensor, as_tensor, operands, register
 
 
 def unary_cases(low: float = -2.0, high: float = 2.0, kinked: bool = False) -> tuple[Case, ...]:
@@ -113,7 +114,7 @@ class Power(Op):
 
     def backward(self, gradient: Any) -> Any:
         gradient_a = gradient * self.b * self.a ** (self.b - 1) if self.needs(0) else None
-        gradient_b = gradient * self.y * backend.xp.log(self.a) if self.needs(1) else None
+        gradient_b = gradient * self.y * current.xp.log(self.a) if self.needs(1) else None
         return gradient_a, gradient_b
 
 
@@ -147,7 +148,7 @@ class Exp(Op):
     cases = unary_cases()
 
     def forward(self, x: Any) -> Any:
-        self.y = backend.xp.exp(x)
+        self.y = current.xp.exp(x)
         return self.y
 
     def backward(self, gradient: Any) -> Any:
@@ -161,7 +162,7 @@ class Expm1(Op):
     cases = unary_cases()
 
     def forward(self, x: Any) -> Any:
-        self.y = backend.xp.expm1(x)
+        self.y = current.xp.expm1(x)
         return self.y
 
     def backward(self, gradient: Any) -> Any:
@@ -176,7 +177,7 @@ class Log(Op):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        return backend.xp.log(x)
+        return current.xp.log(x)
 
     def backward(self, gradient: Any) -> Any:
         return gradient / self.x
@@ -190,7 +191,7 @@ class Log1p(Op):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        return backend.xp.log1p(x)
+        return current.xp.log1p(x)
 
     def backward(self, gradient: Any) -> Any:
         return gradient / (1 + self.x)
@@ -203,7 +204,7 @@ class Sqrt(Op):
     cases = unary_cases(low=0.5)
 
     def forward(self, x: Any) -> Any:
-        self.y = backend.xp.sqrt(x)
+        self.y = current.xp.sqrt(x)
         return self.y
 
     def backward(self, gradient: Any) -> Any:
@@ -218,7 +219,7 @@ class Rsqrt(Op):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        self.y = 1 / backend.xp.sqrt(x)
+        self.y = 1 / current.xp.sqrt(x)
         return self.y
 
     def backward(self, gradient: Any) -> Any:
@@ -232,7 +233,7 @@ class Tanh(Op):
     cases = unary_cases()
 
     def forward(self, x: Any) -> Any:
-        self.y = backend.xp.tanh(x)
+        self.y = current.xp.tanh(x)
         return self.y
 
     def backward(self, gradient: Any) -> Any:
@@ -247,7 +248,7 @@ class Sigmoid(Op):
 
     def forward(self, x: Any) -> Any:
         with backend.ignore_overflow():  # e^-x may be infinite, and 1 / (1 + infinity) is the right 0
-            self.y = 1 / (1 + backend.xp.exp(-x))
+            self.y = 1 / (1 + current.xp.exp(-x))
         return self.y
 
     def backward(self, gradient: Any) -> Any:
@@ -262,10 +263,10 @@ class Sin(Op):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        return backend.xp.sin(x)
+        return current.xp.sin(x)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * backend.xp.cos(self.x)
+        return gradient * current.xp.cos(self.x)
 
 
 @register
@@ -276,10 +277,10 @@ class Cos(Op):
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        return backend.xp.cos(x)
+        return current.xp.cos(x)
 
     def backward(self, gradient: Any) -> Any:
-        return -gradient * backend.xp.sin(self.x)
+        return -gradient * current.xp.sin(self.x)
 
 
 @register
@@ -293,7 +294,7 @@ class Erf(Op):
         return _erf(x)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * backend.xp.exp(-self.x * self.x) * (2 / math.sqrt(math.pi))
+        return gradient * current.xp.exp(-self.x * self.x) * (2 / math.sqrt(math.pi))
 
 
 @register
@@ -307,7 +308,7 @@ class Absolute(Op):
         return backend.magnitude(x)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * backend.xp.sign(self.x)
+        return gradient * current.xp.sign(self.x)
 
 
 @register
@@ -335,7 +336,7 @@ class Maximum(Op):
 
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
-        return backend.xp.maximum(a, b)
+        return current.xp.maximum(a, b)
 
     def backward(self, gradient: Any) -> Any:
         half = gradient * (self.a == self.b) / 2
@@ -353,7 +354,7 @@ class Minimum(Op):
 
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
-        return backend.xp.minimum(a, b)
+        return current.xp.minimum(a, b)
 
     def backward(self, gradient: Any) -> Any:
         half = gradient * (self.a == self.b) / 2
@@ -379,7 +380,7 @@ class Clip(Op):
             self.inside = self.inside * (x >= self.low)
         if self.high is not None:
             self.inside = self.inside * (x <= self.high)
-        return backend.xp.clip(x, self.low, self.high)
+        return current.xp.clip(x, self.low, self.high)
 
     def backward(self, gradient: Any) -> Any:
         return gradient * self.inside
@@ -400,7 +401,7 @@ class Where(Op):
         self.condition = condition
 
     def forward(self, a: Any, b: Any) -> Any:
-        return backend.xp.where(self.condition, a, b)
+        return current.xp.where(self.condition, a, b)
 
     def backward(self, gradient: Any) -> Any:
         return gradient * self.condition, gradient * ~self.condition

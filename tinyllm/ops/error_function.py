@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.backend import current
 
 NEAR_NUMERATOR = (
     1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
@@ -48,7 +49,7 @@ def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
 
 def erf(x: Any) -> Any:
     """erf(x) element by element, in the dtype of x. x: (...) -> (...)."""
-    xp = backend.xp
+    xp = current.xp
     magnitude = xp.minimum(backend.magnitude(x), 6.0)  # erf(6) rounds to 1
     near_square = xp.minimum(magnitude, 0.46875) ** 2
     near = x * _polynomial(NEAR_NUMERATOR, near_square) / _polynomial(NEAR_DENOMINATOR, near_square)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
+from tinyllm.backend import current
 from tinyllm.ops.matrix import row_sum, rows
 from tinyllm.ops.norm import inverse_root, rms_norm
-from tinyllm.ops.rope import rope, rotate, rotate_in_place, rotation_tables
+from tinyllm.ops.rotary import rope, rotate, rotate_in_place, rotation_tables
 from tinyllm.ops.shape import Movement, reshape, transpose
-from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, operands, register
 
 
 @register
@@ -84,7 +85,7 @@ class RotaryHeads(FusedOp):
         else:
             y = self.x * self.x
             self.inv_rms = inverse_root(row_sum(y), K, self.eps)  # (B, T, H, 1)
-            backend.xp.multiply(self.x, self.inv_rms, out=y)
+            current.xp.multiply(self.x, self.inv_rms, out=y)
             rotate_in_place(y, self.cos * weight, self.sin * backend.swap_halves(weight))
         return y.transpose((0, 2, 1, 3))
 
@@ -96,11 +97,11 @@ class RotaryHeads(FusedOp):
         if self.weight is None:
             return gradient_x.reshape((B, T, H * K))
         # As in RMSNorm.
-        product = backend.xp.multiply(gradient_x, self.x, out=scratch)
+        product = current.xp.multiply(gradient_x, self.x, out=scratch)
         gradient_weight = self.inv_rms.reshape(-1) @ rows(product)
         projection = row_sum(product, self.weight) * self.inv_rms / K
         # Written out to (T, H, K), because products that broadcast along short rows are slow.
-        weight = backend.xp.broadcast_to(self.weight, self.cos.shape).copy()
+        weight = current.xp.broadcast_to(self.weight, self.cos.shape).copy()
         _rotary_backward(gradient_x, self.x, weight, self.inv_rms, projection * self.inv_rms, scratch)
         return gradient_x.reshape((B, T, H * K)), gradient_weight
 
@@ -116,7 +117,7 @@ class RotaryHeads(FusedOp):
 @backend.elementwise
 def _rotary_backward(gradient: Any, x: Any, weight: Any, inv_rms: Any, projection: Any, scratch: Any) -> None:
     gradient *= weight
-    gradient -= backend.xp.multiply(x, projection, out=scratch)
+    gradient -= current.xp.multiply(x, projection, out=scratch)
     gradient *= inv_rms
 
 

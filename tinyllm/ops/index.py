@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.backend import current
 from tinyllm.ops.elementwise import where
-from tinyllm.tensor import Case, Op, Tensor, as_tensor, register
 
 _ROWS = np.array([2, 0, -1, 2])
 
@@ -57,7 +58,7 @@ class Scatter(Op):
     def forward(self, values: Any) -> Any:
         if isinstance(values, Tensor):
             return values  # a replay: backward needs only the index
-        xp = backend.xp
+        xp = current.xp
         result = xp.zeros(self.shape, dtype=values.dtype)
         index = self.index
         if backend.is_array(index) and index.dtype.kind in "iu":
@@ -108,7 +109,7 @@ def _along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, .
         raise ValueError(f"indices with {len(indices.shape)} axes, the tensor has shape {shape}")
     axis %= ndim
     return tuple(
-        indices if i == axis else backend.xp.arange(n).reshape((-1,) + (1,) * (ndim - 1 - i))
+        indices if i == axis else current.xp.arange(n).reshape((-1,) + (1,) * (ndim - 1 - i))
         for i, n in enumerate(shape)
     )
 
@@ -145,10 +146,10 @@ def gather(x: Any, axis: int, indices: Any) -> Tensor:
 def tril(x: Any, diagonal: int = 0) -> Tensor:
     """The last two axes with zeros above a diagonal."""
     x = as_tensor(x)
-    return where(backend.xp.tri(x.shape[-2], x.shape[-1], diagonal, dtype=bool), x, 0)
+    return where(current.xp.tri(x.shape[-2], x.shape[-1], diagonal, dtype=bool), x, 0)
 
 
 def triu(x: Any, diagonal: int = 0) -> Tensor:
     """The last two axes with zeros below a diagonal."""
     x = as_tensor(x)
-    return where(~backend.xp.tri(x.shape[-2], x.shape[-1], diagonal - 1, dtype=bool), x, 0)
+    return where(~current.xp.tri(x.shape[-2], x.shape[-1], diagonal - 1, dtype=bool), x, 0)

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
+from tinyllm.backend import current
 from tinyllm.ops.index import take_along_axis
 from tinyllm.ops.matrix import row_sum, rows
 from tinyllm.ops.reduce import sum as sum_over
-from tinyllm.ops.softmax import log_softmax, logsumexp
-from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, register
+from tinyllm.ops.softmaxes import log_softmax, logsumexp
 
 Reduce = Literal["mean", "sum", "none"]
 CHUNK_ELEMENTS = 1 << 18
@@ -50,7 +51,7 @@ class CrossEntropy(FusedOp):
         self.z_loss = z_loss
 
     def forward(self, logits: Any) -> Any:
-        xp = backend.xp
+        xp = current.xp
         self.logits = logits
         z = rows(logits)  # (N, V)
         self.kept = self.targets.reshape(-1) != self.ignore_index  # (N,)
@@ -70,7 +71,7 @@ class CrossEntropy(FusedOp):
         return losses.sum() / self.divisor(z.dtype)
 
     def backward(self, gradient: Any) -> Any:
-        xp = backend.xp
+        xp = current.xp
         z = rows(self.logits)
         if self.reduction != "none":
             gradient = gradient / self.divisor(z.dtype)
@@ -92,11 +93,11 @@ class CrossEntropy(FusedOp):
         """How many losses the reduction averages over; 1 for a sum, and where every target is ignored."""
         if self.reduction != "mean":
             return 1
-        return backend.xp.maximum((self.targets != self.ignore_index).sum(), 1).astype(dtype)
+        return current.xp.maximum((self.targets != self.ignore_index).sum(), 1).astype(dtype)
 
     def reference(self, logits: Tensor) -> Tensor:
         kept = self.targets != self.ignore_index
-        targets = backend.xp.where(kept, self.targets, 0)
+        targets = current.xp.where(kept, self.targets, 0)
         losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1) * kept
         if self.z_loss:
             losses = losses + self.z_loss * logsumexp(logits, axis=-1) ** 2 * kept
@@ -112,8 +113,8 @@ def _exponentials(z: Any, out: Any) -> Any:
 
 @backend.elementwise
 def _exponentials_of(z: Any, maximum: Any, out: Any) -> None:
-    backend.xp.subtract(z, maximum, out=out)
-    backend.xp.exp(out, out=out)
+    current.xp.subtract(z, maximum, out=out)
+    current.xp.exp(out, out=out)
 
 
 def _chunks(shape: tuple[int, int]) -> list[slice]:

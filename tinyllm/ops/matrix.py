@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm import backend
+from tinyllm.autograd.tensor import Case, FusedOp, Op, Tensor, operands, register
+from tinyllm.backend import current
 from tinyllm.ops.reduce import sum as sum_over
-from tinyllm.tensor import Case, FusedOp, Op, Tensor, operands, register
 
 # What `string.ascii_letters` holds; that module is slow to import.
 _LABELS = "".join(map(chr, [*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1)]))
@@ -32,14 +32,14 @@ def row_sum(x: Any, weight: Any = None) -> Any:
 
     x: (..., D), weight: (D,) -> (..., 1).
     """
-    weight = _ones(x.shape[-1], x.dtype, backend.xp) if weight is None else weight
+    weight = _ones(x.shape[-1], x.dtype, current.xp) if weight is None else weight
     return (rows(x) @ weight).reshape((*x.shape[:-1], 1))
 
 
 def column_sum(x: Any) -> Any:
     """The sum of all rows, likewise. x: (..., D) -> (D,)."""
     matrix = rows(x)
-    return _ones(matrix.shape[0], x.dtype, backend.xp) @ matrix
+    return _ones(matrix.shape[0], x.dtype, current.xp) @ matrix
 
 
 @functools.lru_cache(maxsize=16)
@@ -97,7 +97,7 @@ class Einsum(Op):
 
     def forward(self, *inputs: Any) -> Any:
         self.x = inputs
-        return backend.xp.einsum(f"{','.join(self.terms)}->{self.result}", *inputs)
+        return current.xp.einsum(f"{','.join(self.terms)}->{self.result}", *inputs)
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         lengths = {
@@ -113,7 +113,7 @@ class Einsum(Op):
             other_terms = self.terms[:i] + self.terms[i + 1 :]
             others = self.x[:i] + self.x[i + 1 :]
             subscripts = f"{','.join((self.result, *other_terms))}->{term}"
-            results.append(backend.xp.einsum(subscripts, gradient, *others) if self.needs(i) else None)
+            results.append(current.xp.einsum(subscripts, gradient, *others) if self.needs(i) else None)
         return tuple(results)
 
 
@@ -234,7 +234,7 @@ def _diagonal(x: Tensor, term: str) -> tuple[Tensor, str]:
                     f"einsum: label {label!r} has lengths {x.shape[first]} and {x.shape[second]}"
                 )
             axes = [axis for axis in range(x.ndim) if axis not in (first, second)]
-            along = backend.xp.arange(x.shape[first])
+            along = current.xp.arange(x.shape[first])
             x = x.transpose(first, second, *axes)[along, along]
             term = label + "".join(term[axis] for axis in axes)
     return x, term

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import current
 from tinyllm.ops import elementwise, index, matrix, reduce, shape
 from tinyllm.ops.reduce import Axis
-from tinyllm.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinyllm.backend import Array
@@ -228,7 +229,7 @@ class TensorMethods:
         if ufunc in UFUNCS:
             return UFUNCS[ufunc](*inputs)
         if ufunc in WITHOUT_GRADIENT:
-            function = getattr(backend.xp, ufunc.__name__)
+            function = getattr(current.xp, ufunc.__name__)
             return Tensor(function(*[x.data if isinstance(x, Tensor) else x for x in inputs]))
         return NotImplemented
 
@@ -286,8 +287,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.take_along_axis: index.take_along_axis,
     np.einsum: matrix.einsum,
     np.shape: lambda x: x.shape,
-    np.zeros_like: lambda x: Tensor(backend.xp.zeros_like(x.data)),
-    np.ones_like: lambda x: Tensor(backend.xp.ones_like(x.data)),
+    np.zeros_like: lambda x: Tensor(current.xp.zeros_like(x.data)),
+    np.ones_like: lambda x: Tensor(current.xp.ones_like(x.data)),
 }
 
 

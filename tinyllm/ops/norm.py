@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, FusedOp, Tensor, operands, register
+from tinyllm.backend import current
 from tinyllm.ops.elementwise import rsqrt
 from tinyllm.ops.matrix import column_sum, row_sum, rows
 from tinyllm.ops.reduce import mean
-from tinyllm.tensor import Case, FusedOp, Tensor, operands, register
 
 
 @register
@@ -54,12 +55,12 @@ class RMSNorm(FusedOp):
 @backend.elementwise
 def inverse_root(sum_of_squares: Any, D: int, eps: float) -> Any:
     """1 / sqrt(mean square + eps)."""
-    return 1 / backend.xp.sqrt(sum_of_squares / D + eps)
+    return 1 / current.xp.sqrt(sum_of_squares / D + eps)
 
 
 @backend.elementwise
 def _normalise(y: Any, x: Any, inv_rms: Any, weight: Any) -> None:
-    backend.xp.multiply(x, inv_rms, out=y)
+    current.xp.multiply(x, inv_rms, out=y)
     y *= weight
 
 
@@ -72,7 +73,7 @@ def _projection(row_sums: Any, inv_rms: Any, D: int) -> Any:
 @backend.elementwise
 def _rms_backward(gradient: Any, x: Any, weight: Any, inv_rms: Any, projection: Any, scratch: Any) -> Any:
     gradient_x = gradient * weight
-    gradient_x -= backend.xp.multiply(x, projection, out=scratch)
+    gradient_x -= current.xp.multiply(x, projection, out=scratch)
     gradient_x *= inv_rms
     return gradient_x
 

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.backend import current
 from tinyllm.ops.elementwise import sqrt
-from tinyllm.tensor import Case, Op, Tensor, as_tensor, register
 
 Axis = int | tuple[int, ...] | None
 
@@ -64,7 +65,7 @@ class Sum(Reduction):
         return x.sum(axis=self.axis, keepdims=self.keepdims)
 
     def backward(self, gradient: Any) -> Any:
-        return backend.xp.broadcast_to(self.expand(gradient, self.shape), self.shape)
+        return current.xp.broadcast_to(self.expand(gradient, self.shape), self.shape)
 
 
 @register
@@ -128,7 +129,7 @@ class Prod(Reduction):
         n = math.prod(shape[axis] for axis in axes)
         kept_shape = tuple(shape[axis] for axis in kept)
         rows = x.transpose(order).reshape((*kept_shape, 1, n))
-        others = backend.xp.where(backend.xp.eye(n, dtype=bool), 1, rows).prod(axis=-1)
+        others = current.xp.where(current.xp.eye(n, dtype=bool), 1, rows).prod(axis=-1)
         inverse = tuple(order.index(axis) for axis in range(len(shape)))
         others = others.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
         return gradient * others

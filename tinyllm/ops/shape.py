@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm.backend import current
 from tinyllm.ops.reduce import reduced_axes
-from tinyllm.tensor import Case, Op, Tensor, as_tensor, operands, register
 
 
 class Movement(Op):
@@ -79,7 +79,7 @@ class BroadcastTo(Movement):
         self.shape = shape
 
     def forward(self, x: Any) -> Any:
-        return backend.xp.broadcast_to(x, self.shape)
+        return current.xp.broadcast_to(x, self.shape)
 
     def backward(self, gradient: Any) -> Any:
         return gradient  # the engine sums out broadcasting
@@ -100,7 +100,7 @@ class Concatenate(Movement):
 
     def forward(self, *inputs: Any) -> Any:
         self.lengths = [x.shape[self.axis] for x in inputs]
-        return backend.xp.concatenate(inputs, axis=self.axis)
+        return current.xp.concatenate(inputs, axis=self.axis)
 
     def backward(self, gradient: Any) -> Any:
         parts = []
@@ -130,7 +130,7 @@ class Pad(Movement):
         self.inside = tuple(
             slice(before, before + n) for (before, _), n in zip(self.widths, x.shape, strict=True)
         )
-        return backend.xp.pad(x, self.widths, constant_values=self.value) if x.shape else x
+        return current.xp.pad(x, self.widths, constant_values=self.value) if x.shape else x
 
     def backward(self, gradient: Any) -> Any:
         return gradient[self.inside]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.backend import current
 from tinyllm.ops.matrix import row_sum
 
 # Of a tile: keys, and scores. Smaller tiles would fit into the cache of a core, but their thinner products and more
@@ -60,7 +61,7 @@ class Heads:
         """Flat memory for a tile."""
         _T, S = self.lengths
         rows = next(self.row_slices(), slice(0, 0)).stop
-        return backend.xp.empty(math.prod(self.q.shape[:-2]) * rows * min(S, _COLUMNS), dtype=self.q.dtype)
+        return current.xp.empty(math.prod(self.q.shape[:-2]) * rows * min(S, _COLUMNS), dtype=self.q.dtype)
 
     def scores(self, rows: slice, columns: slice, scratch: Any) -> Any:
         """Q K^T + M of these queries and keys, in the memory of the flat array `scratch`: (..., rows, columns)."""
@@ -74,7 +75,7 @@ class Heads:
             if hidden < C:
                 add_to(
                     scores[..., hidden:],
-                    causal_scores(R, C - hidden, last - hidden, scores.dtype, backend.xp),
+                    causal_scores(R, C - hidden, last - hidden, scores.dtype, current.xp),
                 )
         if self.mask is not None:
             scores += additive(self.mask[..., rows, columns], scores.dtype)
@@ -97,7 +98,7 @@ class Heads:
         A query that sees no key gets zeros. Softmax goes over the keys in tiles: Milakov and Gimelshein, "Online
         normalizer calculation for softmax", 2018, algorithm 3.
         """
-        xp = backend.xp
+        xp = current.xp
         scratch = self.scratch()
         safe = self.scores_are_safe()
         for rows in self.row_slices():
@@ -124,13 +125,13 @@ class Heads:
         # sum_s P dP = O . dO, so that no tile needs the others. What is subtracted from each row of a product is a
         # column more of its factors, which saves a pass over the tile.
         gradient_less = backend.joined(gradient, -row_sum(gradient * out))  # (..., T, K_v + 1)
-        v_and_one = backend.joined(self.v, backend.xp.ones_like(self.v[..., :1]))
+        v_and_one = backend.joined(self.v, current.xp.ones_like(self.v[..., :1]))
         scratch = self.scratch(), self.scratch()
         less_total = self._less(log_total)
         for rows in self.row_slices():
             for columns in self.column_slices(rows):
                 scores = less_total.scores(rows, columns, scratch[0])
-                p = backend.xp.exp(scores, out=scores)
+                p = current.xp.exp(scores, out=scores)
                 add_to(gradient_v[..., columns, :], p.swapaxes(-1, -2) @ gradient[..., rows, :])
                 # softmax: dS = P (dP - sum_s P dP)
                 gradient_scores = _product(
@@ -143,19 +144,19 @@ class Heads:
     def probabilities(self, log_total: Any) -> Any:
         """P as a whole, (..., T, S)."""
         T, S = self.lengths
-        scratch = backend.xp.empty(math.prod(self.q.shape[:-2]) * T * S, dtype=self.q.dtype)
-        return backend.xp.exp(self._less(log_total).scores(slice(0, T), slice(0, S), scratch))
+        scratch = current.xp.empty(math.prod(self.q.shape[:-2]) * T * S, dtype=self.q.dtype)
+        return current.xp.exp(self._less(log_total).scores(slice(0, T), slice(0, S), scratch))
 
     def _less(self, log_total: Any) -> Heads:
         """The heads whose scores are these less `log_total` (..., T, 1), so that e^(score) is P."""
-        ones = backend.xp.ones_like(self.k[..., :1])
+        ones = current.xp.ones_like(self.k[..., :1])
         return replace(self, q=backend.joined(self.q, -log_total), k=backend.joined(self.k, ones))
 
 
 @backend.elementwise
 def _next_maximum(maximum: Any, of_tile: Any) -> tuple[Any, Any]:
     """The maximum that includes this tile's, in place of `maximum`; it, or 0 for -infinity; e^(old - new)."""
-    xp = backend.xp
+    xp = current.xp
     highest = xp.maximum(maximum, of_tile)
     finite = xp.where(xp.isfinite(highest), highest, 0)
     shrunk = xp.exp(maximum - finite)
@@ -167,7 +168,7 @@ def _next_maximum(maximum: Any, of_tile: Any) -> tuple[Any, Any]:
 def shifted_exponential(scores: Any, maximum: Any) -> None:
     """scores = e^(scores - maximum)."""
     scores -= maximum
-    backend.xp.exp(scores, out=scores)
+    current.xp.exp(scores, out=scores)
 
 
 @backend.elementwise
@@ -179,7 +180,7 @@ def _scale_and_add(total: Any, factor: Any, term: Any) -> None:
 @backend.elementwise
 def _finish(log_total: Any, total: Any, maximum: Any) -> None:
     """ln sum_s e^(score), where nothing is seen 0, and there a total that can be divided by."""
-    xp = backend.xp
+    xp = current.xp
     unseen = total == 0
     total += unseen
     xp.add(xp.where(unseen, 0, maximum), xp.log(total), out=log_total)
@@ -192,7 +193,7 @@ def add_to(part: Any, term: Any) -> None:
 
 def additive(allowed: Any, dtype: Any) -> Any:
     """What is added to scores: 0 where `allowed`, -infinity elsewhere."""
-    return backend.xp.where(allowed, 0, -math.inf).astype(dtype)
+    return current.xp.where(allowed, 0, -math.inf).astype(dtype)
 
 
 @functools.lru_cache(maxsize=16)
@@ -209,4 +210,4 @@ def _slices(length: int, step: int) -> Iterator[slice]:
 def _product(a: Any, b: Any, scratch: Any) -> Any:
     """a b^T, in the memory of `scratch`. a: (..., R, K), b: (..., C, K) -> (..., R, C)."""
     shape = (*a.shape[:-1], b.shape[-2])
-    return backend.xp.matmul(a, b.swapaxes(-1, -2), out=scratch[: math.prod(shape)].reshape(shape))
+    return current.xp.matmul(a, b.swapaxes(-1, -2), out=scratch[: math.prod(shape)].reshape(shape))

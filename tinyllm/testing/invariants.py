@@ -5,7 +5,7 @@ Tensor. Checks that look at parameters take a `Module` of ours. Each check draws
 leaves the model as it was, and raises `InvariantError` with what was seen, what was expected, and where.
 
 Example:
-    >>> from tinyllm.nn import ModelConfig
+    >>> from tinyllm.models import ModelConfig
     >>> model = TransformerLM(ModelConfig(vocab_size=11, num_layers=1, hidden_size=16))
     >>> check_causality(model, vocab_size=11)
     >>> check_model(model)  # all of them
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm import ops
+from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import Array
-from tinyllm.generate import new_cache
-from tinyllm.nn import TransformerLM
-from tinyllm.tensor import Tensor, gradients
+from tinyllm.models import TransformerLM
+from tinyllm.models.generation.sampling import new_cache
 from tinyllm.testing.learning import (
     check_every_parameter_learns,
     check_forward_mode,
@@ -169,7 +169,7 @@ def check_cached_decoding(
     Raises InvariantError naming the pieces and the position.
 
     Example:
-        >>> from tinyllm.nn import ModelConfig, TransformerLM
+        >>> from tinyllm.models import ModelConfig, TransformerLM
         >>> check_cached_decoding(TransformerLM(ModelConfig(vocab_size=11)), vocab_size=11)
     """
     if start is None:
@@ -338,7 +338,7 @@ def check_model(model: TransformerLM, seed: int = 0) -> None:
     Raises InvariantError at the first that fails.
 
     Example:
-        >>> from tinyllm.nn import ModelConfig, TransformerLM
+        >>> from tinyllm.models import ModelConfig, TransformerLM
         >>> check_model(TransformerLM(ModelConfig(vocab_size=11, num_layers=1, hidden_size=16)))
     """
     V, length = model.config.vocab_size, min(model.config.context_length, 8)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend, ops
+from tinyllm.autograd.tensor import Tensor, gradients
+from tinyllm.autograd.transforms import jvp
 from tinyllm.backend import Array
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW
-from tinyllm.tensor import Tensor, gradients
 from tinyllm.testing.model_functions import ROUNDING, InvariantError, draw_tokens, logits_of, to_array
-from tinyllm.transforms import jvp
 
 
 def check_every_parameter_learns(
@@ -25,7 +25,7 @@ def check_every_parameter_learns(
     Raises InvariantError naming the parameter.
 
     Example:
-        >>> from tinyllm.nn import ModelConfig, TransformerLM
+        >>> from tinyllm.models import ModelConfig, TransformerLM
         >>> check_every_parameter_learns(TransformerLM(ModelConfig(vocab_size=11)), vocab_size=11)
     """
     learner = copy.deepcopy(model).eval()
@@ -63,7 +63,7 @@ def check_overfits_one_batch(
     Source: Karpathy, "A recipe for training neural networks", 2019, "overfit one batch".
 
     Example:
-        >>> from tinyllm.nn import ModelConfig, TransformerLM
+        >>> from tinyllm.models import ModelConfig, TransformerLM
         >>> check_overfits_one_batch(TransformerLM(ModelConfig(vocab_size=11)), vocab_size=11)
     """
     learner = copy.deepcopy(model).eval()
@@ -124,7 +124,7 @@ def check_model_forward_mode(
     Raises InvariantError with both products, and the parameter whose share differs most.
 
     Example:
-        >>> from tinyllm.nn import ModelConfig, TransformerLM
+        >>> from tinyllm.models import ModelConfig, TransformerLM
         >>> check_model_forward_mode(TransformerLM(ModelConfig(vocab_size=11)), vocab_size=11)
     """
     twin = copy.deepcopy(model).eval().astype(np.float64)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
-from tinyllm.mode import no_grad
 from tinyllm.nn import Module
-from tinyllm.tensor import Tensor
 
 Model = Callable[[Array], Any]
 """Tokens (B, T) -> logits (B, T, V)."""

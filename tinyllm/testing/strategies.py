@@ -25,8 +25,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from tinyllm.backend import Array
-from tinyllm.errors import InputError
-from tinyllm.nn import POSITION_ENCODINGS, ModelConfig
+from tinyllm.models import ModelConfig
+from tinyllm.nn import POSITION_ENCODINGS
+from tinyllm.system.errors import InputError
 
 try:
     import hypothesis

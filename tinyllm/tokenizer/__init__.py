@@ -3,20 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config import StrPath, read_json, shown
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import StrPath, read_json, shown
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
-from tinyllm.tokenizer.bpe import BPETokenizer
-from tinyllm.tokenizer.bpe_files import (
-    read_gpt2,
-    read_sentencepiece,
-    read_tiktoken,
-    write_gpt2,
-    write_tiktoken,
-)
+from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
 from tinyllm.tokenizer.byte import ByteTokenizer
 from tinyllm.tokenizer.char import CharTokenizer
-from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
+from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken, write_gpt2, write_tiktoken
+from tinyllm.tokenizer.sentencepiece.tokenizer import SentencePieceTokenizer
 
 __all__ = [
     "BPETokenizer",

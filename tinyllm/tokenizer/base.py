@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tinyllm.config import StrPath, write_text
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import StrPath, write_text
 
 FILE_NAME = "tokenizer.json"
 

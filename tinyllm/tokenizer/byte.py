@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from tinyllm.errors import InputError
-from tinyllm.tokenizer.bpe import BPETokenizer
-from tinyllm.tokenizer.bpe_training import NUM_BYTES
+from tinyllm.system.errors import InputError
+from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
+from tinyllm.tokenizer.bpe.training import NUM_BYTES
 
 
 class ByteTokenizer(BPETokenizer):

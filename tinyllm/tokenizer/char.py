@@ -6,8 +6,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tinyllm.config import shown
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import shown
 from tinyllm.tokenizer.base import TokenArray, Tokenizer
 
 # Everything in tokenizer.json but the vocabulary. `tokenizers` runs its patterns in Oniguruma,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from tinyllm.config import shown
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import shown
 
 # The suffixes of English that o200k and llama3 split off, in either case.
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
 from tinyllm.tokenizer.patterns import (
     END,
     END_CHARACTER,

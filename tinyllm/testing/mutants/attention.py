@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm import backend, decoder, ops
-from tinyllm.backend import Array
+from tinyllm import backend, ops
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import Array, current
+from tinyllm.models.generation import decoder
 from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
 from tinyllm.nn.attention import HeadNorm
 from tinyllm.ops import heads
 from tinyllm.ops.attention import ScaledDotProductAttention
-from tinyllm.tensor import Tensor
 from tinyllm.testing.mutants.planting import mutant
 
 # As attributes of their packages, these two are the functions.
-generate = importlib.import_module("tinyllm.generate")
-rope = importlib.import_module("tinyllm.ops.rope")
+generate = importlib.import_module("tinyllm.models.generation.sampling")
+rope = importlib.import_module("tinyllm.ops.rotary")
 
 # ---- The attention op --------------------------------------------------------------------------
 
@@ -356,7 +357,7 @@ def cache_keeps_keys_as_values(self: Any, keys: Any, values: Any) -> Any:
 def cache_returns_the_new_alone(self: Any, keys: Any, values: Any) -> Any:
     """The cache stores everything and returns only what is new: each token attends to itself alone."""
     _append(self, keys, values)
-    return backend.xp.array(keys), backend.xp.array(values)
+    return current.xp.array(keys), current.xp.array(values)
 
 
 # ---- The decoder -------------------------------------------------------------------------------
@@ -386,4 +387,4 @@ def decoder_products_in_the_wrong_order(self: Any, x: Any) -> Any:
     if len(self.columns) != 3 or len(x) > 1:
         return y
     query, key, value = self.columns
-    return backend.xp.concatenate([y[:, key], y[:, query], y[:, value]], axis=1)
+    return current.xp.concatenate([y[:, key], y[:, query], y[:, value]], axis=1)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tinyllm import ops
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
-from tinyllm.philox import Key
-from tinyllm.tensor import Tensor
+from tinyllm.backend.philox import Key
 from tinyllm.testing.invariants import check_ignore_index, check_rope_shift
 from tinyllm.testing.mutants.check_ops import close
 from tinyllm.testing.mutants.checking import check

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
-from tinyllm.mode import no_grad
-from tinyllm.nn import Dropout, Linear, ModelConfig, TransformerLM, dropout_position
-from tinyllm.tensor import Tensor
+from tinyllm.models import ModelConfig, TransformerLM
+from tinyllm.nn import Dropout, Linear, dropout_position
 from tinyllm.testing import invariants
 from tinyllm.testing.mutants.check_formulas import rotated, softmax_of
 from tinyllm.testing.mutants.check_ops import close

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd.mode import use_reference
+from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.backend import Array
-from tinyllm.mode import use_reference
-from tinyllm.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
-from tinyllm.testing.gradcheck import gradcheck
+from tinyllm.testing.gradient_check import gradcheck
 from tinyllm.testing.invariants import check_forward_mode
 from tinyllm.testing.mutants.checking import check
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from tinyllm import optim
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
 from tinyllm.data import windows
-from tinyllm.decoder import Decoder
-from tinyllm.tensor import Tensor
+from tinyllm.models.generation.decoder import Decoder
 from tinyllm.testing.invariants import check_overfits_one_batch
 from tinyllm.testing.mutants.check_models import V, small_model
 from tinyllm.testing.mutants.check_ops import close
 from tinyllm.testing.mutants.checking import check
 
-generate = importlib.import_module("tinyllm.generate")
+generate = importlib.import_module("tinyllm.models.generation.sampling")
 
 Arrays = dict[str, Array]
 STEPS = 5

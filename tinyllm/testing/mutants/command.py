@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinyllm.config import nearest
-from tinyllm.errors import InputError
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import nearest
 from tinyllm.testing.mutants import CHECKS, MUTANTS, Kill, Mutant, survey
 from tinyllm.testing.mutants.hunt import interact, new_seed, reveal, run_script
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tinyllm import backend
+from tinyllm.backend import current
 from tinyllm.ops import elementwise as e
 from tinyllm.testing.mutants.planting import mutant
 
@@ -57,7 +57,7 @@ def log_backward_multiplies(self: Any, gradient: Any) -> Any:
 @mutant(e.Exp, "backward")
 def exp_backward_uses_the_input_twice(self: Any, gradient: Any) -> Any:
     """The kept output of exp is exponentiated again in backward: e^(e^x) instead of e^x."""
-    return gradient * backend.xp.exp(self.y)
+    return gradient * current.xp.exp(self.y)
 
 
 @mutant(e.Sqrt, "backward")
@@ -89,14 +89,14 @@ def sigmoid_backward_without_its_value(self: Any, gradient: Any) -> Any:
 @mutant(e.Cos, "backward")
 def cos_backward_without_sign(self: Any, gradient: Any) -> Any:
     """The derivative of cos is sin instead of -sin."""
-    return gradient * backend.xp.sin(self.x)
+    return gradient * current.xp.sin(self.x)
 
 
 @mutant(e.Erf, "backward")
 def erf_backward_of_the_density(self: Any, gradient: Any) -> Any:
     """The derivative of erf has the constant 1/sqrt(2 pi) of the normal density instead of 2/sqrt(pi): the two are
     easily taken for each other."""
-    return gradient * backend.xp.exp(-self.x * self.x) * (1 / math.sqrt(2 * math.pi))
+    return gradient * current.xp.exp(-self.x * self.x) * (1 / math.sqrt(2 * math.pi))
 
 
 @mutant(e.Absolute, "backward")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyllm import backend, tensor
+from tinyllm import backend
+from tinyllm.autograd import tensor
+from tinyllm.autograd.tensor import Op, Tensor
+from tinyllm.backend import current
 from tinyllm.nn import Module
-from tinyllm.tensor import Op, Tensor
 from tinyllm.testing.mutants.planting import mutant
 
 
@@ -16,7 +18,7 @@ def backward_overwrites_grad(self: Tensor, gradient: Any = None, retain_graph: b
     gradient accumulation trains on a part of the batch."""
     for x, value in tensor.propagate(self, tensor._cotangent(self, gradient), retain_graph=retain_graph):
         if x.op is None or x.retains_grad:
-            x.grad = backend.xp.array(value)
+            x.grad = current.xp.array(value)
 
 
 @mutant(Module, "zero_grad")
@@ -52,7 +54,7 @@ def second_use_replaces_the_first(
                     leaves[id(y)] = y
     for leaf in leaves.values():
         value = found[id(leaf)]
-        yield leaf, value if isinstance(value, Tensor) else backend.xp.array(value)
+        yield leaf, value if isinstance(value, Tensor) else current.xp.array(value)
 
 
 @mutant(tensor, "ancestors")

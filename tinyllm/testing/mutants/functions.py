@@ -6,14 +6,14 @@ import importlib
 import math
 from typing import Any
 
-from tinyllm import backend, philox
+from tinyllm.backend import current, philox
 from tinyllm.ops import activation, loss, norm
 from tinyllm.ops.error_function import erf
 from tinyllm.testing.mutants.planting import add, mutant
 
 # As attributes of tinyllm.ops, these two are the functions.
-softmax = importlib.import_module("tinyllm.ops.softmax")
-embedding = importlib.import_module("tinyllm.ops.embedding")
+softmax = importlib.import_module("tinyllm.ops.softmaxes")
+embedding = importlib.import_module("tinyllm.ops.lookup")
 
 # ---- Softmax and cross-entropy -----------------------------------------------------------------
 
@@ -42,7 +42,7 @@ def softmax_backward_with_the_plain_mean(self: Any, gradient: Any) -> Any:
 def softmax_without_the_maximum(self: Any, x: Any) -> Any:
     """Softmax does not subtract the maximum first. Right for small logits; e^1000 is infinite, and infinity over
     infinity is not a number."""
-    self.p = backend.xp.exp(x)
+    self.p = current.xp.exp(x)
     self.p = self.p / self.p.sum(axis=self.axis, keepdims=True)
     return self.p
 
@@ -50,14 +50,14 @@ def softmax_without_the_maximum(self: Any, x: Any) -> Any:
 @mutant(softmax.LogSoftmax, "backward")
 def log_softmax_backward_sign(self: Any, gradient: Any) -> Any:
     """The two terms of the gradient of log softmax are added where the second must be subtracted."""
-    return gradient + backend.xp.exp(self.log_p) * gradient.sum(axis=self.axis, keepdims=True)
+    return gradient + current.xp.exp(self.log_p) * gradient.sum(axis=self.axis, keepdims=True)
 
 
 @mutant(softmax.LogSoftmax, "backward")
 def log_softmax_backward_without_the_sum(self: Any, gradient: Any) -> Any:
     """The gradient of log softmax multiplies p by its own gradient instead of by the sum of all. Right for a single
     target whose gradient is -1 and only at that element."""
-    return gradient - backend.xp.exp(self.log_p) * gradient
+    return gradient - current.xp.exp(self.log_p) * gradient
 
 
 @mutant(softmax.Logsumexp, "forward")
@@ -97,9 +97,9 @@ def cross_entropy_forgets_the_target(self: Any, gradient: Any) -> Any:
     result = _cross_entropy_backward(self, gradient)
     V = result.shape[-1]
     weight = gradient / self.divisor(gradient.dtype) if self.reduction != "none" else gradient
-    weight = backend.xp.broadcast_to(weight.reshape(-1), self.kept.shape) * self.kept
+    weight = current.xp.broadcast_to(weight.reshape(-1), self.kept.shape) * self.kept
     z = result.reshape((-1, V))
-    z[backend.xp.arange(z.shape[0]), self.safe_targets] += weight
+    z[current.xp.arange(z.shape[0]), self.safe_targets] += weight
     return result
 
 
@@ -153,7 +153,7 @@ def rms_norm_eps_outside_the_root(self: Any, x: Any, weight: Any) -> Any:
     """eps is added to the root instead of inside of it. With 1e-6 nothing shows but for vectors near zero; a model
     that was trained with the right formula gives slightly other logits."""
     self.x, self.weight = x, weight
-    self.inv_rms = 1 / (backend.xp.sqrt((x * x).mean(axis=-1, keepdims=True)) + self.eps)
+    self.inv_rms = 1 / (current.xp.sqrt((x * x).mean(axis=-1, keepdims=True)) + self.eps)
     return x * self.inv_rms * weight
 
 
@@ -209,7 +209,7 @@ def layer_norm_with_unbiased_variance(self: Any, x: Any, weight: Any, bias: Any)
     self.weight = weight
     deviation = x - x.mean(axis=-1, keepdims=True)
     variance = (deviation * deviation).sum(axis=-1, keepdims=True) / max(1, x.shape[-1] - 1)
-    self.inv_std = 1 / backend.xp.sqrt(variance + self.eps)
+    self.inv_std = 1 / current.xp.sqrt(variance + self.eps)
     self.x_hat = deviation * self.inv_std
     return self.x_hat * weight + bias
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm import nn, ops, optim
-from tinyllm.tensor import Tensor
+from tinyllm import models, nn, ops, optim
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.testing import check_vjp, gradcheck, invariants
 from tinyllm.testing.mutants.planting import MUTANTS, Mutant
 
@@ -69,8 +69,8 @@ def interact(seed: int) -> int:
         "reveal": lambda: print(reveal(seed)),
     }  # fmt: skip
     with hidden(seed).planted():
-        names["model"] = nn.TransformerLM(
-            nn.ModelConfig(
+        names["model"] = models.TransformerLM(
+            models.ModelConfig(
                 vocab_size=11, context_length=8, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16
             )
         )

@@ -7,19 +7,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm import ops
-from tinyllm.nn import (
-    Dropout,
-    FeedForward,
-    Linear,
-    ModelConfig,
-    Parameter,
-    RMSNorm,
-    TransformerBlock,
-    TransformerLM,
-    layers,
-)
-from tinyllm.philox import Key
-from tinyllm.tensor import Tensor
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend.philox import Key
+from tinyllm.models import ModelConfig, TransformerBlock, TransformerLM
+from tinyllm.nn import Dropout, FeedForward, Linear, Parameter, RMSNorm, layers
 from tinyllm.testing.mutants.planting import mutant
 
 

@@ -39,7 +39,7 @@ class Mutant:
 
     @property
     def place(self) -> str:
-        """Where the bug is: `tinyllm.ops.softmax.Softmax.backward`."""
+        """Where the bug is: `tinyllm.ops.softmaxes.Softmax.backward`."""
         inner = f"{self.owner.__qualname__}." if inspect.isclass(self.owner) else ""
         return f"{self.module}.{inner}{self.attribute}"
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.mode import no_grad
 from tinyllm.data import windows
-from tinyllm.mode import no_grad
 from tinyllm.testing.mutants.planting import mutant
 
-generate = importlib.import_module("tinyllm.generate")  # tinyllm.generate as an attribute is the function
+generate = importlib.import_module(
+    "tinyllm.models.generation.sampling"
+)  # tinyllm.generate as an attribute is the function
 
 # ---- Windows -----------------------------------------------------------------------------------
 

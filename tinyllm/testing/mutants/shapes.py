@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tinyllm import backend
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import current
 from tinyllm.ops import index, matrix, reduce, shape
 from tinyllm.ops.matrix import rows
-from tinyllm.tensor import Tensor
 from tinyllm.testing.mutants.planting import mutant
 
 
@@ -17,7 +17,7 @@ def sum_backward_divides_by_the_count(self: Any, gradient: Any) -> Any:
     """The gradient of a sum is divided by the number of elements, as that of a mean is. Every loss that is a sum
     learns too slowly."""
     n = math.prod(self.shape[axis] for axis in reduce.reduced_axes(self.axis, len(self.shape)))
-    return backend.xp.broadcast_to(self.expand(gradient, self.shape), self.shape) / max(n, 1)
+    return current.xp.broadcast_to(self.expand(gradient, self.shape), self.shape) / max(n, 1)
 
 
 @mutant(reduce.Max, "backward")
@@ -98,7 +98,7 @@ def getitem_backward_assigns(self: Any, gradient: Any) -> Any:
     """x[index] assigns its gradient into zeros where it should add. Right for slices; an element that an integer array
     names twice gets one of its two gradients."""
     values = gradient.data if isinstance(gradient, Tensor) else gradient
-    result = backend.xp.zeros(self.shape, dtype=values.dtype)
+    result = current.xp.zeros(self.shape, dtype=values.dtype)
     result[self.index] = values
     return Tensor(result) if isinstance(gradient, Tensor) else result
 
@@ -136,7 +136,7 @@ def einsum_backward_uses_one_other_operand(self: Any, gradient: Any) -> Any:
         known = set(self.result).union(*(self.terms[j] for j in other))
         if not set(term) <= known:
             return _einsum_backward(self, gradient)
-        results.append(backend.xp.einsum(f"{terms}->{term}", gradient, *(self.x[j] for j in other)))
+        results.append(current.xp.einsum(f"{terms}->{term}", gradient, *(self.x[j] for j in other)))
     return tuple(results)
 
 

@@ -1,0 +1,11 @@
+"""Reverse-mode differentiation: `tensor` has Tensor, Op, the registry and the backward pass.
+
+An op is called on Tensors, computes an array, and stays behind its output; `propagate` walks the ops back from a loss.
+`mode` says how ops behave in the current context, `transforms` makes functions of derivatives.
+"""
+
+from tinyllm.autograd.mode import no_grad, use_reference
+from tinyllm.autograd.tensor import Tensor, gradients
+from tinyllm.autograd.transforms import grad, hessian, hvp, jvp, vjp
+
+__all__ = ["Tensor", "grad", "gradients", "hessian", "hvp", "jvp", "no_grad", "use_reference", "vjp"]

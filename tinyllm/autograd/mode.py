@@ -1,0 +1,98 @@
+"""How ops behave in the current context: with or without a graph, as references, observed by tools.
+
+The modes are context variables, so they hold in the thread that set them and in worker threads that run in a copy of
+its context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tinyllm.autograd.tensor import Op, Tensor
+
+
+class Observer:
+    """Told of every op and module that runs within `observe`; the tools of `tinyllm.debug` are its subclasses.
+
+    Methods do nothing here. They may raise, which stops the computation where it stands.
+    """
+
+    def before_forward(self, op: Op, inputs: tuple[Tensor, ...]) -> None:
+        """`op` is about to compute its output."""
+
+    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Any) -> None:
+        """`op` has computed the array `output`."""
+
+    def before_backward(self, op: Op, gradient: Any) -> None:
+        """`op` is about to compute the gradients of its inputs."""
+
+    def after_backward(self, op: Op, gradient: Any, results: tuple[Any, ...]) -> None:
+        """`op` has computed `results`, one gradient or None for each input."""
+
+    def enter_module(self, module: Any) -> None:
+        """A module's forward is about to run."""
+
+
+class Mode(NamedTuple):
+    """How ops behave in the current context."""
+
+    gradient: bool = True
+    reference: bool = False
+    observers: tuple[Observer, ...] = ()
+
+
+module_stack: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("tinyllm_modules", default=())
+"""The modules whose forward is running, outermost first; each op keeps it, so that a graph knows its modules."""
+
+current_mode: contextvars.ContextVar[Mode] = contextvars.ContextVar(
+    "tinyllm_mode",
+    default=Mode(),  # noqa: B039 (a named tuple is immutable)
+)
+"""The mode of the current context."""
+
+
+@contextlib.contextmanager
+def mode_set(**changes: Any) -> Iterator[None]:
+    """Within this context the current mode has other values for the named fields of Mode."""
+    token = current_mode.set(current_mode.get()._replace(**changes))
+    try:
+        yield
+    finally:
+        current_mode.reset(token)
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Within this context ops record no graph: `with no_grad(): logits = model(tokens)`."""
+    return mode_set(gradient=False)
+
+
+def enable_grad() -> contextlib.AbstractContextManager[None]:
+    """Undo an outer `no_grad` within this context."""
+    return mode_set(gradient=True)
+
+
+def use_reference(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within this context every fused op runs as its reference, composed of primitives.
+
+    This is the mode for stepping through the mathematics, and the oracle of the tests.
+    """
+    return mode_set(reference=enabled)
+
+
+def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
+    """Within this context `observer` is told of every op and module that runs."""
+    return mode_set(observers=(*current_mode.get().observers, observer))
+
+
+def observers() -> tuple[Observer, ...]:
+    """The observers in the current context, outermost first."""
+    return current_mode.get().observers
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops record a graph in the current context."""
+    return current_mode.get().gradient

@@ -1,0 +1,618 @@
+"""Reverse-mode automatic differentiation: Tensor, Op, the registry of ops, and the backward pass.
+
+An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`). A Tensor holds an
+array and remembers the op that made it; the ops and their input Tensors are the graph. Operators such as `+`
+are attached by `tinyllm.ops`, so that this module imports nothing above the backend.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, overload
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
+from tinyllm.backend import Array, current
+
+if TYPE_CHECKING:
+    from tinyllm.ops.methods import TensorMethods as _Methods
+else:
+    _Methods = object
+
+
+class Tensor(_Methods):
+    """An array in a graph of ops.
+
+    Args:
+        values: an array, a number, nested lists of numbers, or a Tensor. An array keeps its dtype and is
+            shared, not copied; Python floats become float32.
+        requires_grad: whether `backward` computes a gradient for this Tensor.
+        dtype: the dtype to convert to.
+        name: a name for messages and graphs.
+
+    Attributes:
+        data: the array. grad: the gradient that `backward` accumulates, an array of the same shape and dtype,
+        or None. op: the op that made this Tensor, None for a leaf.
+
+    Example:
+        >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+        >>> (x * x).sum().backward()
+        >>> x.grad
+        array([2., 4., 6.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "name", "op", "requires_grad", "retains_grad")
+
+    __array_priority__ = 1000
+    """An operator between an array of a device and a Tensor is the Tensor's; NumPy's arrays know by other means."""
+
+    data: Any
+    grad: Any
+    name: str | None
+    op: Op | None
+    requires_grad: bool
+    retains_grad: bool
+
+    def __init__(
+        self, values: Any, requires_grad: bool = False, dtype: Any = None, name: str | None = None
+    ) -> None:
+        given = type(values).__name__
+        if isinstance(values, Tensor):
+            values = values.data
+        elif dtype is None and not hasattr(values, "dtype"):
+            values = backend.asarray(values)
+            if values.dtype == np.float64:
+                values = values.astype(np.float32)
+        self.data = backend.asarray(values, dtype)
+        if self.data.dtype == object:
+            raise TypeError(f"a Tensor holds numbers; got {given} with dtype object")
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(
+                f"requires_grad=True needs a floating-point dtype; got {self.data.dtype}. "
+                "Convert with Tensor(values, dtype='float32')"
+            )
+        self.grad = None
+        self.name = name
+        self.op = None
+        self.requires_grad = requires_grad
+        self.retains_grad = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        shape: tuple[int, ...] = self.data.shape
+        return shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the elements."""
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded op made this Tensor."""
+        return self.op is None
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a Tensor with shape () has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"a Tensor with shape {self.shape} is neither true nor false; reduce it to one element first"
+            )
+        return bool(backend.read(self.data))
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.shape or self.dtype.kind not in "iu":
+            raise TypeError(f"only an integer Tensor with shape () is an index; got {self!r}")
+        return int(backend.read(self.data))
+
+    def __repr__(self) -> str:
+        parts = [self._values_text("Tensor("), f"shape={self.shape}", f"dtype={self.dtype}"]
+        if self.op is not None:
+            parts.append(f"op={self.op.name}")
+        elif self.requires_grad:
+            parts.append("requires_grad=True")
+        if self.name is not None:
+            parts.append(f"name={self.name!r}")
+        return f"Tensor({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        rows = {"shape": str(self.shape), "dtype": str(self.dtype), "values": self._values_text("")}
+        if self.name is not None:
+            rows = {"name": self.name} | rows
+        if self.op is not None:
+            rows["op"] = self.op.name
+        elif self.requires_grad:
+            rows["requires_grad"] = "True"
+        if self.grad is not None:
+            rows["grad"] = Tensor(self.grad)._values_text("")
+        import html  # only notebooks need it
+
+        cells = (
+            f'<tr><th style="text-align:left">{key}</th>'
+            f'<td style="text-align:left"><pre style="margin:0">{html.escape(value)}</pre></td></tr>'
+            for key, value in rows.items()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+    def _values_text(self, prefix: str) -> str:
+        """The values, cut in the middle where they are many, and to 4 digits where they are not a single number."""
+        return np.array2string(
+            backend.to_numpy(self.data),
+            separator=", ",
+            prefix=prefix,
+            threshold=100,
+            precision=4 if self.shape else None,
+        )
+
+    __hash__ = object.__hash__
+
+    def item(self) -> Any:
+        """The only element as a Python number; raises ValueError when there is not exactly one."""
+        if self.size != 1:
+            raise ValueError(f"item() needs exactly one element; this Tensor has shape {self.shape}")
+        return backend.read(self.data)
+
+    def numpy(self) -> Array:
+        """The values as a NumPy array that shares memory with this Tensor; refused while it is in a graph."""
+        if self.requires_grad:
+            raise RuntimeError(
+                "numpy() of a Tensor that requires a gradient would hide changes from the graph; "
+                "call .detach().numpy()"
+            )
+        return backend.to_numpy(self.data)
+
+    def detach(self) -> Tensor:
+        """A Tensor that shares these values and has no graph behind it."""
+        return Tensor(self.data)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this Tensor in `.grad` although it is not a leaf."""
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad() on a Tensor that does not require a gradient")
+        self.retains_grad = True
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add the gradient of this Tensor into `.grad` of every leaf that it depends on.
+
+        Args:
+            gradient: the cotangent, an array or Tensor of this shape; may be left out for one element (1).
+            retain_graph: keep the graph for another backward pass. Otherwise it is freed on the way.
+
+        Raises:
+            RuntimeError: no graph leads here, or it was freed by an earlier backward pass.
+            ValueError: `gradient` is missing or has another shape.
+        """
+        cotangent = _cotangent(self, gradient)
+        for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
+            if tensor.op is None or tensor.retains_grad:
+                if tensor.grad is None:
+                    tensor.grad = value if tensor.op is None else current.xp.array(value)
+                else:
+                    tensor.grad += value
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to call an op in the tests that run over the registry.
+
+    Attributes:
+        shapes: the shape of each input Tensor. arguments: the keywords of the op's constructor.
+        low, high: inputs are drawn uniformly from this range.
+        kinked: whether the op is not differentiable somewhere in the range; a difference quotient that
+            straddles the kink is then left out of the comparison.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    low: float = -2.0
+    high: float = 2.0
+    kinked: bool = False
+
+
+class Op:
+    """One differentiable function. A subclass is one op, and everything about the op is in it.
+
+    `forward` takes arrays and returns an array. It is also run on Tensors when gradients of gradients are
+    asked for, so a primitive uses operators, methods and NumPy functions, never in-place changes. What
+    `backward` needs is kept on the instance under its mathematical name. `backward` takes the gradient of the
+    output and returns one gradient for each input, or None for an input without one. The engine sums out
+    broadcasting and checks shapes and dtypes, so ops do neither.
+
+    An instance called on arrays computes an array; called on Tensors, it computes a Tensor in the graph.
+    """
+
+    name: ClassVar[str] = "op"
+    cases: ClassVar[Sequence[Case]] = ()
+    changes_dtype: ClassVar[bool] = False
+    """Whether the output may have another dtype than the inputs."""
+
+    inputs: tuple[Tensor, ...] = ()
+    sequence: int = -1
+    modules: tuple[Any, ...] = ()
+    released: bool = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output array, from the input arrays."""
+        raise TypeError(f"{type(self).__name__} defines no forward(); an Op subclass must")
+
+    def backward(self, gradient: Any) -> Any:
+        """The gradient of each input, from the gradient of the output."""
+        raise TypeError(f"{type(self).__name__} defines no backward(); an Op subclass must")
+
+    def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        """Floating-point operations of forward, for inputs of these shapes; here one for each element."""
+        return math.prod(output)
+
+    def needs(self, index: int) -> bool:
+        """Whether the gradient of input `index` will be used, for ops that can save work."""
+        return not self.inputs or self.inputs[index].requires_grad
+
+    @overload
+    def __call__(self, *inputs: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, *inputs: Any) -> Any: ...
+    def __call__(self, *inputs: Any) -> Any:
+        if not isinstance(inputs[0], Tensor):
+            return self.forward(*inputs)
+        mode = current_mode.get()
+        if mode.reference and isinstance(self, FusedOp):
+            return self.reference(*inputs)
+        for observer in mode.observers:
+            observer.before_forward(self, inputs)
+        try:
+            data = self.forward(*[x.data for x in inputs])
+        except (IndexError, TypeError, ValueError) as error:
+            _raise_named(self, inputs, error)
+        for observer in mode.observers:
+            observer.after_forward(self, inputs, data)
+        if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
+            raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
+        out: Tensor = Tensor.__new__(Tensor)
+        out.data = current.xp.asarray(data)  # NumPy reduces to scalars, which are not arrays
+        out.grad = None
+        out.name = None
+        out.retains_grad = False
+        if mode.gradient and any([x.requires_grad for x in inputs]):
+            self.inputs = inputs
+            self.sequence = next(_sequence_numbers)
+            self.modules = module_stack.get()
+            out.op = self
+            out.requires_grad = True
+        else:
+            out.op = None
+            out.requires_grad = False
+        return out
+
+    def release(self) -> None:
+        """Drop the inputs and everything that was kept for backward."""
+        vars(self).clear()
+        self.released = True
+
+
+class FusedOp(Op):
+    """An op whose forward and backward are written by hand for speed, beside a slow composed form.
+
+    `reference` computes the same from the same inputs out of primitives, on Tensors. It is what
+    `use_reference()` runs, what the fused form is tested against, and the way to higher-order gradients.
+    """
+
+    def reference(self, *inputs: Any) -> Tensor:
+        """The same op out of primitives, on Tensors."""
+        raise TypeError(f"{type(self).__name__} defines no reference(); a FusedOp subclass must")
+
+
+REGISTRY: dict[str, type[Op]] = {}
+"""Every registered op by name. The tests of gradient properties run over it."""
+
+OpClass = TypeVar("OpClass", bound=type[Op])
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def register(op: OpClass) -> OpClass:
+    """Class decorator that names an op after its class (`LogSoftmax` becomes `log_softmax`) and registers it.
+
+    Raises ValueError when the name is taken or the op gives no cases to test it with.
+    """
+    op.name = _WORD_START.sub("_", op.__name__).lower()
+    if op.name in REGISTRY:
+        raise ValueError(f"an op named {op.name!r} is registered already")
+    if not op.cases:
+        raise ValueError(f"op {op.name!r} gives no cases; the registry's tests need at least one")
+    REGISTRY[op.name] = op
+    return op
+
+
+def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
+    """`value` as a Tensor. A number or array that is none yet takes `dtype`, but keeps an imaginary part."""
+    if isinstance(value, Tensor):
+        return value
+    return Tensor(value, dtype=None if dtype is None or np.iscomplexobj(value) else dtype)
+
+
+def operands(*values: Any) -> tuple[Tensor, ...]:
+    """The operands of an op as Tensors of one dtype.
+
+    Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them. Without
+    one, integers and booleans meet Python floats in float32, and each other as in NumPy.
+
+    Raises:
+        TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
+    """
+    if all([isinstance(value, Tensor) for value in values]):
+        first = values[0].data.dtype
+        if all(
+            [value.data.dtype is first for value in values]
+        ):  # as nearly always; NumPy has one object for each
+            return values
+    given = [value.data.dtype for value in values if isinstance(value, Tensor)]
+    floating = [dtype for dtype in given if dtype.kind == "f"]
+    if any(dtype != floating[0] for dtype in floating):
+        raise TypeError(
+            f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floating)))}; nothing is promoted silently, "
+            "so convert one of them with .astype(...)"
+        )
+    dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
+    if dtype is not None and all(known == dtype for known in given):
+        return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
+    tensors = [as_tensor(value, dtype) for value in values]
+    if dtype is None:
+        dtype = np.result_type(*[x.data.dtype for x in tensors])
+        if dtype == np.float64 and not any(
+            hasattr(value, "dtype") and value.dtype == dtype for value in values
+        ):
+            dtype = np.dtype(np.float32)
+    return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
+
+
+def gradients(
+    output: Tensor,
+    tensors: Sequence[Tensor],
+    gradient: Any = None,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Any]:
+    """The gradient of `output` for each of `tensors`, stored nowhere.
+
+    Args:
+        output: the Tensor to differentiate. gradient: its cotangent; may be left out for one element (1).
+        tensors: leaves or intermediate Tensors of the graph.
+        retain_graph: keep the graph for another backward pass.
+        create_graph: return Tensors with a graph of their own, which can be differentiated again.
+            It implies `retain_graph`.
+
+    Returns:
+        Arrays (Tensors with `create_graph`) in the order of `tensors`, zeros where `output` does not depend
+        on one.
+
+    Example:
+        >>> x = Tensor(3.0, requires_grad=True)
+        >>> (slope,) = gradients(x * x * x, [x], create_graph=True)
+        >>> gradients(slope, [x])
+        [array(18., dtype=float32)]
+    """
+    cotangent = _cotangent(output, gradient)
+    if create_graph:
+        cotangent = gradient if isinstance(gradient, Tensor) else Tensor(cotangent)
+    wanted = {id(tensor) for tensor in tensors}
+    found: dict[int, Any] = {}
+    for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
+        if id(tensor) in wanted:
+            found[id(tensor)] = value if create_graph or tensor.op is None else current.xp.array(value)
+    zeros = [None if id(tensor) in found else current.xp.zeros_like(tensor.data) for tensor in tensors]
+    return [
+        found[id(tensor)] if zero is None else (Tensor(zero) if create_graph else zero)
+        for tensor, zero in zip(tensors, zeros, strict=True)
+    ]
+
+
+def propagate(
+    output: Tensor,
+    cotangent: Any,
+    stop: frozenset[int] = frozenset(),
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> Iterator[tuple[Tensor, Any]]:
+    """Walk the graph from `output` back to its leaves, and yield each Tensor with its complete gradient.
+
+    Ops are numbered as they are made, so descending numbers are a topological order. Leaves come last. Each
+    op is released once its backward has run, unless the graph is retained. Tensors whose `id` is in `stop`
+    are treated as leaves.
+    """
+    tensors = ancestors(output, stop)
+    pending = {id(output): cotangent}
+    leaves = {} if tensors else {id(output): output}
+    watching = current_mode.get().observers
+    while tensors:
+        tensor = tensors.pop()
+        gradient = pending.pop(id(tensor), None)
+        op = tensor.op
+        assert op is not None
+        if gradient is not None:
+            yield tensor, gradient
+            for observer in watching:
+                observer.before_backward(op, gradient)
+            if create_graph:
+                results = _backward_as_graph(op, gradient)
+            else:
+                results = op.backward(gradient)
+                if not isinstance(results, tuple):
+                    results = (results,)
+            if len(results) != len(op.inputs):
+                raise RuntimeError(
+                    f"{op.name}: backward returned {len(results)} gradients for {len(op.inputs)} inputs"
+                )
+            for observer in watching:
+                observer.after_backward(op, gradient, results)
+            for position, x in enumerate(op.inputs):
+                value = results[position]
+                if value is None or not x.requires_grad:
+                    continue
+                data, key = x.data, id(x)
+                if value.shape != data.shape or value.dtype != data.dtype:
+                    value = _conform(op, position, x, value)
+                known = pending.get(key)
+                if known is not None:
+                    value = _added(known, value)
+                elif x.op is None or key in stop:
+                    leaves[key] = x
+                    value = _owned(value, gradient, results, position)
+                pending[key] = value
+        if not (retain_graph or create_graph):
+            op.release()
+    for leaf in leaves.values():
+        value = pending.pop(id(leaf))
+        # NumPy makes scalars of sums of arrays with shape ().
+        yield leaf, value if isinstance(value, Tensor) else backend.asarray(value)
+
+
+_sequence_numbers = itertools.count()
+
+
+def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor]:
+    """All Tensors made by ops that lead to `output`, itself included, oldest first."""
+    found: list[Tensor] = []
+    seen: set[int] = set(stop)
+    stack = [output]
+    while stack:
+        tensor = stack.pop()
+        op = tensor.op
+        if op is None or id(tensor) in seen:
+            continue
+        if op.released:
+            raise RuntimeError(
+                f"the graph behind {op.name} was freed by an earlier backward pass; "
+                "call the first one with retain_graph=True, or compute the forward pass again"
+            )
+        seen.add(id(tensor))
+        found.append(tensor)
+        stack.extend(op.inputs)
+    found.sort(key=lambda tensor: tensor.op.sequence)  # type: ignore[union-attr]
+    return found
+
+
+def _cotangent(output: Tensor, gradient: Any) -> Any:
+    """The array that the backward pass from `output` starts with."""
+    if not output.requires_grad:
+        raise RuntimeError(
+            "this Tensor depends on nothing that requires a gradient; "
+            "set requires_grad=True on an input, and compute outside no_grad()"
+        )
+    if gradient is None:
+        if output.size != 1:
+            raise ValueError(
+                f"backward from a Tensor with shape {output.shape} needs gradient=, an array of that shape; "
+                "or reduce it first, for example with .sum()"
+            )
+        return current.xp.ones_like(output.data)
+    values = gradient.data if isinstance(gradient, Tensor) else gradient
+    # A copy, because a leaf may keep this array as its gradient.
+    values = current.xp.array(values, dtype=output.data.dtype)
+    if values.shape != output.shape:
+        raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
+    return values
+
+
+def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
+    """`gradient` with broadcasting summed out, checked to have the shape and dtype of input `x`."""
+    shape = x.shape
+    if gradient.dtype != x.data.dtype:
+        raise TypeError(
+            f"{op.name}: backward made a gradient of dtype {gradient.dtype} for input {position} "
+            f"of dtype {x.dtype}"
+        )
+    extra = len(gradient.shape) - len(shape)
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)):
+        raise ValueError(
+            f"{op.name}: backward made a gradient of shape {gradient.shape} for input {position} of shape {shape}"
+        )
+    stretched = tuple(
+        axis for axis, n in enumerate((1,) * extra + shape) if n == 1 and gradient.shape[axis] != 1
+    )
+    axes = tuple(range(extra)) + tuple(axis for axis in stretched if axis >= extra)
+    with enable_grad():  # as in _added
+        return gradient.sum(axis=axes).reshape(shape)
+
+
+def _added(known: Any, value: Any) -> Any:
+    """The sum of two gradients; of Tensors with a graph, even where the backward pass runs in no_grad."""
+    if not isinstance(value, Tensor):
+        return known + value
+    with enable_grad():
+        return known + value
+
+
+def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:
+    """`value` itself where nothing else can hold its memory, otherwise a copy: a leaf keeps what it gets."""
+    if isinstance(value, Tensor):
+        return value
+    shared = (
+        value is gradient
+        or getattr(value, "base", None) is not None
+        or any(value is other for other in results[:position])
+    )
+    return current.xp.array(value) if shared or not backend.is_array(value) else value
+
+
+def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
+    """The backward of `op` as Tensors: differentiable in the gradient and in the op's inputs."""
+    with mode_set(gradient=True):
+        if isinstance(op, FusedOp):
+            return _reference_backward(op, gradient)
+        # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
+        replay = copy.copy(op)
+        replay.forward(*op.inputs)
+        results = replay.backward(gradient)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _reference_backward(op: FusedOp, gradient: Tensor) -> tuple[Any, ...]:
+    with mode_set(reference=True):
+        output = op.reference(*op.inputs)
+    found: dict[int, Any] = {}
+    if output.requires_grad:
+        stop = frozenset(id(x) for x in op.inputs)
+        for tensor, value in propagate(output, gradient, stop=stop, create_graph=True):
+            if id(tensor) in stop:
+                found[id(tensor)] = value
+    # An input given twice has one gradient, which must be counted once.
+    return tuple(found.pop(id(x), None) for x in op.inputs)
+
+
+def _describe(inputs: Sequence[Any]) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in inputs)
+
+
+def _raise_named(op: Op, inputs: Sequence[Tensor], error: Exception) -> NoReturn:
+    """Raise `error` again with the op and its inputs in the message."""
+    kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
+    raise kind(f"{op.name}({_describe(inputs)}): {error}") from error

@@ -1,0 +1,92 @@
+"""What NumPy and CuPy have no fast function for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+from tinyllm.backend import current
+
+CACHED_ELEMENTS = 1 << 16
+"""Elements of a part in `cache_parts`."""
+FEW_ROWS = 256
+"""Up to so many target rows, `scatter_add` is a product with a one-hot matrix."""
+
+
+def magnitude(x: Any) -> Any:
+    """|x| for real x. For complex x, the continuation x sign(Re x), which is what complex-step derivatives need."""
+    return current.xp.absolute(x) if x.dtype.kind != "c" else current.xp.where(x.real < 0, -x, x)
+
+
+def scatter_add(target: Any, index: Any, values: Any) -> None:
+    """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up in a fixed order.
+
+    target: (N, ...), index: (M,) integers in [-N, N), values: (M, ...).
+    """
+    if index.size == 0 or target.size == 0:
+        return
+    index = current.xp.where(index < 0, index + target.shape[0], index)
+    if target.shape[0] <= FEW_ROWS:
+        one_hot = current.xp.zeros((target.shape[0], index.size), dtype=target.dtype)
+        one_hot[index, current.xp.arange(index.size)] = 1
+        target += (one_hot @ values.reshape((index.size, -1))).reshape(target.shape)
+        return
+    # Sorting brings equal indices together, so that each target row is touched once: several times faster
+    # than numpy.add.at, and the order of summation is fixed.
+    if current.xp is not numpy:
+        order = current.xp.argsort(index)
+        rows = current.xp.arange(target.shape[0])[:, None]
+        begin, end = (current.xp.searchsorted(index[order], rows, side=side) for side in ("left", "right"))
+        current.xp.library.segment_sums(
+            target.reshape((len(target), -1)), values.reshape((index.size, -1)), order, begin, end
+        )
+        return
+    order = numpy.argsort(index, kind="stable")
+    sorted_index = index[order]
+    starts = numpy.flatnonzero(numpy.diff(sorted_index, prepend=sorted_index[0] - 1))
+    target[sorted_index[starts]] += numpy.add.reduceat(values[order], starts, axis=0)
+
+
+def add_at(target: Any, index: Any, values: Any) -> None:
+    """target[index] += values, in place, where an element that `index` names several times gets every value."""
+    if current.xp is numpy:
+        numpy.add.at(target, index, values)
+    else:
+        current.xp.library.add.at(target, index, values)
+
+
+def swap_halves(x: Any) -> Any:
+    """A new array: x with the halves of its last axis, whose length is even, exchanged."""
+    half = x.shape[-1] // 2
+    if current.xp is not numpy or half == 0 or not x.flags.c_contiguous:
+        return joined(x[..., half:], x[..., :half])
+    # Each half as one opaque item: several times faster than copying short rows of numbers.
+    swapped = numpy.empty_like(x)
+    swapped.view(f"V{half * x.itemsize}")[...] = x.view(f"V{half * x.itemsize}")[..., ::-1]
+    return swapped
+
+
+def joined(a: Any, b: Any) -> Any:
+    """A new array: a and b one after the other along the last axis. CuPy's `concatenate` uploads where they lie."""
+    whole = current.xp.empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]), dtype=a.dtype)
+    whole[..., : a.shape[-1]] = a
+    whole[..., a.shape[-1] :] = b
+    return whole
+
+
+def cache_parts(*arrays: Any) -> Iterator[tuple[Any, ...]]:
+    """Arrays of one shape in flat parts, as views, small enough to stay in a core's cache.
+
+    Many cheap passes over each part cost less than over arrays that have to come from memory every time. On a device
+    there is one part; arrays that are not C-contiguous come whole.
+    """
+    if not all(array.flags.c_contiguous for array in arrays):
+        yield arrays
+        return
+    flat = [array.reshape(-1) for array in arrays]
+    size = flat[0].size
+    step = CACHED_ELEMENTS if current.xp is numpy else max(size, 1)
+    for start in range(0, size, step):
+        yield tuple([array[start : start + step] for array in flat])

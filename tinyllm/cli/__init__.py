@@ -1,0 +1,1 @@
+"""The command line: arguments to dataclasses to one library call."""

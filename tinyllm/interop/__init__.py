@@ -1,1 +1,0 @@
-"""Other projects' names and layouts, one table each."""

@@ -1,0 +1,8 @@
+"""The language model, its config and presets; what other libraries call its parts (formats), and generation.
+
+Token ids go through embedding, blocks, norm and head to logits; `generation` takes tokens from those one by one.
+"""
+
+from tinyllm.models.transformer import ModelConfig, TransformerBlock, TransformerLM
+
+__all__ = ["ModelConfig", "TransformerBlock", "TransformerLM"]

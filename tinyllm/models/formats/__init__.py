@@ -1,0 +1,1 @@
+"""Files of models: safetensors, and the names and config keys of the transformers library."""

@@ -1,0 +1,1 @@
+"""Text from a model: `sampling` draws token after token, `decoder` computes logits with a cache of keys and values."""

@@ -1,0 +1,244 @@
+"""Sampling from a language model, with a cache of keys and values that lives outside the model."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.autograd.mode import no_grad
+from tinyllm.backend import Array, current
+from tinyllm.system.allocator import keep_freed_memory
+from tinyllm.system.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyllm.models import TransformerLM
+    from tinyllm.tokenizer import Tokenizer
+
+
+_WORTH_A_COPY = 32
+"""From so many new tokens on, the matrices are copied into the layout that single tokens are fastest with."""
+
+
+_COMPARED = 3
+"""Tokens of the prompt after which the Decoder must give the model's logits before it is used."""
+
+
+class KeyValues:
+    """The keys and values of one layer, in arrays with room for `capacity` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.keys: Any = None
+        self.values: Any = None
+
+    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Add arrays (B, G, T, K); returns views of all so far, each (B, G, length, K)."""
+        B, G, T, K = keys.shape
+        if self.keys is None:
+            self.keys = current.xp.empty((B, G, self.capacity, K), dtype=keys.dtype)
+            self.values = current.xp.empty((B, G, self.capacity, values.shape[-1]), dtype=values.dtype)
+        if self.length + T > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} tokens; got {self.length + T}")
+        new = slice(self.length, self.length + T)
+        self.keys[:, :, new] = keys
+        self.values[:, :, new] = values
+        self.length += T
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+def new_cache(model: TransformerLM, capacity: int | None = None) -> list[KeyValues]:
+    """An empty cache for `model`: pass it as `model(tokens, cache)`. Capacity: context_length tokens if None."""
+    capacity = model.config.context_length if capacity is None else capacity
+    return [KeyValues(capacity) for _ in model.blocks]
+
+
+def next_token(
+    logits: Array,
+    rng: np.random.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> int:
+    """Draw a token from logits (V,).
+
+    temperature divides the logits (0: the most likely token); top_k keeps the k most likely; top_p keeps the
+    fewest tokens whose probabilities reach p (nucleus sampling, Holtzman et al., 2020, section 3.1).
+
+    Raises InputError when the largest logit is not a number or infinite.
+    """
+    if not np.isfinite(logits.max()):
+        raise InputError(
+            f"the model's largest logit is {logits.max()}; its weights are unusable, so take another checkpoint"
+        )
+    if temperature == 0:
+        return int(logits.argmax())
+    # The largest logit is moved to 0 first, so that no temperature is too small.
+    with backend.ignore_overflow():
+        scaled = (logits.astype(np.float64) - logits.max()) / temperature
+    order = np.argsort(-scaled, kind="stable")
+    if top_k is not None:
+        order = order[:top_k]
+    p = np.exp(scaled[order])
+    p /= p.sum()
+    if top_p is not None:
+        # A token is kept when those before it have not reached top_p, so that the first always is.
+        kept = int(np.searchsorted(np.cumsum(p), top_p)) + 1
+        order, p = order[:kept], p[:kept] / p[:kept].sum()
+    return int(order[min(int(np.searchsorted(np.cumsum(p), rng.random())), len(order) - 1)])
+
+
+def generate(
+    model: TransformerLM,
+    tokens: Sequence[int] | Array,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+    vocab_size: int | None = None,
+) -> Iterator[int]:
+    """Continue `tokens`, yielding each new token as soon as it is drawn.
+
+    The model sees at most `context_length` tokens. When they are used up, it goes on from the newest half of
+    them. It must not be changed between tokens.
+
+    Args:
+        tokens: the prompt, at least one id. max_new_tokens: how many to draw.
+        temperature, top_k, top_p: see `next_token`. seed: the same seed gives the same tokens.
+        use_cache: keep keys and values between tokens; without it every token is computed from all before. With it,
+            the modules are called for the first few tokens, and for the others only if someone watches them: a hook, an
+            observer, a debugger. Otherwise a `Decoder`, if it gives the same logits, computes them from the weights.
+        vocab_size: draw among the first so many ids alone, where a model has more than its tokenizer.
+
+    Raises:
+        InputError: an empty prompt, or a setting out of range.
+
+    Example:
+        >>> from tinyllm.models import ModelConfig, TransformerLM
+        >>> model = TransformerLM(ModelConfig(vocab_size=10), seed=1)
+        >>> tokens = list(generate(model, [1, 2, 3], max_new_tokens=5, seed=7))
+        >>> tokens == list(generate(model, [1, 2, 3], max_new_tokens=5, seed=7, use_cache=False))
+        True
+        >>> len(tokens)
+        5
+    """
+    seen = [int(token) for token in tokens]
+    if not seen:
+        raise InputError("the prompt is empty; generation needs at least one token to go on from")
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens={max_new_tokens}; it must be at least 0")
+    if not temperature >= 0:
+        raise InputError(f"temperature={temperature}; it must be at least 0 (0: the most likely token)")
+    if seed < 0:
+        raise InputError(f"seed={seed}; it must be at least 0")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k={top_k}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p={top_p}; it must be above 0 and at most 1")
+    rng = np.random.default_rng(seed)
+
+    def draw(logits: Array) -> int:
+        return next_token(logits[:vocab_size], rng, temperature, top_k, top_p)
+
+    return _continue(model, seen, max_new_tokens, draw, use_cache)
+
+
+def _continue(
+    model: TransformerLM,
+    seen: list[int],
+    max_new_tokens: int,
+    draw: Callable[[Array], int],
+    use_cache: bool,
+) -> Iterator[int]:
+    keep_freed_memory()
+    context_length = model.config.context_length
+    window = seen[-context_length:]
+    with evaluating(model):
+        next_logits = _next_logits(model, window[:_COMPARED], max_new_tokens, use_cache)
+    fresh = window  # the tokens of the window that were not seen yet
+    for i in range(max_new_tokens):
+        with evaluating(model):
+            logits = next_logits(window, fresh)
+        token = draw(logits)
+        yield token
+        if i + 1 == max_new_tokens:
+            return
+        window.append(token)
+        fresh = [token]
+        if len(window) > context_length:
+            fresh = window = window[-max(1, context_length // 2) :]
+
+
+def _next_logits(
+    model: TransformerLM, first: list[int], max_new_tokens: int, use_cache: bool
+) -> Callable[[list[int], list[int]], Array]:
+    """A function of a window of tokens, and of those that are new in it, to the logits (V,) after the last.
+
+    first: the tokens that the prompt begins with.
+    """
+    from tinyllm.models.generation.decoder import Decoder, agrees, supports
+
+    if not use_cache:
+        return lambda window, fresh: _last_logits(model, window, None)
+    if max_new_tokens > 0 and not backend.reads_wait() and supports(model) and agrees(model, first):
+        decoder = Decoder(model)
+
+        def decoded(window: list[int], fresh: list[int]) -> Array:
+            if fresh is window:
+                decoder.length = 0
+            elif not decoder.is_packed and max_new_tokens >= _WORTH_A_COPY:
+                decoder.pack()
+            return backend.to_numpy(decoder(fresh))
+
+        return decoded
+    cache = new_cache(model)
+
+    def cached(window: list[int], fresh: list[int]) -> Array:
+        if fresh is window:
+            cache[:] = new_cache(model)
+        return _last_logits(model, fresh, cache)
+
+    return cached
+
+
+def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
+    """The logits (V,) after the last of `tokens`."""
+    hidden = model.hidden(backend.asarray([tokens]), cache)
+    return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
+
+
+@contextlib.contextmanager
+def evaluating(model: TransformerLM) -> Iterator[None]:
+    """Within this context the model is in evaluation, without a graph."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+def generate_text(
+    model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **settings: Any
+) -> Iterator[str]:
+    """Continue the text `prompt`, yielding new text as it comes; `settings` as for `generate`."""
+    settings.setdefault("vocab_size", tokenizer.vocab_size)
+    return _decoded(tokenizer, generate(model, tokenizer.encode(prompt), max_new_tokens, **settings))
+
+
+def _decoded(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+    """The text of each token. A character may end in a later token than it begins in; then it comes with that."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        yield decoder.decode(tokenizer.decode_bytes([token]))
+    yield decoder.decode(b"", final=True)

@@ -1,0 +1,99 @@
+"""Rows of a table by integer, and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
+from tinyllm.backend import current
+from tinyllm.backend.philox import Key, keep_mask
+
+
+@register
+class Embedding(FusedOp):
+    """y = weight[indices]. Shapes: weight: (V, D), indices: (...) integers -> (..., D)."""
+
+    cases = (
+        Case(((5, 3),), {"indices": np.array([[0, 4, 4], [1, 0, 4]])}),
+        Case(((5, 3),), {"indices": np.array(2)}),
+        Case(((1, 1),), {"indices": np.array([0, 0])}),
+        Case(((4, 2),), {"indices": np.zeros((2, 0), dtype=int)}),
+        Case(((4, 0),), {"indices": np.array([1, 3])}),
+    )
+
+    def __init__(self, indices: Any) -> None:
+        self.indices = indices
+
+    def forward(self, weight: Any) -> Any:
+        self.weight_shape = weight.shape
+        return weight[self.indices]
+
+    def backward(self, gradient: Any) -> Any:
+        gradient_weight = current.xp.zeros(self.weight_shape, dtype=gradient.dtype)
+        rows = gradient.reshape((self.indices.size, self.weight_shape[1]))
+        backend.scatter_add(gradient_weight, self.indices.reshape(-1), rows)
+        return gradient_weight
+
+    def reference(self, weight: Tensor) -> Tensor:
+        return weight[self.indices]
+
+
+@register
+class Dropout(FusedOp):
+    """Each element is zero with probability p, otherwise divided by 1 - p. Shapes: x: (...) -> (...).
+
+    The mask is a function of `key` alone (Philox), so recomputing it gives the same bits.
+    Source: Srivastava et al., "Dropout", 2014, in the inverted form.
+    """
+
+    cases = (
+        Case(((3, 4),), {"p": 0.5, "key": Key(7)}),
+        Case(((),), {"p": 0.25, "key": Key(2)}),
+        Case(((0, 3),), {"p": 0.5, "key": Key(3)}),
+        Case(((1, 7),), {"p": 0.1, "key": Key(4, 1, 2, 3)}),
+    )
+
+    def __init__(self, p: float, key: Key) -> None:
+        self.p, self.key = p, key
+
+    def forward(self, x: Any) -> Any:
+        self.mask = keep_mask(x.shape, self.p, self.key)
+        self.scale = 1 / (1 - self.p)
+        return x * self.mask * self.scale
+
+    def backward(self, gradient: Any) -> Any:
+        return gradient * self.mask * self.scale
+
+    def reference(self, x: Tensor) -> Tensor:
+        return x * keep_mask(x.shape, self.p, self.key) / (1 - self.p)
+
+
+def embedding(weight: Any, indices: Any) -> Tensor:
+    """Rows of `weight` by integer. weight: (V, D), indices: (...) in [0, V) -> (..., D).
+
+    Raises:
+        TypeError: indices are not integers. IndexError: an index is outside [0, V). Indices that lie on a device
+        already are not looked at.
+    """
+    weight = as_tensor(weight)
+    indices = indices.data if isinstance(indices, Tensor) else indices
+    known, indices = backend.free_to_read(indices), backend.asarray(indices)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
+    V = weight.shape[0]
+    if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= V):
+        raise IndexError(
+            f"embedding: indices span [{int(known.min())}, {int(known.max())}], the table has rows [0, {V})"
+        )
+    return Embedding(indices)(weight)
+
+
+def dropout(x: Any, p: float, key: Key) -> Tensor:
+    """Each element of x zero with probability p in [0, 1), otherwise divided by 1 - p; `key` fixes the mask."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p={p}; it needs 0 <= p < 1")
+    x = as_tensor(x)
+    return Dropout(p, key)(x) if p > 0 else x

@@ -1,0 +1,1 @@
+"""A task on every core of this machine (`team`)."""

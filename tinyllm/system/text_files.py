@@ -1,0 +1,86 @@
+"""Text files: which ones a path names, and their text, a block at a time."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinyllm.system.errors import InputError
+
+StrPath = str | os.PathLike[str]
+
+# In a folder, only these are taken; a file that is named directly may be called anything.
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+
+_BLOCK = 1 << 22
+
+
+def text_files(path: StrPath) -> list[Path]:
+    """The file itself, or the text files of a folder and its folders, sorted; hidden names are left out.
+
+    Raises:
+        InputError: a folder without text files, or one that cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    found = []
+    for root, folders, names in os.walk(path, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(root, name)
+            for name in names
+            if not name.startswith(".")
+            and name.lower().endswith(TEXT_SUFFIXES)
+            and Path(root, name).is_file()
+        ]
+    if not found:
+        suffixes = ", ".join(TEXT_SUFFIXES)
+        raise InputError(f"{path}: no text in this folder: no file that ends in {suffixes}")
+    # By the parts of the path, so that the order is the same on every system.
+    return sorted(found, key=lambda file: file.relative_to(path).parts)
+
+
+def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
+    """The text of a UTF-8 file in blocks of about `size` bytes, without a byte order mark; none if it is empty.
+
+    Raises:
+        InputError: missing, unreadable, or not text (names the byte).
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0  # bytes read before this block
+    try:
+        with open(path, "rb") as file:
+            while True:
+                content = file.read(size)
+                zero = content.find(b"\0")
+                if zero >= 0:
+                    raise InputError(
+                        f"{path}: not text: a NUL byte at byte {done + zero}; give UTF-8 text (UTF-16 must be "
+                        "converted first)"
+                    )
+                pending = len(decoder.getstate()[0])
+                try:
+                    text = decoder.decode(content, final=not content)
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
+                        f"{done - pending + error.start}; convert the file to UTF-8"
+                    ) from None
+                if not done:
+                    text = text.removeprefix("\ufeff")
+                done += len(content)
+                if text:
+                    yield text
+                if not content:
+                    return
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file or folder") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""Byte-pair encoding: learning merges, applying them, and their files."""

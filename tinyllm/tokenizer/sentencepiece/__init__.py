@@ -1,0 +1,1 @@
+"""Tokenizers in SentencePiece's form: characters are the smallest pieces, bytes the fallback."""

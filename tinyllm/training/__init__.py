@@ -1,0 +1,1 @@
+"""Training: the trainer, what it is told by and tells, checkpoints, engines and safeguards."""

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: written, verified, pruned, and gone on from."""

@@ -1,0 +1,1 @@
+"""Who makes a training step: all processes of this machine, or a device."""

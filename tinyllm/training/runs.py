@@ -1,0 +1,295 @@
+"""Whole runs: from text and configs to a trained model in a folder, and what is done with it afterwards."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinyllm.backend import use_backend
+from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
+from tinyllm.models import ModelConfig, TransformerLM
+from tinyllm.models.generation.sampling import generate_text
+from tinyllm.system import storage
+from tinyllm.system.cores import physical_cores
+from tinyllm.system.errors import InputError, WorkerEndedError
+from tinyllm.system.lock import FolderLock
+from tinyllm.system.progress import say
+from tinyllm.system.settings import write_toml
+from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from tinyllm.training.callbacks import Callback, LossCurve, MetricsFile, Progress
+from tinyllm.training.checkpoints import checkpoint, resuming
+from tinyllm.training.config import TrainConfig
+from tinyllm.training.engines.processes import count_micro_batches, mean_loss
+from tinyllm.training.safeguards import incidents
+from tinyllm.training.trainer import Trainer
+
+CONFIG_FILE = "run.toml"
+
+
+def train(
+    model_config: ModelConfig, train_config: TrainConfig, resume: bool = False, overwrite: bool = False
+) -> Path:
+    """Train a model on text, as the configs say, and print a sample of what it learned.
+
+    Writes into `train_config.out`: run.toml, metrics.jsonl, loss.png, checkpoints.
+
+    Args:
+        resume: go on from the latest checkpoint in the folder. overwrite: replace a run that is there.
+
+    Returns the folder. Raises InputError for bad text, settings that do not fit it, or a folder that cannot be
+    used.
+    """
+    if train_config.out is None:
+        raise InputError("the run needs a folder; give --out DIR")
+    folder = Path(train_config.out)
+    use_backend(train_config.backend, train_config.precision, train_config.device_memory)
+    _check_folder(folder, resume, overwrite)
+    with RunFolder(folder) as run_folder:
+        found = checkpoint.find_valid(folder, training=True) if resume else None
+        trainer = _build(model_config, train_config, found)
+        metrics = MetricsFile(folder, train_config.log_every)
+        trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
+        if found is not None:
+            trainer.resume(found)
+            del found  # the bytes of its files
+        elif overwrite:
+            # Only now, when everything that the user gave has been found good.
+            incidents.remove_all(folder)
+            checkpoint.remove_run(folder)
+        run_folder.write({"model": trainer.model.config, "train": train_config})
+        _fit(trainer, resume)
+    if train_config.sample_tokens:
+        pieces = generate_text(
+            trainer.model,
+            trainer.tokenizer,
+            first_prompt(trainer.tokenizer),
+            train_config.sample_tokens,
+            temperature=train_config.sample_temperature,
+        )
+        print("".join(pieces).strip("\n"))
+    return folder
+
+
+class RunFolder(Callback):
+    """A run's folder while it is trained into: locked, and made again, with its settings, if somebody deletes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = FolderLock(folder)
+        self.settings: dict[str, Any] = {}
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.lock.hold()
+        except OSError as error:
+            raise InputError(f"{self.lock.path}: cannot be written: {error.strerror or error}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def write(self, settings: dict[str, Any]) -> None:
+        """Write the configs of the run, by section."""
+        self.settings = settings
+        write_toml(self.folder / CONFIG_FILE, settings)
+
+    def on_save(self, step: int) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.hold()
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+        if not (self.folder / CONFIG_FILE).exists():
+            write_toml(self.folder / CONFIG_FILE, self.settings)
+
+
+def _build(
+    model_config: ModelConfig, train_config: TrainConfig, found: checkpoint.Checkpoint | None
+) -> Trainer:
+    """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume."""
+    assert train_config.out is not None
+    text = read_text(train_config.data) if train_config.data else embedded_corpus()
+    # Split as text, so that runs with different tokenizers are validated on the same characters.
+    texts = split_by_position(text, train_config.validation_fraction)
+    if found is not None and train_config.tokenizer == "bpe":
+        tokenizer = found.tokenizer()
+    else:
+        workers = train_config.threads or physical_cores()
+        tokenizer = build_tokenizer(train_config.tokenizer, text, texts[0], model_config.vocab_size, workers)
+    if found is not None:  # before its number of tokens is compared with the model's, which says less
+        resuming.check_tokenizer(Path(train_config.out), tokenizer, train_config.tokenizer, found)
+    if model_config.vocab_size == 0 or train_config.tokenizer == "bpe":
+        model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
+    if model_config.vocab_size < tokenizer.vocab_size:
+        raise InputError(
+            f"vocab_size={model_config.vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens; "
+            "set it to that, or to 0"
+        )
+    train_tokens, validation_tokens = (tokenizer.encode_to_array(part) for part in texts)
+    require_memory(model_config)
+    model = TransformerLM(model_config, train_config.seed)
+    return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
+
+
+def _fit(trainer: Trainer, resumed: bool) -> None:
+    """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
+    tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
+    assert folder is not None
+    say(
+        f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
+        f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
+        f"{trainer.threads} threads"
+    )
+    if resumed and trainer.step < steps:
+        say(f"going on from step {trainer.step}")
+    elif resumed:
+        say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
+    try:
+        trainer.fit()
+    except MemoryError as error:
+        raise InputError(_out_of_memory(trainer, error)) from error
+    except WorkerEndedError as error:
+        there = f"; go on with: {_resume_command(folder)}" if trainer.saved_step >= 0 else ""
+        raise InputError(f"{error}{there}") from None
+    except KeyboardInterrupt:
+        if trainer.saved_step < 0:
+            say("stopped; nothing is saved yet")
+        else:
+            say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
+        raise
+    if not math.isfinite(trainer.best_loss):
+        raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
+    bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
+    say(
+        f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
+        f"the run is in {folder}"
+    )
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure, before any work, that the folder holds what the user thinks and can be written."""
+    try:
+        has_run = bool(checkpoint.checkpoints(folder))
+    except OSError:
+        has_run = False  # what is wrong with the folder is said below
+    if resume and not has_run:
+        raise InputError(f"{folder}: no run to resume; leave --resume out to begin one")
+    if has_run and not resume and not overwrite:
+        raise InputError(
+            f"{folder} holds a run already; --resume goes on with it, --overwrite replaces it, "
+            "--out DIR writes elsewhere"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = storage.temporary_name(folder / "probe")
+        storage.write_new(probe, b"written")
+        probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise InputError(f"{folder}: cannot be written: {reason or error}; give another --out") from None
+
+
+def require_memory(config: ModelConfig) -> None:
+    """Refuse a model that cannot be trained in the memory of this machine, before the machine grinds to a halt."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return
+    needed = 16 * config.num_parameters  # float32 weights, gradients and two moments of AdamW
+    if needed > memory:
+        raise InputError(
+            f"a model of this shape needs {needed / 2**30:,.0f} GiB to train, this machine has "
+            f"{memory / 2**30:,.0f} GiB; make hidden_size or num_layers smaller"
+        )
+
+
+def _out_of_memory(trainer: Trainer, error: MemoryError) -> str:
+    """What took the memory, and what takes less."""
+    model, config = trainer.model.config, trainer.config
+    fixed = 16 * model.num_parameters  # float32 weights, gradients and two moments of AdamW
+    windows = config.batch_size * config.gradient_accumulation
+    parts = count_micro_batches(windows, model.context_length, trainer.threads, model.vocab_size)
+    tokens = trainer.threads * -(-windows // parts) * model.context_length
+    # What a block keeps for the backward pass: of width D the inputs and outputs of norms, projections, rotation and
+    # attention, and in the feed-forward layer gate, up, sigmoid and product. Of logits, themselves and their gradient.
+    block = 16 * model.hidden_size + 4 * model.intermediate_size
+    kept = 4 * tokens * (model.num_layers * block + 2 * model.vocab_size)
+    return (
+        f"out of memory ({str(error).partition(chr(10))[0] or 'no more said'}); weights, gradients and optimizer take "
+        f"{fixed / 2**30:.2f} GiB, and {tokens:,} tokens at once about {kept / 2**30:.2f} GiB: make context_length, "
+        "batch_size or the model smaller"
+    )
+
+
+def _resume_command(folder: Path) -> str:
+    return f"tinyllm train --resume --out {shlex.quote(str(folder))}"
+
+
+def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, workers: int = 1) -> Tokenizer:
+    """The tokenizer that TrainConfig.tokenizer names.
+
+    A character tokenizer has all characters of `text`; byte-pair encoding is learned from `train_text`, up to
+    `vocab_size` tokens (4096 if that is 0).
+
+    Raises InputError for a name that is neither known nor a file, and for a file that cannot be used.
+    """
+    if choice == "char":
+        return CharTokenizer.train(text)
+    if choice == "byte":
+        return ByteTokenizer()
+    if choice == "bpe":
+        return BPETokenizer.train([train_text], vocab_size or 4096, workers=workers, progress=True)
+    if not Path(choice).exists():
+        raise InputError(
+            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; `tinyllm tokenizer train` makes one"
+        )
+    return load_tokenizer(choice)
+
+
+def _unit(tokenizer: Tokenizer) -> str:
+    return "character" if isinstance(tokenizer, CharTokenizer) else "token"
+
+
+def first_prompt(tokenizer: Tokenizer) -> str:
+    """What a sample begins with when nobody says: a line end, or the first character there is."""
+    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
+        return tokenizer.characters[0]
+    return "\n"
+
+
+@dataclass(frozen=True)
+class Score:
+    """The loss of a model on a whole text."""
+
+    tokens: int
+    loss: float
+    bits_per_character: float
+
+
+def evaluate(path: Path, data: Sequence[str], threads: int = 0, batch_size: int = 64) -> Score:
+    """The loss of the model at `path` over the whole text of `data`, each token after the first predicted once."""
+    if threads < 0:
+        raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
+    model, tokenizer = checkpoint.load(path)
+    tokens = tokenizer.encode_to_array(read_text(data))
+    if len(tokens) < 2:
+        raise InputError("the text has one character; the loss needs at least two, so give more text")
+    windows = SequentialWindows(tokens, model.config.context_length, batch_size)
+    loss = mean_loss(model, windows, threads or physical_cores())
+    characters = len(tokenizer.decode(tokens[1:]))
+    return Score(windows.num_targets, loss, loss / math.log(2) * windows.num_targets / characters)
+
+
+def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any) -> Iterator[str]:
+    """The prompt and its continuation by the model at `path`, piece by piece; see `generate`."""
+    model, tokenizer = checkpoint.load(path)
+    if prompt is None:
+        prompt = first_prompt(tokenizer)
+    pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
+    yield prompt.lstrip("\n")
+    yield from pieces

@@ -1,0 +1,1 @@
+"""Which steps are not made, what is done then, and what is kept for an autopsy."""
