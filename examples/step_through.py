@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm import Tensor, ops, use_reference
+from tinyllm import Tensor, ops, use_formulas
 from tinyllm.autograd.mode import Observer, observe
 from tinyllm.autograd.tensor import Op
 from tinyllm.debug import break_on
@@ -136,7 +136,7 @@ def main() -> None:
 def check(model: TransformerLM, inputs: Any, targets: Any, gradient: Any) -> None:
     """The same gradient by the reference ops, and one of its elements by a difference of losses."""
     model.zero_grad()
-    with use_reference():
+    with use_formulas():
         ops.cross_entropy(model(inputs), targets).backward()
     assert np.allclose(model.embedding.weight.grad, gradient, rtol=0, atol=1e-12)
     print("the reference ops, which are made of primitives alone, give the same gradient")

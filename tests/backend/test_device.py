@@ -24,7 +24,7 @@ from tinyllm.cli import main as cli
 from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.generation.sampling import generate
-from tinyllm.ops import attention
+from tinyllm.ops.fast import attention
 from tinyllm.system.errors import InputError
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training import runs
@@ -86,7 +86,7 @@ def run_case(
         for shape in case.shapes
     ]
     made = op(**{name: convert(value) for name, value in case.arguments.items()})
-    with tinyllm.use_reference() if mode == "reference" else contextlib.nullcontext():
+    with tinyllm.use_formulas() if mode == "reference" else contextlib.nullcontext():
         y = made(*xs)
     cotangent = convert(np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype))
     found = gradients(y, xs, cotangent, create_graph=mode == "twice")
@@ -129,7 +129,7 @@ def test_long_attention_takes_all_heads_at_once(
         out = ops.scaled_dot_product_attention(q, k, v, causal=causal, mask=mask)
         return [backend.to_numpy(x) for x in (out.data, *gradients(out, [q, k, v], cotangent))]
 
-    with tinyllm.use_reference():
+    with tinyllm.use_formulas():
         expected = run()
     with on_device() as device:
         assert_close(run(), expected, factor=2000)

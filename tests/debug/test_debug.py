@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import Tensor, gradients, no_grad, ops, use_reference
+from tinyllm import Tensor, gradients, no_grad, ops, use_formulas
 from tinyllm.autograd.mode import Observer, observe
 from tinyllm.autograd.tensor import REGISTRY, Op
 from tinyllm.debug import AnomalyError, break_on, detect_anomaly, summary, trace
@@ -114,7 +114,7 @@ def test_an_op_stops_in_the_named_methods(place: str, expected: list[str], stops
 
 
 def test_a_reference_stops_in_reference_mode(stops: list[Stop]) -> None:
-    with break_on("softmax.reference"), use_reference():
+    with break_on("softmax.reference"), use_formulas():
         ops.softmax(vector(1, 2))
     (stop,) = stops
     assert isinstance(stop.names["x"], Tensor)
@@ -431,7 +431,7 @@ def test_a_sound_model_raises_nothing_and_computes_the_same() -> None:
     plain = gradients(loss_of(model), list(model.parameters()))
     with detect_anomaly():
         watched = gradients(loss_of(model), list(model.parameters()))
-        with use_reference():
+        with use_formulas():
             loss_of(model).backward()
         with no_grad():
             loss_of(model)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm import Tensor, no_grad, ops, use_reference
+from tinyllm import Tensor, no_grad, ops, use_formulas
 from tinyllm.debug import Graph, graph
 from tinyllm.debug.graphs.elements import Statistics
 from tinyllm.debug.graphs.layers import nearest_apart
@@ -226,7 +226,7 @@ def test_several_models_in_one_graph_are_told_apart() -> None:
 
 def test_reference_mode_draws_the_primitives() -> None:
     x = Tensor(np.ones((2, 3)), requires_grad=True)
-    with use_reference():
+    with use_formulas():
         y = ops.softmax(x).sum()
     assert {"exp", "sum", "divide", "subtract"} <= {node.label for node in graph(y).nodes}
 
@@ -450,7 +450,7 @@ def test_nothing_overlaps_and_every_text_fits(make: Callable[[], Graph]) -> None
 
 
 def test_a_reference_model_can_be_read() -> None:
-    with use_reference():
+    with use_formulas():
         _, loss = model_and_loss(num_layers=2)
     check_picture(graph(loss, expand=["blocks.0.attention", "blocks.1.feed_forward_norm"]))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinyllm import Tensor, nn, ops
-from tinyllm.autograd.mode import observe, use_reference
+from tinyllm.autograd.mode import observe, use_formulas
 from tinyllm.autograd.tensor import gradients
 from tinyllm.cli import main as cli
 from tinyllm.cli import profile as cli_profile
@@ -241,7 +241,7 @@ def test_hooks_run_and_are_measured() -> None:
 
 
 def test_references_are_profiled_as_the_primitives_that_they_are() -> None:
-    with use_reference():
+    with use_formulas():
         rows = by_name(profile_step(TransformerLM(CONFIG, seed=0), TOKENS, TOKENS, steps=1).ops)
     assert "linear" not in rows
     assert rows["matmul"].product_flops == rows["matmul"].forward_flops + rows["matmul"].backward_flops > 0

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm import ops
-from tinyllm.autograd.mode import Observer, observe, use_reference
+from tinyllm.autograd.mode import Observer, observe, use_formulas
 from tinyllm.autograd.tensor import REGISTRY, Op, Tensor
 from tinyllm.backend.philox import Key, keep_mask
 
@@ -781,7 +781,7 @@ def check_graph(choose: Callable[[Sequence[Any]], Any], first: str, coverage: Co
     """
     graph = Graph(choose, choose(range(1000)))
     count = choose(range(1, 8))
-    with observe(coverage), use_reference(choose((False, False, False, True))):
+    with observe(coverage), use_formulas(choose((False, False, False, True))):
         x = graph.leaf(choose(SHAPES), tracked=True)
         graph.tidy(ENTRIES[first](graph, x))
         for _ in range(count):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import InputError, Tensor, gradients, nn, no_grad, ops, use_reference
+from tinyllm import InputError, Tensor, gradients, nn, no_grad, ops, use_formulas
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import (
     Dropout,
@@ -499,7 +499,7 @@ def test_fused_and_reference_models_agree(config: ModelConfig) -> None:
     model = in_float64(TransformerLM(config))
     x, y = tokens(config, seed=1), tokens(config, seed=2)
     logits, found = loss_and_gradients(model, x, y)
-    with use_reference():
+    with use_formulas():
         reference_logits, reference = loss_and_gradients(model, x, y)
     # The graphs are some 100 ops deep, each within a few eps of 2.2e-16 of the largest number in it.
     assert np.abs(logits - reference_logits).max() < 1e-13 * np.abs(logits).max()

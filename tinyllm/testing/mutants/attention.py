@@ -15,7 +15,7 @@ from tinyllm.models.generation import decoder
 from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
 from tinyllm.nn.attention import HeadNorm
 from tinyllm.ops import heads
-from tinyllm.ops.attention import ScaledDotProductAttention
+from tinyllm.ops.fast.attention import ScaledDotProductAttention
 from tinyllm.testing.mutants.planting import mutant
 
 # As attributes of their packages, these two are the functions.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.mode import use_reference
+from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.backend import Array
 from tinyllm.testing.gradient_check import gradcheck
@@ -45,7 +45,7 @@ def check_reference(op: type[Op]) -> None:
     for case in op.cases:
         arrays = inputs(op, case)
         fused = _values_and_gradients(op, case, arrays)
-        with use_reference():
+        with use_formulas():
             composed = _values_and_gradients(op, case, arrays)
         for one, other in zip(fused, composed, strict=True):
             close(one, other, f"{op.name}, fused and composed")

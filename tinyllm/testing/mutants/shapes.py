@@ -8,7 +8,7 @@ from typing import Any
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import index, matrix, reduce, shape
-from tinyllm.ops.matrix import rows
+from tinyllm.ops.fast.products import rows
 from tinyllm.testing.mutants.planting import mutant
 
 

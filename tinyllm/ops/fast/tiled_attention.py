@@ -17,7 +17,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.backend import current
-from tinyllm.ops.matrix import row_sum
+from tinyllm.ops.fast.products import row_sum
 
 # Of a tile: keys, and scores. Smaller tiles would fit into the cache of a core, but their thinner products and more
 # calls cost more than that gains.
