@@ -424,7 +424,8 @@ def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
     """`value` as a Tensor. A number or array that is none yet takes `dtype`, but keeps an imaginary part."""
     if isinstance(value, Tensor):
         return value
-    return Tensor(value, dtype=None if dtype is None or np.iscomplexobj(value) else dtype)
+    is_complex = isinstance(value, complex) or getattr(value, "dtype", np.dtype(bool)).kind == "c"
+    return Tensor(value, dtype=None if is_complex else dtype)
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
