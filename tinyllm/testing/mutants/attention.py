@@ -14,7 +14,7 @@ from tinyllm.backend import Array, current
 from tinyllm.models.generation import decoder
 from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
 from tinyllm.nn.attention import HeadNorm
-from tinyllm.ops import heads
+from tinyllm.ops import heads, rotary
 from tinyllm.ops.fast import rotary as rope
 from tinyllm.ops.fast.attention import ScaledDotProductAttention
 from tinyllm.testing.mutants.planting import mutant
@@ -274,14 +274,14 @@ def rope_backward_not_inverted(self: Any, gradient: Any) -> Any:
     return rope.rotate(gradient, self.cos, self.sin)
 
 
-@mutant(rope.FastRope, "__init__")
+@mutant(rotary.Rope, "__init__")
 def rope_exponent_without_the_two(self: Any, offset: int, theta: float, *more: Any, **named: Any) -> None:
     """Frequencies are theta^(-i/K) instead of theta^(-2i/K): all wavelengths are too short, as if theta were its square
     root."""
     _rope_init(self, offset, theta**0.5, *more, **named)
 
 
-_rope_init = rope.FastRope.__init__
+_rope_init = rotary.Rope.__init__
 _position_heads = RotaryEmbedding.heads
 
 

@@ -16,9 +16,9 @@ from tinyllm.testing.mutants.planting import add, mutant
 
 
 @mutant(softmaxes.Softmax, "__init__")
-def softmax_over_the_last_axis_always(self: Any, axis: int = -1) -> None:
+def softmax_over_the_last_axis_always(self: Any, axis: int = -1, mask: Any = True) -> None:
     """The argument axis is ignored: softmax normalises over the last axis whatever was asked for."""
-    self.axis = -1
+    self.axis, self.mask = -1, mask
 
 
 @mutant(softmaxes.Softmax, "backward")

@@ -123,7 +123,7 @@ def matmul_backward_forgets_the_transpose(self: Any, gradient: Any) -> Any:
     b = self.b if self.b.shape[-1] == self.b.shape[-2] else self.b.swapaxes(-1, -2)
     square = self.b.shape[-1] == self.b.shape[-2]
     gradient_a, gradient_b = _matmul_backward(self, gradient)
-    return (matrix.product(gradient, b) if square and self.needs(0) else gradient_a), gradient_b
+    return (products.product(gradient, b) if square and self.needs(0) else gradient_a), gradient_b
 
 
 @mutant(matrix.Einsum, "backward")
