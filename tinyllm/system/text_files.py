@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyllm.system import storage
 from tinyllm.system.errors import InputError
 
 StrPath = str | os.PathLike[str]
@@ -56,7 +57,7 @@ def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = 0  # bytes read before this block
     try:
-        with open(path, "rb") as file:
+        with storage.open_file(path) as file:
             while True:
                 content = file.read(size)
                 zero = content.find(b"\0")
