@@ -20,6 +20,8 @@ from tinyllm.tokenizer.bpe_files import (
 from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
 from tinyllm.tokenizer.sentencepiece_pieces import Kind, Piece
 
+pytestmark = pytest.mark.filterwarnings("ignore::tinyllm.tokenizer.VocabularyWarning")
+
 DATA = Path(__file__).parents[2] / "shared/data"
 TEXT = "low lower lowest, newer newest wide wider widest 日本 日本語 été\n\n" * 3
 BYTES = {bytes([i]): i for i in range(256)}

@@ -202,7 +202,7 @@ def test_decode_ends_the_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_encode_recognises_special_tokens_when_told(capsys: pytest.CaptureFixture[str]) -> None:
     message = error_of(capsys, "encode", "bpe.json", f"the{END}")
-    assert message == f"the text holds the special token '{END}' at position 3; --special encodes it as one"
+    assert message == f"the text holds the special token '{END}' at position 3; --special encodes it as one, --no-special as text"
     assert output(capsys, "encode", "bpe.json", f"the{END}", "--special") == "257 259\n"
     assert output(capsys, "decode", "bpe.json", "257", "259") == f"the{END}"
 
@@ -235,7 +235,7 @@ def test_a_tokenizer_is_found_wherever_it_may_be(capsys: pytest.CaptureFixture[s
         (("decode", "char.json", "-1"), "the id -1 at position 0 is not in the vocabulary"),
         (("decode", "char.json", "9" * 20), "the id 99999999999999999999 at position 0 is not in"),
         (("decode", "bpe.json", "1", "two"), "the id at position 1 is 'two'; ids are integers"),
-        (("decode", "bpe.json", "1,2"), "the id at position 0 is '1,2'; ids are integers"),
+        (("decode", "bpe.json", "1;2"), "the id at position 0 is '1;2'; ids are integers"),
         (("decode", "bpe.json", "9" * 5000), "the id at position 0 is '999"),
         ((), "the following arguments are required: COMMAND"),
         (("decode",), "the following arguments are required: PATH"),
@@ -252,7 +252,7 @@ def test_standard_input_must_be_utf8(
 ) -> None:
     give_input(monkeypatch, b"ab\xff")
     message = error_of(capsys, "encode", "bpe.json")
-    assert message == "standard input: not UTF-8: byte 0xff at byte 2; give UTF-8 text"
+    assert message == "standard input: not UTF-8: byte 0xff at byte 2; convert it to UTF-8"
 
 
 # ---- inspect -----------------------------------------------------------------------------------

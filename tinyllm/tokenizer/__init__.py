@@ -6,7 +6,7 @@ from typing import Any
 from tinyllm.config import StrPath, read_json, shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
-from tinyllm.tokenizer.bpe import BPETokenizer
+from tinyllm.tokenizer.bpe import BPETokenizer, VocabularyWarning
 from tinyllm.tokenizer.bpe_files import (
     read_gpt2,
     read_sentencepiece,
@@ -24,6 +24,7 @@ __all__ = [
     "CharTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "VocabularyWarning",
     "load_tokenizer",
     "parse_tokenizer",
     "read_gpt2",
@@ -38,7 +39,7 @@ _CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer, "BPE": BPETo
 
 
 def load_tokenizer(path: StrPath) -> Tokenizer:
-    """Open the tokenizer of a folder, or a tokenizer.json itself.
+    """Open the tokenizer of a folder, a tokenizer.json itself, or a .model of SentencePiece.
 
     Raises:
         InputError: missing, damaged, or a kind of tokenizer that is not supported.
@@ -46,6 +47,8 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
+    if file.suffix == ".model":
+        return read_sentencepiece(file)
     return parse_tokenizer(read_json(file), file)
 
 

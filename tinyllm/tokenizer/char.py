@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from tinyllm.config import shown
 from tinyllm.errors import InputError
-from tinyllm.tokenizer.base import TokenArray, Tokenizer
+from tinyllm.files import names_file
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text
 
 # Everything in tokenizer.json but the vocabulary. `tokenizers` runs its patterns in Oniguruma,
 # which knows no (?s:.), so "any character, the newline too" is written as [\s\S].
@@ -63,8 +64,9 @@ class CharTokenizer(Tokenizer):
         """`characters[i]` is the character with id i.
 
         Raises:
-            InputError: no character, one twice, or a lone surrogate.
+            InputError: no character, one twice, a lone surrogate, or no str.
         """
+        require_text(characters, "join them first, as in ''.join(characters)")
         if not characters:
             raise InputError("a character vocabulary needs at least one character, got none")
         codes = _code_points(characters)
@@ -91,8 +93,11 @@ class CharTokenizer(Tokenizer):
         """The tokenizer of all distinct characters of `text`, in code point order.
 
         Raises:
-            InputError: the text is empty or holds a lone surrogate.
+            InputError: the text is empty or holds a lone surrogate, or is the name of a file.
         """
+        require_text(text, "join several first, as in ''.join(texts)")
+        if names_file(text):
+            raise InputError(f"the text {shown(text)} is the name of a file; tinyllm.data.read_text reads it")
         return cls("".join(sorted(set(text))))
 
     @property
@@ -110,6 +115,7 @@ class CharTokenizer(Tokenizer):
         Raises:
             InputError: names the first character that is not in the vocabulary, and its position.
         """
+        require_text(text)
         ids: TokenArray = np.empty(len(text), dtype=self.dtype)
         for start in range(0, len(text), _CHUNK):
             codes = _code_points(text[start : start + _CHUNK])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from tinyllm.config import shown
+from tinyllm.config import require_known, shown
 from tinyllm.errors import InputError
 
 # The suffixes of English that o200k and llama3 split off, in either case.
@@ -58,6 +58,17 @@ _ALIASES: dict[str, str] = {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt2",
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s": "gpt4",
+}
+
+# What else people call them, in small letters and digits alone: other name -> name.
+_OTHER_NAMES = {
+    **dict.fromkeys(("r50k", "r50kbase", "p50k", "p50kbase", "gpt3", "roberta"), "gpt2"),
+    **dict.fromkeys(("cl100k", "cl100kbase", "gpt35", "gpt35turbo", "gpt4turbo"), "gpt4"),
+    **dict.fromkeys(("llamabpe", "llama31", "llama32", "llama33"), "llama3"),
+    **dict.fromkeys(
+        ("o200kbase", "o200kharmony", "gpt4o", "gpt4omini", "gpt41", "gpt5", "o1", "o3"), "o200k"
+    ),
+    **{name: name for name in PATTERNS},
 }
 
 # Longest time that an expression may take on a text: this many seconds, and as many again for each
@@ -130,6 +141,17 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"Pattern({self.name or self.expression!r})"
+
+
+def require_name(pattern: str) -> None:
+    """Raise InputError, with the name that was meant, for what is no expression but the wrong name of a pattern."""
+    if not isinstance(pattern, str):
+        raise InputError(f"the pattern must be a str, got {shown(pattern)}: one of {', '.join(PATTERNS)}")
+    meant = _OTHER_NAMES.get(re.sub(r"[\W_]", "", pattern.lower()))
+    if meant is not None and meant != pattern and re.fullmatch(r"[\w.\- ]+", pattern):
+        raise InputError(f"unknown pattern {shown(pattern)}; did you mean {meant!r}?")
+    if re.fullmatch(r"[\w-]*", pattern):
+        require_known("pattern", pattern, PATTERNS)  # as an expression it would hardly match anything
 
 
 def _require_small(expression: str) -> None:
