@@ -202,7 +202,10 @@ def test_decode_ends_the_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_encode_recognises_special_tokens_when_told(capsys: pytest.CaptureFixture[str]) -> None:
     message = error_of(capsys, "encode", "bpe.json", f"the{END}")
-    assert message == f"the text holds the special token '{END}' at position 3; --special encodes it as one, --no-special as text"
+    assert (
+        message
+        == f"the text holds the special token '{END}' at position 3; --special encodes it as one, --no-special as text"
+    )
     assert output(capsys, "encode", "bpe.json", f"the{END}", "--special") == "257 259\n"
     assert output(capsys, "decode", "bpe.json", "257", "259") == f"the{END}"
 

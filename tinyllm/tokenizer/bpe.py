@@ -17,12 +17,12 @@ from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.progress import Bar
 from tinyllm.tokenizer import bpe_json
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.bpe_training import NUM_BYTES, count_pieces, learn_merges
 from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.parallel import ordered_map
-from tinyllm.tokenizer.patterns import Pattern, require_name
+from tinyllm.tokenizer.patterns import Pattern, chosen_pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
 from tinyllm.tokenizer.sources import (
     Special,
@@ -146,7 +146,7 @@ class BPETokenizer(Tokenizer):
             raise InputError(
                 f"texts must be texts, as str, or files, as Path, got {shown(texts)}, a {type(texts).__name__}"
             )
-        require_name(pattern)
+        compiled = chosen_pattern(pattern)
         require_count("workers", workers)
         for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
             if not isinstance(value, int | np.integer):
@@ -164,7 +164,6 @@ class BPETokenizer(Tokenizer):
             special_bytes(token)
         if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
             raise InputError(f"special tokens must be different and not empty, got {shown(special_tokens)}")
-        compiled = Pattern(pattern)
         parts = lists_of_parts(texts, compiled, special_tokens)
         first = next(parts, None)
         if first is None:
@@ -379,16 +378,14 @@ class BPETokenizer(Tokenizer):
         Raises:
             InputError: names the first id that is not in the vocabulary, and its position.
         """
-        if not isinstance(ids, np.ndarray):
+        if not isinstance(ids, np.ndarray | str) and isinstance(ids, Iterable):
             ids = list(ids)
             if len(ids) < _SHORT and {*map(type, ids)} <= {int}:  # few ids need no arrays
                 try:
                     return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
                 except (IndexError, TypeError):
                     pass  # the error is said below
-            ids = np.asarray(ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise TypeError(f"ids must be integers in one dimension, got {ids.dtype} of shape {ids.shape}")
+        ids = id_array(ids)
         blob, starts, lengths = self._decoding
         out = []
         for begin in range(0, len(ids), 1 << 20):

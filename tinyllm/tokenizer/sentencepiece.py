@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tinyllm.config import shown
 from tinyllm.errors import InputError
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.pretokenize import code_points
 from tinyllm.tokenizer.sentencepiece_pieces import (
     BYTE_NAME,
@@ -137,7 +137,7 @@ class SentencePieceTokenizer(Tokenizer):
         held: list[str] = []
         length, wanted = 0, _WINDOW
         begun = False
-        for text in texts:
+        for text in texts if isinstance(texts, str) else texts_of(texts):
             require_text(text)
             held.append(self._normalized(text, first=not begun))
             begun = begun or bool(text)
@@ -259,11 +259,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _decoded(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> list[bytes]:
         """The bytes of each id, the added space taken away."""
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TypeError(
-                f"ids must be integers in one dimension, got {array.dtype} of shape {array.shape}"
-            )
+        array = id_array(ids)
         wrong = (array < 0) | (array >= self.vocab_size)
         if wrong.any():
             place = int(np.argmax(wrong))
