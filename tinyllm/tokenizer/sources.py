@@ -158,14 +158,14 @@ def split_at_special(
     """
     known = {*special}
     wanted = known if allowed == "all" else {*collection_of("allowed_special", allowed)}
-    unwanted = known if disallowed == "all" else {*collection_of("disallowed_special", disallowed)}
+    unwanted = known - wanted if disallowed == "all" else {*collection_of("disallowed_special", disallowed)}
     unknown = wanted - known
     if unknown:
         raise InputError(
             f"allowed_special has {shown(min(unknown))}, which is no special token of this vocabulary; those are "
             f"{', '.join(special) or 'none'}"
         )
-    refused = special_regex(unwanted - wanted)
+    refused = special_regex(unwanted)
     found = refused.search(text) if refused is not None else None
     if found is not None:
         token = found.group()
