@@ -1,6 +1,7 @@
 """A stream of tokens gives the text of the whole, each token what it adds, whatever the tokenizer."""
 
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,6 +161,19 @@ def test_generated_text_is_what_the_whole_gains(name: str, prompt: str) -> None:
         pieces = list(generate_text(model, tokenizer, prompt, 40, **settings))
         assert len(pieces) == 41
         assert tokenizer.decode(seen) + "".join(pieces) == tokenizer.decode(seen + new)
+
+
+def test_the_prompt_is_what_new_tokens_are_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*arguments: Any, **settings: Any) -> Iterator[int]:
+        return iter([259, 258, 1, 259])
+
+    monkeypatch.setattr(sys.modules["tinyllm.generate"], "generate", drawn)
+    model: Any = None
+    for prompt in ("to", "a日", "<s>a"):
+        assert list(generate_text(model, sentence_pieces(True), prompt, 4)) == [" to", " ", "", " to", ""]
+    assert list(generate_text(model, sentence_pieces(True), "<s>", 4)) == ["to", " ", "", " to", ""]
+    as_text = generate_text(model, sentence_pieces(True), "<s>", 4, special_tokens=False)
+    assert list(as_text) == [" to", " ", "", " to", ""]
 
 
 def test_characters_predicted_are_those_of_the_tokens_after_the_first() -> None:

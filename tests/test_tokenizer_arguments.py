@@ -364,6 +364,11 @@ def test_a_byte_order_mark_is_dropped_wherever_text_comes_from(tmp_path: Path) -
         assert "".join(blocks(tmp_path / "text")) == content.removeprefix("\ufeff")
 
 
+def test_a_mark_within_a_text_is_text(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("\ufeffabc\ufeffd", encoding="utf-8")
+    assert [*blocks(tmp_path / "text", 3)] == ["abc", "\ufeff", "d"]
+
+
 def test_a_model_file_is_named_for_what_it_is(tmp_path: Path) -> None:
     for content in (b"\n\x0e\n\x05<unk>\x15\0\0\0\0", b"\n\xff"):
         (tmp_path / "t.model").write_bytes(content)

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from tinyllm.errors import InputError
 
 FILE_NAME = "tokenizer.json"
 
+T = TypeVar("T")
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
@@ -34,14 +35,14 @@ def require_text(text: object, several: str = "encode_batch takes several texts"
     raise InputError(f"the text must be a str, got {shown(text)} ({type(text).__name__}){advice}")
 
 
-def texts_of(texts: Iterable[str]) -> Iterable[str]:
+def texts_of(texts: Iterable[T], advice: str = "encode takes one text") -> Iterable[T]:
     """`texts`; raises InputError for one text or something else where several are meant."""
     if isinstance(texts, str | bytes | bytearray | os.PathLike) or not isinstance(texts, Iterable):
-        raise InputError(f"texts must be a list of texts, got {shown(texts)}; encode takes one text")
+        raise InputError(f"texts must be a list of texts, got {shown(texts)}; {advice}")
     return texts
 
 
-def id_array(ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+def id_array(ids: Any) -> npt.NDArray[np.integer[Any]]:
     """`ids` as an array (num_tokens,); raises TypeError for what is not integers in one dimension."""
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         advice = "; put one id into a list" if isinstance(ids, int | np.integer) else ""

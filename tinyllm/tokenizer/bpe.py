@@ -142,10 +142,7 @@ class BPETokenizer(Tokenizer):
         """
         if isinstance(texts, str | os.PathLike):
             texts = [texts]
-        if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-            raise InputError(
-                f"texts must be texts, as str, or files, as Path, got {shown(texts)}, a {type(texts).__name__}"
-            )
+        texts_of(texts, "a text is a str, a file or folder a Path")
         compiled = chosen_pattern(pattern)
         require_count("workers", workers)
         for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
