@@ -341,7 +341,7 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
 
 
 def bpe() -> dict[str, Any]:
-    return BPETokenizer.train(["low lower lowest " * 9], 270, special_tokens=["<|end|>"]).to_json()
+    return BPETokenizer.train(["low lower lowest " * 9], 264, special_tokens=["<|end|>"]).to_json()
 
 
 def changed(where: str, value: Any) -> dict[str, Any]:
