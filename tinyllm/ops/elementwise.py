@@ -317,11 +317,11 @@ class Relu(Op):
     cases = unary_cases(kinked=True)
 
     def forward(self, x: Any) -> Any:
-        self.positive = x > 0
-        return x * self.positive
+        self.kept = backend.xp.logical_not(x <= 0)  # NaN, too, is not hidden
+        return backend.selected(self.kept, x)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.positive
+        return backend.selected(self.kept, gradient)
 
 
 @register
@@ -338,8 +338,7 @@ class Maximum(Op):
         return backend.xp.maximum(a, b)
 
     def backward(self, gradient: Any) -> Any:
-        half = gradient * (self.a == self.b) / 2
-        return gradient * (self.a > self.b) + half, gradient * (self.a < self.b) + half
+        return _to_chosen(gradient, self.a == self.b, self.a < self.b, self.a > self.b)
 
 
 @register
@@ -356,8 +355,14 @@ class Minimum(Op):
         return backend.xp.minimum(a, b)
 
     def backward(self, gradient: Any) -> Any:
-        half = gradient * (self.a == self.b) / 2
-        return gradient * (self.a < self.b) + half, gradient * (self.a > self.b) + half
+        return _to_chosen(gradient, self.a == self.b, self.a > self.b, self.a < self.b)
+
+
+def _to_chosen(gradient: Any, equal: Any, not_a: Any, not_b: Any) -> tuple[Any, Any]:
+    """The gradients of two operands, from where they are equal, and where each of them was not chosen."""
+    xp = backend.xp
+    gradient = xp.where(equal, gradient / 2, gradient)
+    return tuple(backend.selected(xp.logical_not(off), gradient) for off in (not_a, not_b))
 
 
 @register
@@ -374,15 +379,13 @@ class Clip(Op):
         self.low, self.high = low, high
 
     def forward(self, x: Any) -> Any:
-        self.inside = True
-        if self.low is not None:
-            self.inside = self.inside * (x >= self.low)
-        if self.high is not None:
-            self.inside = self.inside * (x <= self.high)
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        self.inside = (x >= low) * (x <= high)
         return backend.xp.clip(x, self.low, self.high)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.inside
+        return backend.selected(self.inside, gradient)
 
 
 @register
@@ -397,13 +400,13 @@ class Where(Op):
     )
 
     def __init__(self, condition: Any) -> None:
-        self.condition = condition
+        self.condition = backend.xp.array(condition, dtype=bool)  # a copy: backward needs it as it is now
 
     def forward(self, a: Any, b: Any) -> Any:
         return backend.xp.where(self.condition, a, b)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.condition, gradient * ~self.condition
+        return backend.selected(self.condition, gradient), backend.selected(~self.condition, gradient)
 
 
 @register
@@ -543,8 +546,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where `condition` (boolean array or Tensor) holds, otherwise b, with broadcasting."""
-    condition = condition.data if isinstance(condition, Tensor) else condition
-    return Where(backend.asarray(condition, bool))(*operands(a, b))
+    return Where(condition.data if isinstance(condition, Tensor) else condition)(*operands(a, b))
 
 
 def astype(x: Any, dtype: Any) -> Tensor:

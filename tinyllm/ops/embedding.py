@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.ops.elementwise import where
 from tinyllm.philox import Key, keep_mask
 from tinyllm.tensor import Case, FusedOp, Tensor, as_tensor, register
 
@@ -24,7 +25,7 @@ class Embedding(FusedOp):
     )
 
     def __init__(self, indices: Any) -> None:
-        self.indices = indices
+        self.indices = indices.astype(int)  # a copy: backward needs them as they are now
 
     def forward(self, weight: Any) -> Any:
         self.weight_shape = weight.shape
@@ -61,13 +62,13 @@ class Dropout(FusedOp):
     def forward(self, x: Any) -> Any:
         self.mask = keep_mask(x.shape, self.p, self.key)
         self.scale = 1 / (1 - self.p)
-        return x * self.mask * self.scale
+        return backend.selected(self.mask, x * self.scale)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.mask * self.scale
+        return backend.selected(self.mask, gradient * self.scale)
 
     def reference(self, x: Tensor) -> Tensor:
-        return x * keep_mask(x.shape, self.p, self.key) / (1 - self.p)
+        return where(keep_mask(x.shape, self.p, self.key), x / (1 - self.p), 0)
 
 
 def embedding(weight: Any, indices: Any) -> Tensor:
