@@ -136,7 +136,7 @@ class PowerOfConstant(Op):
 
     def backward(self, gradient: Any) -> Any:
         if self.exponent == 0:
-            return gradient * 0
+            return backend.xp.zeros_like(gradient)
         return gradient * self.exponent * self.x ** (self.exponent - 1)
 
 
