@@ -1,5 +1,7 @@
 """What every registered op does with infinities that do not count, and with buffers that its caller uses again."""
 
+import array
+import collections
 import copy
 import itertools
 from collections.abc import Callable
@@ -91,8 +93,8 @@ def test_what_does_not_count_may_be_infinite(op: type[Op], case: Case, fused: bo
 # ---- Buffers -----------------------------------------------------------------------------------
 
 
-def overwrite(array: Array) -> None:
-    array[...] = ~array if array.dtype == bool else np.where(array == 0, array.size > 0, 0)
+def overwrite(x: Array) -> None:
+    x[...] = ~x if x.dtype == bool else x == 0
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["backward", "backward as a graph"])
@@ -105,8 +107,8 @@ def test_arguments_may_be_overwritten_before_backward(op: type[Op], case: Case, 
     tensors = leaves(arrays)
     output = op(**arguments)(*tensors)
     for value in arguments.values():
-        for array in arrays_in(value):
-            overwrite(array)
+        for x in arrays_in(value):
+            overwrite(x)
     for x, known in zip(gradients(output, tensors, cotangent, create_graph=graph), expected, strict=True):
         np.testing.assert_array_equal(x.data if graph else x, known)
 
@@ -137,7 +139,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Any], Tensor], Array]] = {
 }
 
 
-@pytest.mark.parametrize("wrap", [lambda array: array, Tensor], ids=["array", "Tensor"])
+@pytest.mark.parametrize("wrap", [lambda x: x, Tensor], ids=["array", "Tensor"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_integers_may_be_overwritten_before_backward(name: str, wrap: Callable[[Array], Any]) -> None:
     """Derivatives of first and second order are those of the integers that forward was given."""
@@ -159,15 +161,12 @@ def test_integers_may_be_overwritten_before_backward(name: str, wrap: Callable[[
 # ---- Indices -----------------------------------------------------------------------------------
 
 
-@given(st.data(), t.shapes(min_length=1))
-def test_every_form_of_an_index_has_the_derivatives_of_its_array(
-    data: st.DataObject, shape: tuple[int, ...]
-) -> None:
-    """First and second derivative of sum(w x[index]^3), by NumPy's unbuffered addition."""
+def check_index(shape: tuple[int, ...], index: Any, in_arrays: Any = None) -> None:
+    """First and second derivative of sum(w x[index]^3), by NumPy's unbuffered addition at the same index in arrays."""
+    given_index, index = index, index if in_arrays is None else in_arrays
     random = np.random.default_rng(0)
     x = Tensor(random.normal(size=shape), requires_grad=True)
     direction = random.normal(size=shape)
-    index = data.draw(t.indices(shape, forms=tuple(t.INDEX_FORMS)))
     taken = x.data[index]
     weights = random.normal(size=np.shape(taken))
 
@@ -176,11 +175,49 @@ def test_every_form_of_an_index_has_the_derivatives_of_its_array(
         np.add.at(result, index, values)
         return result
 
-    (first,) = gradients((x[index] ** 3 * weights).sum(), [x], create_graph=True)
+    (first,) = gradients((x[given_index] ** 3 * weights).sum(), [x], create_graph=True)
     np.testing.assert_allclose(first.data, scattered(3 * taken**2 * weights), rtol=1e-12, atol=1e-14)
     (second,) = gradients((first * direction).sum(), [x])
     expected = scattered(6 * taken * weights * direction[index])
     np.testing.assert_allclose(second, expected, rtol=1e-12, atol=1e-14)
+
+
+@given(st.data(), t.shapes(min_length=1))
+def test_every_index_has_the_derivatives_of_its_array(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    check_index(shape, data.draw(t.indices(shape, forms=tuple(t.INDEX_FORMS))))
+
+
+SEQUENCES: dict[str, Any] = {
+    "tuple": (1, 1, -1),
+    "nested tuples": ((1, 1), (0, 1)),
+    "list of a list": [[1, 1]],
+    "array.array": array.array("b", [1, 1, 0]),
+    "unsigned bytes": bytearray([1, 1, 0]),
+    "memoryview": memoryview(array.array("q", [1, 1, 0])),
+    "deque": collections.deque([1, 1, 0]),
+    "UserList": collections.UserList([1, 1, 0]),
+    "range": range(2),
+    "short integers": np.array([1, 1, 0], dtype=np.int8),
+    "Tensors": (Tensor(1), Tensor(1), np.int16(0)),
+    "Tensor": Tensor([1, 1, 0]),
+    "booleans": (True, False, True),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_every_sequence_is_an_array_in_an_index(name: str) -> None:
+    part = SEQUENCES[name]
+    same = np.asarray(part, dtype=None if len(part) else int)
+    for here, plain in (
+        ((part, slice(None)), (same, slice(None))),
+        ((slice(None), part), (slice(None), same)),
+        ((..., part, None), (..., same, None)),
+        ((part, 1), (same, 1)),
+    ):
+        check_index((3, 3), here, plain)
+    if not isinstance(part, tuple):  # which has a part for each axis
+        check_index((3, 2), part, same)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
