@@ -291,7 +291,7 @@ INDEX_FORMS: dict[str, Callable[[Array], Any]] = {
     "list": lambda part: part.tolist(),
     "tuple": lambda part: _nested_tuples(part.tolist()),
     "array.array": lambda part: array.array("b", part.tolist()),
-    "memoryview": lambda part: memoryview(part),
+    "memoryview": lambda part: part.data,
     "deque": lambda part: collections.deque(part.tolist()),
     "range": _as_range,
     "short integers": lambda part: part.astype(np.int8),
@@ -309,9 +309,8 @@ def _written(part: Any, form: str) -> Any:
         found = INDEX_FORMS[form](part)
     except (TypeError, IndexError, ValueError):  # of two axes, empty, or not evenly spaced
         return part
-    same = np.array_equal(np.asarray(found), part) and (np.asarray(found).dtype == bool) == (
-        part.dtype == bool
-    )
+    read = np.asarray(found)
+    same = np.array_equal(read, part) and (read.dtype == bool) == (part.dtype == bool)
     return found if same else part
 
 
