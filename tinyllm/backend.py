@@ -254,7 +254,10 @@ def selected(condition: Any, x: Any) -> Any:
     if xp is not numpy or type(x) is not numpy.ndarray or x.dtype.char not in "efd":
         return xp.where(condition, x, 0)
     # The bits as an integer, times 0 or 1: ten times faster than numpy.where, which branches at each element.
-    return (x.view(f"i{x.itemsize}") * condition).view(x.dtype)
+    result = numpy.empty(numpy.broadcast_shapes(x.shape, numpy.shape(condition)), dtype=x.dtype)
+    bits = f"i{x.itemsize}"
+    numpy.multiply(x.view(bits), condition, out=result.view(bits))
+    return result
 
 
 def clear_rows(x: Any, rows: Any) -> None:
