@@ -10,6 +10,7 @@ from tinyllm import backend
 from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
 from tinyllm.backend import current
 from tinyllm.backend.philox import Key, keep_mask
+from tinyllm.ops.elementwise import where
 
 
 @register
@@ -25,7 +26,7 @@ class Embedding(FusedOp):
     )
 
     def __init__(self, indices: Any) -> None:
-        self.indices = indices
+        self.indices = indices.astype(int)  # a copy: backward needs them as they are now
 
     def forward(self, weight: Any) -> Any:
         self.weight_shape = weight.shape
@@ -62,13 +63,13 @@ class Dropout(FusedOp):
     def forward(self, x: Any) -> Any:
         self.mask = keep_mask(x.shape, self.p, self.key)
         self.scale = 1 / (1 - self.p)
-        return x * self.mask * self.scale
+        return backend.selected(self.mask, x * self.scale)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.mask * self.scale
+        return backend.selected(self.mask, gradient * self.scale)
 
     def reference(self, x: Tensor) -> Tensor:
-        return x * keep_mask(x.shape, self.p, self.key) / (1 - self.p)
+        return where(keep_mask(x.shape, self.p, self.key), x / (1 - self.p), 0)
 
 
 def embedding(weight: Any, indices: Any) -> Tensor:

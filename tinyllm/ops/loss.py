@@ -9,6 +9,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
 from tinyllm.backend import current
+from tinyllm.ops.elementwise import where
 from tinyllm.ops.index import take_along_axis
 from tinyllm.ops.matrix import row_sum, rows
 from tinyllm.ops.reduce import sum as sum_over
@@ -47,8 +48,8 @@ class CrossEntropy(FusedOp):
     def __init__(
         self, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean", z_loss: float = 0.0
     ) -> None:
-        self.targets, self.ignore_index, self.reduction = targets, ignore_index, reduction
-        self.z_loss = z_loss
+        self.targets = targets.astype(int)  # a copy: backward needs them as they are now
+        self.ignore_index, self.reduction, self.z_loss = ignore_index, reduction, z_loss
 
     def forward(self, logits: Any) -> Any:
         xp = current.xp
@@ -59,13 +60,15 @@ class CrossEntropy(FusedOp):
         self.exponentials: Any = xp.empty(z.shape, dtype=z.dtype)  # e^(z - max), until backward takes them
         self.total = xp.empty((z.shape[0], 1), dtype=z.dtype)
         self.logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
-        for chunk in _chunks(z.shape):
-            maximum = _exponentials(z[chunk], self.exponentials[chunk])
-            self.total[chunk] = row_sum(self.exponentials[chunk])
-            self.logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
-        losses = (self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
-        if self.z_loss:
-            losses += self.z_loss * self.logsumexp**2 * self.kept
+        with backend.ignore_non_finite():  # ignored rows may hold anything
+            for chunk in _chunks(z.shape):
+                maximum = _exponentials(z[chunk], self.exponentials[chunk])
+                self.total[chunk] = row_sum(self.exponentials[chunk])
+                self.logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
+            losses = self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]  # (N,)
+            if self.z_loss:
+                losses += self.z_loss * self.logsumexp**2
+        losses = backend.selected(self.kept, losses)
         if self.reduction == "none":
             return losses.reshape(self.targets.shape)
         return losses.sum() / self.divisor(z.dtype)
@@ -75,18 +78,20 @@ class CrossEntropy(FusedOp):
         z = rows(self.logits)
         if self.reduction != "none":
             gradient = gradient / self.divisor(z.dtype)
-        weight = xp.broadcast_to(gradient.reshape(-1), self.kept.shape) * self.kept  # (N,)
-        # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
-        of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
-        gradient_z, self.exponentials = self.exponentials, None
-        if gradient_z is None:  # a second backward pass
-            gradient_z = xp.empty(z.shape, dtype=z.dtype)
+        weight = backend.selected(self.kept, xp.broadcast_to(gradient.reshape(-1), self.kept.shape))  # (N,)
+        with backend.ignore_non_finite():  # as in forward
+            # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
+            of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
+            gradient_z, self.exponentials = self.exponentials, None
+            if gradient_z is None:  # a second backward pass
+                gradient_z = xp.empty(z.shape, dtype=z.dtype)
+                for chunk in _chunks(z.shape):
+                    _exponentials(z[chunk], gradient_z[chunk])
             for chunk in _chunks(z.shape):
-                _exponentials(z[chunk], gradient_z[chunk])
-        for chunk in _chunks(z.shape):
-            p = gradient_z[chunk]
-            p *= of_softmax[chunk][:, None] / self.total[chunk]  # softmax, weighted
-            p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
+                p = gradient_z[chunk]
+                p *= of_softmax[chunk][:, None] / self.total[chunk]  # softmax, weighted
+                backend.clear_rows(p, ~self.kept[chunk])
+                p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
         return gradient_z.reshape(self.logits.shape)
 
     def divisor(self, dtype: Any) -> Any:
@@ -98,9 +103,11 @@ class CrossEntropy(FusedOp):
     def reference(self, logits: Tensor) -> Tensor:
         kept = self.targets != self.ignore_index
         targets = current.xp.where(kept, self.targets, 0)
-        losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1) * kept
+        logits = where(kept[..., None], logits, 0)  # what ignored rows hold does not come into derivatives
+        losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1)
         if self.z_loss:
-            losses = losses + self.z_loss * logsumexp(logits, axis=-1) ** 2 * kept
+            losses = losses + self.z_loss * logsumexp(logits, axis=-1) ** 2
+        losses = where(kept, losses, 0)
         return losses if self.reduction == "none" else sum_over(losses) / self.divisor(logits.dtype)
 
 
