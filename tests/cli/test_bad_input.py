@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 
 from tinyllm.cli import main as cli
+from tinyllm.data import read_text
 from tinyllm.models import TransformerLM
+from tinyllm.system.errors import InputError
+from tinyllm.tokenizer import load_tokenizer
 from tinyllm.training.callbacks import MetricsFile
 from tinyllm.training.checkpoints import checkpoint
 
@@ -166,6 +170,15 @@ CONFIGS: dict[str, tuple[str, str]] = {
     "data of a wrong type": ("[train]\ndata = 'text.txt'\n", r"data must be a list of strings"),
     "section of a wrong type": ("model = 5\n", r"'model' stands outside a section"),
     "NUL in a folder": ('[train]\nout = "a\\u0000b"\n', r"cannot be written"),
+    "NUL below a folder": ('[train]\nout = "folder/\\u0000"\n', r"cannot be written"),
+    "NUL in a name of data": (
+        '[train]\ndata = ["text.txt", "a\\u0000b"]\n',
+        r"a\x00b: cannot be read: .*null",
+    ),
+    "NUL in a tokenizer": (
+        '[train]\ntokenizer = "a\\u0000b"\n',
+        r"neither char, byte or bpe nor a tokenizer.json",
+    ),
     "not text": ("\x00\x01", r"not valid TOML"),
 }
 
@@ -175,6 +188,13 @@ def test_a_bad_config_file(capsys: pytest.CaptureFixture[str], content: str, mes
     Path("bad.toml").write_text(content)
     said = error_of(capsys, "train", "--config", "bad.toml")
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_training, load_tokenizer, read_text])
+@pytest.mark.parametrize("name", ["a\0b", "folder/\0", "\0"])
+def test_a_name_that_no_file_can_have_is_bad_input(read: Callable[[Path], object], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(name)}"):
+        read(Path(name))
 
 
 # ---- With a run --------------------------------------------------------------------------------

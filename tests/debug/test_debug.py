@@ -266,11 +266,97 @@ def test_functions_with_closures_super_and_private_names_keep_their_meaning(stop
     assert first.file == __file__
 
 
-def test_a_function_without_a_source_is_an_error() -> None:
-    names: dict[str, Any] = {}
-    exec("def f():\n    return 1", names)
-    with pytest.raises(ValueError, match="f has no source file"):
-        with_breakpoint(names["f"])
+def one_line(x: int) -> int: return x + 1  # fmt: skip
+
+
+def after_a_docstring(
+    x: int,
+) -> int:
+    """The signature has lines of its own."""
+
+    # and so has a comment
+    return (
+        x  # the first instruction of the statement
+        + 1
+    )
+
+
+def nothing_but_a_docstring(x: int) -> None:
+    """No statement."""
+
+
+def begins_with_a_loop(x: int) -> int:
+    while x:
+        x -= 1
+    return x
+
+
+def begins_with_try(x: int) -> int:
+    try:
+        return x
+    finally:
+        x += 1
+
+
+@pytest.mark.parametrize(
+    ("function", "lines_below_def"),
+    [
+        (one_line, 0),
+        (after_a_docstring, 6),
+        (nothing_but_a_docstring, 1),
+        (begins_with_a_loop, 1),
+        (begins_with_try, 1),
+    ],
+)
+def test_the_next_line_and_the_next_instruction_are_the_functions_first_line(
+    function: Any, lines_below_def: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A debugger waits for one or the other: pdb for the next instruction from Python 3.13 on."""
+    events: list[tuple[str, int]] = []
+
+    def note(frame: FrameType, event: str, _: Any) -> Any:
+        if event in ("line", "opcode"):
+            events.append((event, frame.f_lineno))
+        return note
+
+    def hook() -> None:
+        frame = sys._getframe(1)
+        frame.f_trace, frame.f_trace_opcodes = note, True
+        sys.settrace(note)
+
+    copy = with_breakpoint(function)
+    monkeypatch.setattr(sys, "breakpointhook", hook)
+    before = sys.gettrace()
+    try:
+        result = copy(3)
+    finally:
+        sys.settrace(before)
+    assert result == function(3)
+    first_line = function.__code__.co_firstlineno + lines_below_def
+    for kind in ("line", "opcode"):
+        assert next(line for event, line in events if event == kind) == first_line
+
+
+@pytest.mark.parametrize(
+    "made", ["exec('def f(): return 1', names)", "exec('f = lambda: 1', names)", "names['f'] = (lambda: 1)"]
+)
+@pytest.mark.parametrize("as_command", [False, True])
+def test_a_function_without_a_source_is_an_error(made: str, as_command: bool, tmp_path: Path) -> None:
+    """In `python -c` too, whose text Python 3.13 and later take for the source of what exec() makes there."""
+    program = (
+        "from tinyllm.debug.breakpoints import with_breakpoint\n"
+        f"names = {{}}\n{made}\n"
+        "try: with_breakpoint(names['f'])\n"
+        "except ValueError as error: print(error)\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    result = subprocess.run(
+        [sys.executable, *(("-c", program) if as_command else (str(script),))], capture_output=True, text=True,
+        timeout=60, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    name = "f" if "def f" in made else "<lambda>"
+    assert result.stdout == f"{name} has no `def` in a source file, so no breakpoint can be put into it\n"
 
 
 SESSION = """

@@ -166,7 +166,7 @@ def test_axes_are_of_every_kind() -> None:
 @given(st.data(), t.shapes(max_axes=4))
 def test_indices_are_valid(data: st.DataObject, shape: tuple[int, ...]) -> None:
     x = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
-    index = data.draw(t.indices(shape))
+    index = data.draw(t.indices(shape, forms=tuple(t.INDEX_FORMS)))
     np.testing.assert_array_equal(ops.getitem(Tensor(x), index).numpy(), x[index])
 
 
@@ -196,6 +196,12 @@ def test_indices_are_of_every_kind() -> None:
         drawn,
         lambda index: any(isinstance(p, np.ndarray) and len(set(p.flat)) < p.size for p in parts(index)),
     )
+
+
+def test_indices_come_in_every_form() -> None:
+    drawn = t.indices((2, 3, 4), forms=tuple(t.INDEX_FORMS))
+    for kind in ("list", "tuple", "memoryview", "deque", "int8"):
+        occurs(drawn, lambda index, kind=kind: kind in kinds(index))  # type: ignore[misc]
 
 
 def test_indices_shrink() -> None:
@@ -272,7 +278,7 @@ def test_texts_are_of_every_kind_and_shrink() -> None:
 def test_gradients_of_reductions_and_indices(data: st.DataObject) -> None:
     x = data.draw(t.arrays(t.shapes(min_length=1), layouts=tuple(t.LAYOUTS)))
     axis = data.draw(t.reduction_axes(x.shape))
-    index = data.draw(t.indices(x.shape))
+    index = data.draw(t.indices(x.shape, forms=tuple(t.INDEX_FORMS)))
     if x[index].size:
         gradcheck(lambda x: x[index].tanh(), x, max_elements=0, projections=1)
     gradcheck(lambda x: (x * x).sum(axis), x, max_elements=0, projections=1)

@@ -21,6 +21,7 @@ from tinyllm.tokenizer.bpe import merging as merging_module
 from tinyllm.tokenizer.bpe import reference
 from tinyllm.tokenizer.bpe import tokenizer as bpe_module
 from tinyllm.tokenizer.bpe.merging import Merges
+from tinyllm.tokenizer.bpe.sources import special_regex
 from tinyllm.tokenizer.patterns import PATTERNS
 
 MANY = 4 * settings().max_examples
@@ -347,7 +348,8 @@ def test_special_tokens_anywhere(parts: list[str]) -> None:
     ids = both_ways(tokenizer, text, allowed_special="all")
     assert tokenizer.decode(ids) == text
     expected: list[int] = []
-    special = tokenizer._special_regex
+    special = special_regex(tokenizer.special_tokens)
+    assert special is not None
     begin = 0
     for match in [*special.finditer(text), None]:
         expected += expected_ids(tokenizer, text[begin : match.start() if match else len(text)])

@@ -14,6 +14,8 @@ from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
 from tinyllm.tokenizer.sentencepiece.tokenizer import SentencePieceTokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore::tinyllm.tokenizer.VocabularyWarning")
+
 DATA = Path(__file__).parents[3] / "shared/data"
 TEXT = "low lower lowest, newer newest wide wider widest 日本 日本語 été\n\n" * 3
 BYTES = {bytes([i]): i for i in range(256)}

@@ -119,7 +119,8 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("content", "message"), ATTACKS.values(), ids=ATTACKS.keys())
 def test_attacks_are_refused(content: bytes, message: str) -> None:
-    error = bounded(lambda: read_safetensors(content), len(content) / MEBIBYTE + 2)
+    # Nesting is parsed as deep as the stack allows: from Python 3.14 on some 65,000 levels of 56 bytes in 8 MiB of it.
+    error = bounded(lambda: read_safetensors(content), len(content) / MEBIBYTE + 6)
     assert isinstance(error, InputError), error
     assert re.search(message, str(error)), error
 
@@ -340,7 +341,7 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
 
 
 def bpe() -> dict[str, Any]:
-    return BPETokenizer.train(["low lower lowest " * 9], 270, special_tokens=["<|end|>"]).to_json()
+    return BPETokenizer.train(["low lower lowest " * 9], 264, special_tokens=["<|end|>"]).to_json()
 
 
 def changed(where: str, value: Any) -> dict[str, Any]:

@@ -6,7 +6,16 @@ for. `kernels` makes one kernel of an elementwise function, through its source (
 running it on symbols (`tracing`). `philox` makes random masks that have the same bits everywhere.
 """
 
-from tinyllm.backend.arrays import add_at, cache_parts, joined, magnitude, scatter_add, swap_halves
+from tinyllm.backend.arrays import (
+    add_at,
+    cache_parts,
+    clear_rows,
+    joined,
+    magnitude,
+    scatter_add,
+    selected,
+    swap_halves,
+)
 from tinyllm.backend.current import (
     BACKENDS,
     PRECISIONS,
@@ -35,6 +44,7 @@ __all__ = [
     "asarray",
     "cache_parts",
     "choose",
+    "clear_rows",
     "elementwise",
     "free_to_read",
     "ignore_non_finite",
@@ -47,6 +57,7 @@ __all__ = [
     "read",
     "reads_wait",
     "scatter_add",
+    "selected",
     "swap_halves",
     "synchronize",
     "to_numpy",

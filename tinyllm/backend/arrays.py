@@ -20,6 +20,25 @@ def magnitude(x: Any) -> Any:
     return current.xp.absolute(x) if x.dtype.kind != "c" else current.xp.where(x.real < 0, -x, x)
 
 
+def selected(condition: Any, x: Any) -> Any:
+    """x where `condition` holds and 0 elsewhere, whatever x is there: as a product, infinity times 0 would be NaN."""
+    if current.xp is not numpy or type(x) is not numpy.ndarray or x.dtype.char not in "efd":
+        return current.xp.where(condition, x, 0)
+    # The bits as an integer, times 0 or 1: ten times faster than numpy.where, which branches at each element.
+    result = numpy.empty(numpy.broadcast_shapes(x.shape, numpy.shape(condition)), dtype=x.dtype)
+    bits = f"i{x.itemsize}"
+    numpy.multiply(x.view(bits), condition, out=result.view(bits))
+    return result
+
+
+def clear_rows(x: Any, rows: Any) -> None:
+    """x[rows] = 0, in place. x: (N, D), rows: (N,) booleans."""
+    if current.xp is numpy:
+        x[rows] = 0
+    else:
+        current.xp.copyto(x, 0, where=rows[:, None])  # an assignment would upload the 0
+
+
 def scatter_add(target: Any, index: Any, values: Any) -> None:
     """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up in a fixed order.
 
@@ -31,8 +50,12 @@ def scatter_add(target: Any, index: Any, values: Any) -> None:
     if target.shape[0] <= FEW_ROWS:
         one_hot = current.xp.zeros((target.shape[0], index.size), dtype=target.dtype)
         one_hot[index, current.xp.arange(index.size)] = 1
-        target += (one_hot @ values.reshape((index.size, -1))).reshape(target.shape)
-        return
+        with current.ignore_non_finite():
+            sums = one_hot @ values.reshape((index.size, -1))
+        # An infinity times the zeros of other rows is NaN. To look for one would mean to wait for a device.
+        if current.xp is not numpy or numpy.isfinite(sums).all():
+            target += sums.reshape(target.shape)
+            return
     # Sorting brings equal indices together, so that each target row is touched once: several times faster
     # than numpy.add.at, and the order of summation is fixed.
     if current.xp is not numpy:

@@ -156,6 +156,7 @@ def build_parser() -> Parser:
         default=0,
         help="the same seed gives the same text (default: 0)",
     )
+    _add_special_tokens(sample, "the prompt")
     _add_backend(sample)
     sample.set_defaults(command=sample_command, parser=sample)
 
@@ -171,12 +172,22 @@ def build_parser() -> Parser:
         default=0,
         help="worker threads (default: one for each core)",
     )
+    _add_special_tokens(evaluate, "the text")
     _add_backend(evaluate)
     evaluate.set_defaults(command=eval_command, parser=evaluate)
     cli_tokenizer.add_commands(commands)
     cli_profile.add_command(commands)
     cli_replay.add_command(commands)
     return parser
+
+
+def _add_special_tokens(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--special-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"special tokens of the tokenizer in {text} become their ids (default); otherwise they are text",
+    )
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +237,7 @@ def sample_command(args: argparse.Namespace) -> None:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
+        special_tokens=args.special_tokens,
     )
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -235,7 +247,7 @@ def sample_command(args: argparse.Namespace) -> None:
 def eval_command(args: argparse.Namespace) -> None:
     """`tinyllm eval`."""
     use_backend(args.backend)
-    score = runs.evaluate(Path(args.path), args.data, args.threads)
+    score = runs.evaluate(Path(args.path), args.data, args.threads, special_tokens=args.special_tokens)
     print(
         f"{score.tokens:,} tokens  loss {score.loss:.4f} nats  {score.bits_per_character:.4f} bits per character"
     )

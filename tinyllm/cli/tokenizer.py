@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 from tinyllm.data import read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import add_flags, field, from_mapping, given_flags, require_known, shown
-from tinyllm.system.text_files import blocks, text_files
-from tinyllm.tokenizer import BPETokenizer, Tokenizer, inspection, load_tokenizer
-from tinyllm.tokenizer.base import FILE_NAME
+from tinyllm.system.settings import add_flags, field, from_mapping, given_flags, shown
+from tinyllm.system.text_files import blocks, text_files, text_of
+from tinyllm.tokenizer import BPETokenizer, Tokenizer, VocabularyWarning, inspection, load_tokenizer
+from tinyllm.tokenizer.base import FILE_NAME, file_for
 from tinyllm.tokenizer.inspection import TextStatistics
-from tinyllm.tokenizer.patterns import PATTERNS
+from tinyllm.tokenizer.patterns import PATTERNS, chosen_pattern
 from tinyllm.training.checkpoints import checkpoint
 
 # Black on pale colours, which can be read whatever the terminal's own colours are.
@@ -80,7 +81,11 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_path(encode)
     encode.add_argument("text", nargs="?", metavar="TEXT", help="the text (default: standard input)")
     encode.add_argument("--file", metavar="FILE", help="read the text from a file")
-    encode.add_argument("--special", action="store_true", help="recognise special tokens in the text")
+    encode.add_argument(
+        "--special",
+        action=argparse.BooleanOptionalAction,
+        help="special tokens in the text become their ids, or are text; without the flag such a text is refused",
+    )
     encode.set_defaults(command=encode_command, parser=encode)
 
     decode = ours.add_parser("decode", help="print the text of token ids", allow_abbrev=False)
@@ -103,7 +108,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _add_path(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", metavar="PATH", help="a tokenizer.json, a folder with one, a run or a checkpoint"
+        "path", metavar="PATH", help="a tokenizer.json, a folder with one, a .model, a run or a checkpoint"
     )
 
 
@@ -131,23 +136,24 @@ def train_command(args: argparse.Namespace) -> None:
     flags = from_mapping(TrainFlags, given_flags(args, TrainFlags))
     if flags.workers < 0:
         raise InputError(f"--workers is {flags.workers}; it must be at least 0 (0: one for each core)")
-    if re.fullmatch(r"[\w-]*", flags.pattern):
-        require_known("pattern", flags.pattern, PATTERNS)  # as an expression it would hardly match anything
+    chosen_pattern(flags.pattern)
     for token in args.special:
         _require_text(token, "--special")
-    target = _free_target(Path(flags.out), args.overwrite)
+    target = _free_target(flags.out, args.overwrite)
     paths = [Path(name) for name in args.files]
     _require_readable(paths)
     try:
-        tokenizer = BPETokenizer.train(
-            paths,
-            flags.vocab_size,
-            flags.pattern,
-            args.special,
-            flags.min_frequency,
-            flags.workers or physical_cores(),
-            progress=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VocabularyWarning)  # said below, with the flag to use
+            tokenizer = BPETokenizer.train(
+                paths,
+                flags.vocab_size,
+                flags.pattern,
+                args.special,
+                flags.min_frequency,
+                flags.workers or physical_cores(),
+                progress=True,
+            )
     except KeyboardInterrupt:
         print("stopped; nothing is written", file=sys.stderr)
         raise
@@ -167,9 +173,9 @@ def _why_fewer(tokenizer: Tokenizer, flags: TrainFlags) -> str:
     )
 
 
-def _free_target(out: Path, overwrite: bool) -> Path:
+def _free_target(out: str, overwrite: bool) -> Path:
     """The file that Tokenizer.save writes for `out`, once it is sure that it may and can be written."""
-    target = out if out.suffix == ".json" and not out.is_dir() else out / FILE_NAME
+    target = file_for(out)
     if target.is_dir():
         raise InputError(f"{target} is a folder; give another --out")
     if target.exists() and not overwrite:
@@ -220,32 +226,35 @@ def encode_command(args: argparse.Namespace) -> None:
         _require_text(text, "TEXT")
     else:
         text = "".join(blocks(Path(args.file))) if args.file is not None else _standard_input()
-    if not args.special and isinstance(tokenizer, BPETokenizer):
-        for token in tokenizer.special_tokens:
-            if token in text:
-                raise InputError(
-                    f"the text holds the special token {token!r} at position {text.index(token)}; --special encodes "
-                    "it as one"
-                )
-    print(*inspection.encode(tokenizer, text).tolist())
+    for token in tokenizer.special_tokens if args.special is None else ():
+        if token in text:
+            raise InputError(
+                f"the text holds the special token {token!r} at position {text.index(token)}; --special encodes "
+                "it as one, --no-special as text"
+            )
+    print(*tokenizer.encode_document(text, bool(args.special)).tolist())
 
 
 def decode_command(args: argparse.Namespace) -> None:
     """`tinyllm tokenizer decode`."""
     tokenizer = open_tokenizer(Path(args.path))
-    text = tokenizer.decode(_ids(args.ids or _standard_input().split(), tokenizer.vocab_size))
+    written = " ".join(args.ids) if args.ids else _standard_input()
+    text = tokenizer.decode(_ids(written, tokenizer.vocab_size))
     # What goes into a file or a pipe is the text and no more.
     end = "\n" if sys.stdout.isatty() and not text.endswith("\n") else ""
     print(text, end=end)
 
 
-def _ids(words: Iterable[str], vocab_size: int) -> list[int]:
-    """The ids that are written in `words`; raises InputError for the first that is none."""
+def _ids(written: str, vocab_size: int) -> list[int]:
+    """The ids in `written`, a printed list too; raises InputError for the first that is none."""
+    written = written.strip()
+    if written[:1] + written[-1:] in ("[]", "()"):
+        written = written[1:-1]
     ids = []
-    for position, word in enumerate(words):
+    for position, word in enumerate(filter(None, re.split(r"[\s,]+", written))):
         if not re.fullmatch(r"-?[0-9]{1,20}", word):
             raise InputError(
-                f"the id at position {position} is {shown(word)}; ids are integers with white space between them"
+                f"the id at position {position} is {shown(word)}; ids are integers, with white space or commas between"
             )
         if not 0 <= int(word) < vocab_size:
             raise InputError(
@@ -257,14 +266,10 @@ def _ids(words: Iterable[str], vocab_size: int) -> list[int]:
 
 
 def _standard_input() -> str:
-    """All of standard input; raises InputError if it is not UTF-8."""
-    content = sys.stdin.buffer.read()
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"standard input: not UTF-8: byte 0x{content[error.start]:02x} at byte {error.start}; give UTF-8 text"
-        ) from None
+    """All of standard input, read as a file is; raises InputError if it is no text, or closed."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give the text as an argument")
+    return "".join(text_of(sys.stdin.buffer, "standard input"))
 
 
 # ---- inspect -----------------------------------------------------------------------------------
@@ -279,7 +284,7 @@ def inspect_command(args: argparse.Namespace) -> None:
         raise InputError("--show needs a text; give a file after PATH")
     tokenizer = open_tokenizer(Path(args.path))
     text = read_text(args.files) if args.files else ""
-    ids = inspection.encode(tokenizer, text)
+    ids = tokenizer.encode_document(text)
     strings = inspection.token_strings(tokenizer)
     print(*_description_lines(args.path, tokenizer), sep="\n")
     if not args.files:
@@ -306,7 +311,8 @@ def _description_lines(path: str, tokenizer: Tokenizer) -> Iterator[str]:
     yield f"{path}: {description.kind}, {description.vocab_size:,} tokens{merges}"
     if description.pattern is not None:
         yield f"pattern: {description.pattern}"
-        special = ", ".join(f"{token} ({id})" for token, id in description.special_tokens.items())
+    special = ", ".join(f"{token} ({id})" for token, id in description.special_tokens.items())
+    if special or description.pattern is not None:
         yield f"special tokens: {special or 'none'}"
 
 

@@ -111,25 +111,20 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     wrapper of ours. Raises ValueError when the source is not available.
     """
     code = function.__code__
-    try:
-        source = inspect.getsource(function)
-    except OSError as error:
+    definition = _definition(code)
+    if definition is None:
         raise ValueError(
-            f"{function.__qualname__} has no source file, so no breakpoint can be put into it"
-        ) from error
-    # A method is indented. Its indentation stays, because strings in it may have lines of their own.
-    indented = source[:1].isspace()
-    tree = ast.parse("if True:\n" + source if indented else source)
-    definition = tree.body[0].body[0] if isinstance(tree.body[0], ast.If) else tree.body[0]
-    assert isinstance(definition, ast.FunctionDef)
+            f"{function.__qualname__} has no `def` in a source file, so no breakpoint can be put into it"
+        )
     definition.decorator_list = []
-    stop = ast.parse("breakpoint()").body[0]
-    # On the line of `def`, so that the first statement is a new line, at which a debugger stops.
-    for node in ast.walk(stop):
-        ast.copy_location(node, definition)
-    has_docstring = ast.get_docstring(definition) is not None
-    definition.body.insert(1 if has_docstring else 0, stop)
-    ast.increment_lineno(tree, code.co_firstlineno - 1 - indented)
+    first = 1 if ast.get_docstring(definition) is not None and len(definition.body) > 1 else 0
+    first_line = definition.body[first].lineno
+    # A tuple in the first line around a call in the line of `def` (in a function of one line: in another). After the
+    # call pdb stops at the next line, and from Python 3.13 on at the next instruction: making the tuple is both.
+    stop = ast.parse("\n" * (first_line - 1) + "(breakpoint(),)", mode="eval").body
+    assert isinstance(stop, ast.Tuple)
+    ast.increment_lineno(stop.elts[0], definition.lineno - first_line or 1)
+    definition.body.insert(first, ast.Expr(stop))
     # Names of an enclosing scope, `super()`'s __class__ among them, stay free in a function inside another, and
     # private names (`self.__p`) are those of a class of the same name.
     enclosing = ast.parse(
@@ -139,8 +134,7 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     owner = enclosing.body[0]
     assert isinstance(owner, ast.ClassDef)
     owner.body = [definition]
-    tree.body = [enclosing]
-    ast.fix_missing_locations(tree)
+    tree = ast.fix_missing_locations(ast.Module([enclosing], []))
     flags = code.co_flags & _FUTURE_FLAGS
     compiled = _find(compile(tree, code.co_filename, "exec", flags, dont_inherit=True), code.co_name)
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
@@ -152,6 +146,22 @@ def with_breakpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     result.__kwdefaults__ = function.__kwdefaults__
     result.__doc__ = function.__doc__
     return result
+
+
+def _definition(code: types.CodeType) -> ast.FunctionDef | None:
+    """The `def` that a function's code was made from, on the lines of its file, or None when there is none."""
+    try:
+        source = inspect.getsource(code)
+        # A method is indented. Its indentation stays, because strings in it may have lines of their own.
+        indented = source[:1].isspace()
+        tree = ast.parse("if True:\n" + source if indented else source)
+    except (OSError, SyntaxError):  # a lambda may be cut out of the middle of its statement
+        return None
+    ast.increment_lineno(tree, code.co_firstlineno - 1 - indented)
+    statements = tree.body[0].body if indented and isinstance(tree.body[0], ast.If) else tree.body
+    # Code of exec() has the source of `python -c` from Python 3.13 on, because both files are named "<string>".
+    found = [node for node in statements if isinstance(node, ast.FunctionDef) and node.name == code.co_name]
+    return found[0] if found else None
 
 
 def _owner(function: Callable[..., Any]) -> str:

@@ -137,7 +137,7 @@ class PowerOfConstant(Op):
 
     def backward(self, gradient: Any) -> Any:
         if self.exponent == 0:
-            return gradient * 0
+            return current.xp.zeros_like(gradient)
         return gradient * self.exponent * self.x ** (self.exponent - 1)
 
 
@@ -318,11 +318,11 @@ class Relu(Op):
     cases = unary_cases(kinked=True)
 
     def forward(self, x: Any) -> Any:
-        self.positive = x > 0
-        return x * self.positive
+        self.kept = current.xp.logical_not(x <= 0)  # NaN, too, is not hidden
+        return backend.selected(self.kept, x)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.positive
+        return backend.selected(self.kept, gradient)
 
 
 @register
@@ -339,8 +339,7 @@ class Maximum(Op):
         return current.xp.maximum(a, b)
 
     def backward(self, gradient: Any) -> Any:
-        half = gradient * (self.a == self.b) / 2
-        return gradient * (self.a > self.b) + half, gradient * (self.a < self.b) + half
+        return _to_chosen(gradient, self.a == self.b, self.a < self.b, self.a > self.b)
 
 
 @register
@@ -357,8 +356,14 @@ class Minimum(Op):
         return current.xp.minimum(a, b)
 
     def backward(self, gradient: Any) -> Any:
-        half = gradient * (self.a == self.b) / 2
-        return gradient * (self.a < self.b) + half, gradient * (self.a > self.b) + half
+        return _to_chosen(gradient, self.a == self.b, self.a > self.b, self.a < self.b)
+
+
+def _to_chosen(gradient: Any, equal: Any, not_a: Any, not_b: Any) -> tuple[Any, Any]:
+    """The gradients of two operands, from where they are equal, and where each of them was not chosen."""
+    xp = current.xp
+    gradient = xp.where(equal, gradient / 2, gradient)
+    return tuple(backend.selected(xp.logical_not(off), gradient) for off in (not_a, not_b))
 
 
 @register
@@ -375,15 +380,13 @@ class Clip(Op):
         self.low, self.high = low, high
 
     def forward(self, x: Any) -> Any:
-        self.inside = True
-        if self.low is not None:
-            self.inside = self.inside * (x >= self.low)
-        if self.high is not None:
-            self.inside = self.inside * (x <= self.high)
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        self.inside = (x >= low) * (x <= high)
         return current.xp.clip(x, self.low, self.high)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.inside
+        return backend.selected(self.inside, gradient)
 
 
 @register
@@ -398,13 +401,13 @@ class Where(Op):
     )
 
     def __init__(self, condition: Any) -> None:
-        self.condition = condition
+        self.condition = current.xp.array(condition, dtype=bool)  # a copy: backward needs it as it is now
 
     def forward(self, a: Any, b: Any) -> Any:
         return current.xp.where(self.condition, a, b)
 
     def backward(self, gradient: Any) -> Any:
-        return gradient * self.condition, gradient * ~self.condition
+        return backend.selected(self.condition, gradient), backend.selected(~self.condition, gradient)
 
 
 @register
@@ -544,8 +547,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where `condition` (boolean array or Tensor) holds, otherwise b, with broadcasting."""
-    condition = condition.data if isinstance(condition, Tensor) else condition
-    return Where(backend.asarray(condition, bool))(*operands(a, b))
+    return Where(condition.data if isinstance(condition, Tensor) else condition)(*operands(a, b))
 
 
 def astype(x: Any, dtype: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class GetItem(Op):
     )
 
     def __init__(self, index: Any) -> None:
-        self.index = index
+        self.index = own_index(index)
 
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
@@ -53,7 +54,7 @@ class Scatter(Op):
     )
 
     def __init__(self, index: Any, shape: tuple[int, ...]) -> None:
-        self.index, self.shape = index, shape
+        self.index, self.shape = own_index(index), shape
 
     def forward(self, values: Any) -> Any:
         if isinstance(values, Tensor):
@@ -92,7 +93,7 @@ class TakeAlongAxis(Op):
     )
 
     def __init__(self, indices: Any, axis: int) -> None:
-        self.indices, self.axis = indices, axis
+        self.indices, self.axis = own_index(indices), axis
 
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
@@ -115,27 +116,38 @@ def _along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, .
 
 
 def getitem(x: Any, index: Any) -> Tensor:
-    """x[index]; Tensors and lists of integers or booleans in the index act as arrays."""
-    if isinstance(index, tuple):
-        return GetItem(tuple(_plain(part) for part in index))(as_tensor(x))
-    return GetItem(_plain(index))(as_tensor(x))
+    """x[index]; Tensors, and sequences of integers or booleans that stand for one axis, act as arrays."""
+    return GetItem(index)(as_tensor(x))
 
 
-def _plain(part: Any) -> Any:
-    if isinstance(part, Tensor):
-        part = part.data
-    elif isinstance(part, list):
-        part = backend.asarray(part, dtype=None if part else int)
-    elif isinstance(part, np.ndarray):
-        part = backend.asarray(part)
-    if hasattr(part, "dtype") and part.dtype.kind not in "iub":
-        raise IndexError(f"an index is made of integers or booleans; got dtype {part.dtype}")
-    return part
+def own_index(index: Any) -> Any:
+    """The index in slices, numbers, `...`, `None` and arrays, none of which its caller can change any more.
+
+    As in NumPy, a tuple has a part for each axis, and every other sequence is an array; so is a tuple in a tuple.
+    Raises IndexError for arrays of anything but integers or booleans.
+    """
+    return tuple([_own_part(part) for part in index]) if isinstance(index, tuple) else _own_part(index)
+
+
+def _own_part(part: Any) -> Any:
+    if part is None or part is Ellipsis or isinstance(part, int):
+        return part
+    if isinstance(part, slice):
+        bounds = (part.start, part.stop, part.step)
+        return slice(*[None if bound is None else operator.index(bound) for bound in bounds])
+    if isinstance(part, np.integer) or (hasattr(part, "__index__") and not hasattr(part, "dtype")):
+        return operator.index(part)
+    array = current.xp.array(part.data if isinstance(part, Tensor) else part)
+    if array.size == 0 and not hasattr(part, "dtype"):
+        array = array.astype(int)  # an empty sequence holds no floats
+    if array.dtype.kind not in "iub":
+        raise IndexError(f"an index is made of integers or booleans; got dtype {array.dtype}")
+    return array if array.dtype == bool else array.astype(int, copy=False)
 
 
 def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
     """The elements of x at `indices` along `axis`, as `numpy.take_along_axis`."""
-    return TakeAlongAxis(_plain(indices), axis)(as_tensor(x))
+    return TakeAlongAxis(indices, axis)(as_tensor(x))
 
 
 def gather(x: Any, axis: int, indices: Any) -> Tensor:

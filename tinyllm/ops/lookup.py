@@ -26,7 +26,7 @@ class RowLookup(Op):
     )
 
     def __init__(self, indices: Any) -> None:
-        self.indices = indices
+        self.indices = indices.astype(int)  # a copy: backward needs them as they are now
 
     def forward(self, weight: Any) -> Any:
         self.V = weight.shape[0]

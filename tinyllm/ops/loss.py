@@ -40,11 +40,12 @@ class CrossEntropy(Op):
     def __init__(
         self, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean", z_loss: float = 0.0
     ) -> None:
-        self.targets, self.ignore_index, self.reduction = targets, ignore_index, reduction
-        self.z_loss = z_loss
+        self.targets = targets.astype(int)  # a copy: backward needs them as they are now
+        self.ignore_index, self.reduction, self.z_loss = ignore_index, reduction, z_loss
 
     def forward(self, z: Any) -> Any:
         self.kept = self.targets != self.ignore_index  # (...)
+        z = np.where(self.kept[..., None], z, 0)  # an ignored row counts for nothing, whatever it holds
         self.one_hot = one_hot(np.where(self.kept, self.targets, 0), z.shape[-1])  # (..., V)
         largest = constant(z).max(axis=-1, keepdims=True)  # no e^(z - largest) overflows
         e = np.exp(z - largest)
@@ -60,7 +61,8 @@ class CrossEntropy(Op):
         if self.reduction != "none":
             gradient = gradient / self.divisor(gradient.dtype)
         weight = np.where(self.kept, gradient, 0)[..., None]  # of each loss, (..., 1)
-        return weight * (self.p * (1 + 2 * self.z_loss * self.log_total[..., None]) - self.one_hot)
+        of_p = weight * (1 + 2 * self.z_loss * self.log_total[..., None])  # the derivative of ln sum e^z is p
+        return of_p * self.p - np.where(self.one_hot, weight, 0)
 
     def divisor(self, dtype: Any) -> Any:
         """How many losses the reduction averages over; 1 for a sum, and where every target is ignored."""

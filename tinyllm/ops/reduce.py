@@ -100,9 +100,10 @@ class Min(Reduction):
 
 def _to_extremes(op: Max | Min, gradient: Any) -> Any:
     """The gradient of an extreme, divided among the elements of x that equal it."""
-    gradient = op.expand(gradient, op.x.shape)
-    extreme = (op.x == op.expand(op.y, op.x.shape)) + gradient * 0
-    return gradient * extreme / extreme.sum(axis=op.axis, keepdims=True)
+    x = op.x
+    extreme = (x == op.expand(op.y, x.shape)) + (x != x)  # among NaN, NaN is the extreme
+    count = backend.selected(extreme, current.xp.ones_like(x)).sum(axis=op.axis, keepdims=True)
+    return backend.selected(extreme, op.expand(gradient, x.shape) / count)
 
 
 @register

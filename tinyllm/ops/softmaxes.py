@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
+from tinyllm.backend import current
 from tinyllm.ops.reduce import Axis, Reduction, reduction_cases
 
 AXIS_CASES = (
@@ -31,7 +32,8 @@ class Softmax(Op):
     cases = (*AXIS_CASES, Case(((2, 2, 3),), {"axis": -1, "mask": _MASK}))
 
     def __init__(self, axis: int = -1, mask: Any = True) -> None:
-        self.axis, self.mask = axis, mask
+        self.axis = axis
+        self.mask = mask if mask is True else current.xp.array(mask)  # a copy: the caller may change his
 
     def forward(self, x: Any) -> Any:
         z = np.where(self.mask, x, -math.inf) if self.mask is not True else x
@@ -43,6 +45,7 @@ class Softmax(Op):
         return self.p
 
     def backward(self, gradient: Any) -> Any:
+        gradient = np.where(self.mask, gradient, 0)
         mean = (gradient * self.p).sum(axis=self.axis, keepdims=True)
         return self.p * (gradient - mean)
 

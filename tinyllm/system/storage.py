@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -100,13 +101,21 @@ def read_file(path: Path, largest: int | None = None) -> bytes:
     Raises OSError, before anything is read, for what is no plain file (a pipe or a device may never end) and for a
     file of more than `largest` bytes.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open_file(path, _open_at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))
         if largest is not None and found.st_size > largest:
             raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than {largest:,}", str(path))
         return file.read(found.st_size)
+
+
+def open_file(path: Path, opener: Callable[[str, int], int] | None = None) -> IO[bytes]:
+    """The file, to be read; raises OSError for a name with a NUL too, for which `open` raises ValueError."""
+    try:
+        return open(path, "rb", opener=opener)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
 
 
 def _open_at_once(path: str, flags: int) -> int:

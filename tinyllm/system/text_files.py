@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from tinyllm.system import storage
 from tinyllm.system.errors import InputError
 
 StrPath = str | os.PathLike[str]
@@ -15,6 +18,12 @@ StrPath = str | os.PathLike[str]
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 
 _BLOCK = 1 << 22
+
+_LONGEST_NAME = 255
+_NAME = re.compile(
+    r"(?:\S*[/\\])?[^\s/\\]*\w\.[A-Za-z]\w{1,6}"  # corpus.en, data/a.txt
+    r"|[~.\w:-]*[/\\][\w./\\~-]*[^\W\d_]{3}[/\\]?"  # ~/corpus, data/corpus/
+)
 
 
 def text_files(path: StrPath) -> list[Path]:
@@ -47,40 +56,59 @@ def text_files(path: StrPath) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(path).parts)
 
 
+def names_file(text: str) -> bool:
+    """Whether a text is rather the name of a file or a folder that there is."""
+    # "." and "/" are folders everywhere, and punctuation more often.
+    return len(text) <= _LONGEST_NAME and any(map(str.isalnum, text)) and os.path.exists(text)
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Whether a text has the form of a file's name, such as corpus.en or data/corpus.txt, be there one or not."""
+    return len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) is not None
+
+
 def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of about `size` bytes, without a byte order mark; none if it is empty.
 
     Raises:
         InputError: missing, unreadable, or not text (names the byte).
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0  # bytes read before this block
     try:
-        with open(path, "rb") as file:
-            while True:
-                content = file.read(size)
-                zero = content.find(b"\0")
-                if zero >= 0:
-                    raise InputError(
-                        f"{path}: not text: a NUL byte at byte {done + zero}; give UTF-8 text (UTF-16 must be "
-                        "converted first)"
-                    )
-                pending = len(decoder.getstate()[0])
-                try:
-                    text = decoder.decode(content, final=not content)
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
-                        f"{done - pending + error.start}; convert the file to UTF-8"
-                    ) from None
-                if not done:
-                    text = text.removeprefix("\ufeff")
-                done += len(content)
-                if text:
-                    yield text
-                if not content:
-                    return
+        with storage.open_file(path) as file:
+            yield from text_of(file, str(path), size)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file or folder") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def text_of(file: BinaryIO, name: str, size: int = _BLOCK) -> Iterator[str]:
+    """The text of an open file, such as standard input, as blocks() gives it; `name` is what errors call it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    # Said where a byte is found that no text has.
+    model = "; a tokenizer's .model is no text to read: give it as --tokenizer or PATH, or to load_tokenizer"
+    advice = model if name.endswith(".model") else ""
+    done = 0  # bytes read before this block
+    while True:
+        content = file.read(size)
+        zero = content.find(b"\0")
+        if zero >= 0:
+            raise InputError(
+                f"{name}: not text: a NUL byte at byte {done + zero}"
+                f"{advice or '; give UTF-8 text (UTF-16 must be converted first)'}"
+            )
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(content, final=not content)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
+                f"{done - pending + error.start}{advice or '; convert it to UTF-8'}"
+            ) from None
+        if not done:
+            text = text.removeprefix("\ufeff")
+        done += len(content)
+        if text:
+            yield text
+        if not content:
+            return

@@ -18,6 +18,8 @@ Example:
 
 from __future__ import annotations
 
+import array
+import collections
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
@@ -223,11 +225,12 @@ def _from_either_end(draw: st.DrawFn, position: int, length: int) -> int:
 
 
 @st.composite
-def indices(draw: st.DrawFn, shape: Shape, max_length: int = 3) -> Any:
+def indices(draw: st.DrawFn, shape: Shape, max_length: int = 3, forms: Sequence[str] = ("array",)) -> Any:
     """Valid indices of an array of `shape`, of every kind that NumPy has.
 
     Slices, integers, `...`, `None`, integer arrays that broadcast together, a boolean mask of one axis or of all.
-    Integers count from either end. Shrinks to an empty tuple, which takes everything.
+    Integers count from either end. `forms`: which of `INDEX_FORMS` to write arrays in; `tuple(INDEX_FORMS)` for all.
+    Shrinks to an empty tuple, which takes everything.
 
     Example:
         >>> x = np.arange(12).reshape(3, 4)
@@ -255,7 +258,10 @@ def indices(draw: st.DrawFn, shape: Shape, max_length: int = 3) -> Any:
         parts.insert(named - trailing, Ellipsis)
     for _ in range(draw(st.integers(0, 2))):
         parts.insert(draw(st.integers(0, len(parts))), None)
-    return parts[0] if len(parts) == 1 and draw(st.booleans()) else tuple(parts)
+    alone = len(parts) == 1 and draw(st.booleans())
+    form = draw(st.sampled_from(forms))
+    written = tuple([_written(part, form) for part in parts])
+    return written[0] if alone and not isinstance(written[0], tuple) else written
 
 
 def _part(draw: st.DrawFn, kind: str, length: int, together: Shape) -> Any:
@@ -268,7 +274,45 @@ def _part(draw: st.DrawFn, kind: str, length: int, together: Shape) -> Any:
         return _from_either_end(draw, draw(st.integers(0, length - 1)), length)
     own = tuple(draw(st.sampled_from((n, 1))) for n in together)
     skipped = draw(st.integers(0, len(own)))
-    return draw(numpy_strategies.arrays(np.int64, own[skipped:], elements=st.integers(-length, length - 1)))
+    integers = st.integers(-length, length - 1)
+    return draw(numpy_strategies.arrays(np.int64, own[skipped:], elements=integers))
+
+
+def _nested_tuples(values: Any) -> Any:
+    return tuple(map(_nested_tuples, values)) if isinstance(values, list) else values
+
+
+def _as_range(part: Array) -> range:
+    step = int(part[1] - part[0]) if len(part) > 1 else 1
+    return range(part[0], part[0] + step * len(part), step)
+
+
+INDEX_FORMS: dict[str, Callable[[Array], Any]] = {
+    "array": lambda part: part,
+    "list": lambda part: part.tolist(),
+    "tuple": lambda part: _nested_tuples(part.tolist()),
+    "array.array": lambda part: array.array("b", part.tolist()),
+    "memoryview": lambda part: part.data,
+    "deque": lambda part: collections.deque(part.tolist()),
+    "range": _as_range,
+    "short integers": lambda part: part.astype(np.int8),
+}
+"""Ways to write an array of integers or booleans in an index: an array, and sequences that NumPy takes for one."""
+
+
+def _written(part: Any, form: str) -> Any:
+    """The same part of an index in one of INDEX_FORMS, where that can hold it."""
+    if isinstance(part, int) and form == "short integers":
+        return np.int8(part)
+    if not isinstance(part, np.ndarray):
+        return part
+    try:
+        found = INDEX_FORMS[form](part)
+    except (TypeError, IndexError, ValueError):  # of two axes, empty, or not evenly spaced
+        return part
+    read = np.asarray(found)
+    same = np.array_equal(read, part) and (read.dtype == bool) == (part.dtype == bool)
+    return found if same else part
 
 
 # ---- Models, tokens, texts ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import StrPath, read_json, shown
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
-from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
+from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer, VocabularyWarning
 from tinyllm.tokenizer.byte import ByteTokenizer
 from tinyllm.tokenizer.char import CharTokenizer
 from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken, write_gpt2, write_tiktoken
@@ -18,6 +18,7 @@ __all__ = [
     "CharTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "VocabularyWarning",
     "load_tokenizer",
     "parse_tokenizer",
     "read_gpt2",
@@ -32,7 +33,7 @@ _CLASSES: dict[str, type[Tokenizer]] = {"WordLevel": CharTokenizer, "BPE": BPETo
 
 
 def load_tokenizer(path: StrPath) -> Tokenizer:
-    """Open the tokenizer of a folder, or a tokenizer.json itself.
+    """Open the tokenizer of a folder, a tokenizer.json itself, or a .model of SentencePiece.
 
     Raises:
         InputError: missing, damaged, or a kind of tokenizer that is not supported.
@@ -40,6 +41,8 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
+    if file.suffix == ".model":
+        return read_sentencepiece(file)
     return parse_tokenizer(read_json(file), file)
 
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import shown
-from tinyllm.tokenizer.base import TokenArray, Tokenizer
+from tinyllm.system.text_files import names_file
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text
 
 # Everything in tokenizer.json but the vocabulary. `tokenizers` runs its patterns in Oniguruma,
 # which knows no (?s:.), so "any character, the newline too" is written as [\s\S].
@@ -63,8 +64,9 @@ class CharTokenizer(Tokenizer):
         """`characters[i]` is the character with id i.
 
         Raises:
-            InputError: no character, one twice, or a lone surrogate.
+            InputError: no character, one twice, a lone surrogate, or no str.
         """
+        require_text(characters, "join them first, as in ''.join(characters)")
         if not characters:
             raise InputError("a character vocabulary needs at least one character, got none")
         codes = _code_points(characters)
@@ -91,8 +93,11 @@ class CharTokenizer(Tokenizer):
         """The tokenizer of all distinct characters of `text`, in code point order.
 
         Raises:
-            InputError: the text is empty or holds a lone surrogate.
+            InputError: the text is empty or holds a lone surrogate, or is the name of a file.
         """
+        require_text(text, "join several first, as in ''.join(texts)")
+        if names_file(text):
+            raise InputError(f"the text {shown(text)} is the name of a file; tinyllm.data.read_text reads it")
         return cls("".join(sorted(set(text))))
 
     @property
@@ -110,6 +115,7 @@ class CharTokenizer(Tokenizer):
         Raises:
             InputError: names the first character that is not in the vocabulary, and its position.
         """
+        require_text(text)
         ids: TokenArray = np.empty(len(text), dtype=self.dtype)
         for start in range(0, len(text), _CHUNK):
             codes = _code_points(text[start : start + _CHUNK])
@@ -131,11 +137,7 @@ class CharTokenizer(Tokenizer):
             InputError: names the first id that is not in the vocabulary, and its position.
             TypeError: not one-dimensional, or not integers.
         """
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TypeError(
-                f"ids must be integers in one dimension, got {array.dtype} of shape {array.shape}"
-            )
+        array = id_array(ids)
         pieces = []
         for start in range(0, len(array), _CHUNK):
             piece = array[start : start + _CHUNK]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +116,7 @@ def describe(tokenizer: Tokenizer) -> Description:
     """The kind and the parts of a tokenizer."""
     if not isinstance(tokenizer, BPETokenizer):
         kind = "characters" if isinstance(tokenizer, CharTokenizer) else type(tokenizer).__name__
-        return Description(kind, tokenizer.vocab_size, 0, None, {})
+        return Description(kind, tokenizer.vocab_size, 0, None, tokenizer.special_tokens)
     named = {expression: name for name, expression in PATTERNS.items()}
     pattern = named.get(tokenizer.pattern, tokenizer.pattern)
     kind = "byte-pair encoding" if tokenizer.merges else "bytes"
@@ -126,23 +125,12 @@ def describe(tokenizer: Tokenizer) -> Description:
     )
 
 
-def encode(tokenizer: Tokenizer, text: str) -> TokenArray:
-    """The ids of `text` (num_tokens,), special tokens recognised where the tokenizer has them.
-
-    Raises:
-        InputError: the vocabulary cannot express the text.
-    """
-    if isinstance(tokenizer, BPETokenizer):
-        return tokenizer.encode_to_array(text, allowed_special="all")
-    return tokenizer.encode_to_array(text)
-
-
 def token_strings(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes of each id; empty for an id without a token."""
     strings = []
     for id in range(tokenizer.vocab_size):
         try:
-            strings.append(tokenizer.decode_bytes([id]))
+            strings.append(tokenizer.token_bytes(id))
         except InputError:  # vocabularies made elsewhere may leave ids out
             strings.append(b"")
     return strings
@@ -157,7 +145,7 @@ def statistics(tokenizer: Tokenizer, text: str, ids: TokenArray | None = None) -
     """Count what `tokenizer` makes of `text`.
 
     Args:
-        ids: encode(tokenizer, text), where the caller has it already.
+        ids: tokenizer.encode_document(text), where the caller has it already.
 
     Raises:
         InputError: the text is empty, or the vocabulary cannot express it.
@@ -165,7 +153,7 @@ def statistics(tokenizer: Tokenizer, text: str, ids: TokenArray | None = None) -
     if not text:
         raise InputError("no text to count tokens in; give a text that is not empty")
     if ids is None:
-        ids = encode(tokenizer, text)
+        ids = tokenizer.encode_document(text)
     codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     distinct = np.flatnonzero(np.bincount(codes)).tolist()
     group_of_code = np.zeros(distinct[-1] + 1, dtype=np.int8)
@@ -192,24 +180,16 @@ def statistics(tokenizer: Tokenizer, text: str, ids: TokenArray | None = None) -
 
 
 def segments(tokenizer: Tokenizer, ids: TokenArray, characters: int) -> Iterator[str]:
-    """The text of each token, up to and with the one that reaches so many characters.
+    """What each token adds to the text, up to and with the one that reaches so many characters.
 
-    Tokens that end inside a character are joined with those that end it.
+    Tokens that end inside a character are joined with those that end it, and tokens without text with the next.
     """
-    if characters <= 0 or not len(ids):
-        return
-    # No token is shorter than a byte and no character longer than four.
-    strings = [tokenizer.decode_bytes([id]) for id in ids[: 4 * characters].tolist()]
-    text = b"".join(strings)
-    ends = np.cumsum([len(string) for string in strings]).tolist()
-    whole = [end for end in ends if end == len(text) or text[end] & 0xC0 != 0x80]
     shown = 0
-    for start, end in pairwise([0, *whole]):
-        segment = text[start:end].decode("utf-8", "replace")
-        yield segment
-        shown += len(segment)
+    for segment in filter(None, tokenizer.decode_stream(ids.tolist())):
         if shown >= characters:
             return
+        yield segment
+        shown += len(segment)
 
 
 def _shares(

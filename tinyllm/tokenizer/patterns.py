@@ -16,7 +16,7 @@ import numpy.typing as npt
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.settings import require_known, shown
 
 # The suffixes of English that o200k and llama3 split off, in either case.
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -60,6 +60,15 @@ _ALIASES: dict[str, str] = {
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s": "gpt4",
 }
 
+# What else people call them, in small letters and digits alone: other name -> name.
+_OTHER_NAMES = {
+    **dict.fromkeys(("r50k", "r50kbase", "p50k", "p50kbase", "gpt3", "roberta"), "gpt2"),
+    **dict.fromkeys(("cl100k", "cl100kbase", "gpt35", "gpt35turbo", "gpt4turbo"), "gpt4"),
+    **dict.fromkeys(("llamabpe", "llama31", "llama32", "llama33"), "llama3"),
+    **dict.fromkeys(("o200kbase", "o200kharmony", "gpt4o", "gpt4omini", "gpt41", "gpt5"), "o200k"),
+    **{name: name for name in PATTERNS},
+}
+
 # Longest time that an expression may take on a text: this many seconds, and as many again for each
 # million characters. The named patterns take about 0.3.
 _SECONDS_PER_MILLION = 10.0
@@ -79,10 +88,15 @@ class Pattern:
             becomes pieces too, so nothing is lost.
 
     Raises:
-        InputError: the expression is not valid.
+        InputError: the expression is not valid, or what somebody else calls one of PATTERNS.
     """
 
     def __init__(self, pattern: str) -> None:
+        if not isinstance(pattern, str):
+            raise InputError(f"the pattern must be a str, got {shown(pattern)}: one of {', '.join(PATTERNS)}")
+        meant = _OTHER_NAMES.get(re.sub(r"[-_.]", "", pattern.lower()), pattern)
+        if meant != pattern:
+            raise InputError(f"unknown pattern {shown(pattern)}; did you mean {meant!r}?")
         self.expression = PATTERNS.get(pattern, pattern)
         self.name: str | None = _ALIASES.get(self.expression)
         if self.name is not None:
@@ -130,6 +144,18 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"Pattern({self.name or self.expression!r})"
+
+
+def chosen_pattern(pattern: str) -> Pattern:
+    """Pattern(pattern), where a person chose it.
+
+    Raises:
+        InputError: what Pattern refuses, and a word that is no name: as an expression it would hardly match anything.
+    """
+    compiled = Pattern(pattern)
+    if re.fullmatch(r"[\w-]*", pattern):
+        require_known("pattern", pattern, PATTERNS)
+    return compiled
 
 
 def _require_small(expression: str) -> None:

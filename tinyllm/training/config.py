@@ -23,6 +23,10 @@ class TrainConfig:
         "char",
         "char: a token for each character; byte: for each byte; bpe: learned from the text; or a tokenizer.json",
     )
+    special_tokens: bool = field(
+        True,
+        "special tokens of the tokenizer that stand in the text become their ids; otherwise they are text",
+    )
     steps: int = field(2000, "optimizer steps")
     batch_size: int = field(12, "windows in a batch")
     gradient_accumulation: int = field(1, "batches whose gradients are averaged in one step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,14 @@ from tinyllm.system.errors import InputError, WorkerEndedError
 from tinyllm.system.lock import FolderLock
 from tinyllm.system.progress import say
 from tinyllm.system.settings import write_toml
-from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from tinyllm.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    VocabularyWarning,
+    load_tokenizer,
+)
 from tinyllm.training.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.training.checkpoints import checkpoint, resuming
 from tinyllm.training.config import TrainConfig
@@ -69,6 +77,7 @@ def train(
             trainer.tokenizer,
             first_prompt(trainer.tokenizer),
             train_config.sample_tokens,
+            train_config.special_tokens,
             temperature=train_config.sample_temperature,
         )
         print("".join(pieces).strip("\n"))
@@ -130,7 +139,9 @@ def _build(
             f"vocab_size={model_config.vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens; "
             "set it to that, or to 0"
         )
-    train_tokens, validation_tokens = (tokenizer.encode_to_array(part) for part in texts)
+    train_tokens, validation_tokens = (
+        tokenizer.encode_document(part, train_config.special_tokens) for part in texts
+    )
     require_memory(model_config)
     model = TransformerLM(model_config, train_config.seed)
     return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
@@ -243,7 +254,13 @@ def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, wo
     if choice == "byte":
         return ByteTokenizer()
     if choice == "bpe":
-        return BPETokenizer.train([train_text], vocab_size or 4096, workers=workers, progress=True)
+        asked = vocab_size or 4096
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VocabularyWarning)  # said below, without advice for Python
+            learned = BPETokenizer.train([train_text], asked, workers=workers, progress=True)
+        if learned.vocab_size < asked:
+            say(f"{learned.vocab_size:,} tokens, not {asked:,}: no pair of tokens is left that occurs twice")
+        return learned
     if not Path(choice).exists():
         raise InputError(
             f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; `tinyllm tokenizer train` makes one"
@@ -271,18 +288,23 @@ class Score:
     bits_per_character: float
 
 
-def evaluate(path: Path, data: Sequence[str], threads: int = 0, batch_size: int = 64) -> Score:
-    """The loss of the model at `path` over the whole text of `data`, each token after the first predicted once."""
+def evaluate(
+    path: Path, data: Sequence[str], threads: int = 0, batch_size: int = 64, special_tokens: bool = True
+) -> Score:
+    """The loss of the model at `path` over the whole text of `data`, each token after the first predicted once.
+
+    special_tokens: those of the tokenizer in the text become their ids; without it they are text.
+    """
     if threads < 0:
         raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
     model, tokenizer = checkpoint.load(path)
-    tokens = tokenizer.encode_to_array(read_text(data))
+    tokens = tokenizer.encode_document(read_text(data), special_tokens)
     if len(tokens) < 2:
         raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)
     loss = mean_loss(model, windows, threads or physical_cores())
-    characters = len(tokenizer.decode(tokens[1:]))
-    return Score(windows.num_targets, loss, loss / math.log(2) * windows.num_targets / characters)
+    tokens_per_character = windows.num_targets / tokenizer.characters_predicted(tokens)
+    return Score(windows.num_targets, loss, loss / math.log(2) * tokens_per_character)
 
 
 def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any) -> Iterator[str]:

@@ -89,7 +89,9 @@ class Trainer:
         self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
         self.use_threads(config.threads or physical_cores())
-        self.tokens_per_character = self.validation.num_targets / len(tokenizer.decode(validation_tokens[1:]))
+        self.tokens_per_character = self.validation.num_targets / tokenizer.characters_predicted(
+            validation_tokens
+        )
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
         self.interrupts = Interrupts()

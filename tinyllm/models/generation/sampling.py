@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -229,16 +229,20 @@ def evaluating(model: TransformerLM) -> Iterator[None]:
 
 
 def generate_text(
-    model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **settings: Any
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    special_tokens: bool = True,
+    **settings: Any,
 ) -> Iterator[str]:
-    """Continue the text `prompt`, yielding new text as it comes; `settings` as for `generate`."""
+    """Continue the text `prompt`, yielding what each new token adds to it, and last what the end leaves.
+
+    Args:
+        special_tokens: those of the tokenizer in the prompt become their ids; without it they are text.
+        settings: as for `generate`.
+    """
     settings.setdefault("vocab_size", tokenizer.vocab_size)
-    return _decoded(tokenizer, generate(model, tokenizer.encode(prompt), max_new_tokens, **settings))
-
-
-def _decoded(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """The text of each token. A character may end in a later token than it begins in; then it comes with that."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        yield decoder.decode(tokenizer.decode_bytes([token]))
-    yield decoder.decode(b"", final=True)
+    seen = tokenizer.encode_document(prompt, special_tokens).tolist()
+    new = generate(model, seen, max_new_tokens, **settings)
+    return itertools.islice(tokenizer.decode_stream(itertools.chain(seen, new)), len(seen), None)

@@ -75,7 +75,8 @@ class ScaledDotProductAttention(FusedOp):
         dropout_p: float = 0.0,
         dropout_key: Key | None = None,
     ) -> None:
-        self.causal, self.mask, self.scale = causal, mask, scale
+        self.causal, self.scale = causal, scale
+        self.mask = None if mask is None else current.xp.array(mask)  # a copy: backward needs it as it is now
         self.dropout_p, self.dropout_key = dropout_p, dropout_key
 
     def forward(self, q: Any, k: Any, v: Any) -> Any:

@@ -30,13 +30,15 @@ class FastCrossEntropy(CrossEntropy):
         self.exponentials: Any = xp.empty(z.shape, dtype=z.dtype)  # e^(z - max), until backward takes them
         self.total = xp.empty((z.shape[0], 1), dtype=z.dtype)
         self.logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
-        for chunk in _chunks(z.shape):
-            maximum = _exponentials(z[chunk], self.exponentials[chunk])
-            self.total[chunk] = row_sum(self.exponentials[chunk])
-            self.logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
-        losses = (self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]) * self.kept  # (N,)
-        if self.z_loss:
-            losses += self.z_loss * self.logsumexp**2 * self.kept
+        with backend.ignore_non_finite():  # ignored rows may hold anything
+            for chunk in _chunks(z.shape):
+                maximum = _exponentials(z[chunk], self.exponentials[chunk])
+                self.total[chunk] = row_sum(self.exponentials[chunk])
+                self.logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
+            losses = self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]  # (N,)
+            if self.z_loss:
+                losses += self.z_loss * self.logsumexp**2
+        losses = backend.selected(self.kept, losses)
         if self.reduction == "none":
             return losses.reshape(self.targets.shape)
         return losses.sum() / self.divisor(z.dtype)
@@ -46,18 +48,20 @@ class FastCrossEntropy(CrossEntropy):
         z = rows(self.logits)
         if self.reduction != "none":
             gradient = gradient / self.divisor(z.dtype)
-        weight = xp.broadcast_to(gradient.reshape(-1), self.kept.shape) * self.kept  # (N,)
-        # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
-        of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
-        gradient_z, self.exponentials = self.exponentials, None
-        if gradient_z is None:  # a second backward pass
-            gradient_z = xp.empty(z.shape, dtype=z.dtype)
+        weight = backend.selected(self.kept, xp.broadcast_to(gradient.reshape(-1), self.kept.shape))  # (N,)
+        with backend.ignore_non_finite():  # as in forward
+            # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
+            of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
+            gradient_z, self.exponentials = self.exponentials, None
+            if gradient_z is None:  # a second backward pass
+                gradient_z = xp.empty(z.shape, dtype=z.dtype)
+                for chunk in _chunks(z.shape):
+                    _exponentials(z[chunk], gradient_z[chunk])
             for chunk in _chunks(z.shape):
-                _exponentials(z[chunk], gradient_z[chunk])
-        for chunk in _chunks(z.shape):
-            p = gradient_z[chunk]
-            p *= of_softmax[chunk][:, None] / self.total[chunk]  # softmax, weighted
-            p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
+                p = gradient_z[chunk]
+                p *= of_softmax[chunk][:, None] / self.total[chunk]  # softmax, weighted
+                backend.clear_rows(p, ~self.kept[chunk])
+                p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
         return gradient_z.reshape(self.logits.shape)
 
 

@@ -29,7 +29,7 @@ class Mutant:
         >>> from tinyllm import Tensor
         >>> with MUTANTS["relu_passes_where_the_gradient_is_positive"].planted():
         ...     Tensor([1.0, -1.0]).relu().numpy()
-        array([ 1., -0.], dtype=float32)
+        array([1., 0.], dtype=float32)
     """
 
     name: str

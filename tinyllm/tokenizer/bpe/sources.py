@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Literal
 
 import regex
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import shown
-from tinyllm.system.text_files import blocks, text_files
+from tinyllm.system.text_files import blocks, looks_like_a_path, names_file, text_files
+from tinyllm.tokenizer.base import require_text, texts_of
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
+
+Special = Literal["all"] | Collection[str]
 
 # Characters that are worked on at once in a stream.
 PART = 1 << 16
@@ -41,8 +46,16 @@ def _parts(
 ) -> Iterator[str]:
     """The texts in chunks that split on their own, without the special tokens and what is empty."""
     special = special_regex(special_tokens)
+    maybe_name = ""  # a text that may be meant as a path, if there are none but such
+    is_text = False
     for text in texts:
         if isinstance(text, str):
+            looks_like_one = looks_like_a_path(text)
+            if looks_like_one and names_file(text):
+                raise _asked(text)
+            if text and not is_text:
+                is_text = not looks_like_one and not names_file(text)
+                maybe_name = maybe_name or text
             if not text.isascii():
                 code_points(text)  # here an error can still say where in the text it is
             sources: Iterable[Iterable[str]] = [[text]]
@@ -55,6 +68,18 @@ def _parts(
         for source in sources:
             for part in joined_at_borders(source, pattern, special_tokens):
                 yield from _chunks_between(part, pattern, special)
+    if maybe_name and not is_text:
+        raise _asked(maybe_name)
+
+
+def _asked(text: str) -> InputError:
+    found = (
+        "is the name of a file" if names_file(text) else "looks like the name of a file, and there is none"
+    )
+    return InputError(
+        f"the text {shown(text)} {found}; Path({shown(text)}) is learned from as a file, and "
+        f"{shown(text + chr(10))}, with a line end, as text"
+    )
 
 
 def _chunks_between(text: str, pattern: Pattern, special: regex.Pattern[str] | None) -> Iterator[str]:
@@ -75,7 +100,8 @@ def joined_at_borders(
     special = special_regex(special_tokens)
     held: list[str] = []
     length, wanted = 0, size
-    for part in parts:
+    for part in parts if isinstance(parts, str) else texts_of(parts):
+        require_text(part)
         held.append(part)
         length += len(part)
         if length < wanted:
@@ -103,5 +129,56 @@ def _certain_end(text: str, margin: int, pattern: Pattern, special: regex.Patter
 
 def special_regex(tokens: Iterable[str]) -> regex.Pattern[str] | None:
     """An expression for any of the tokens, the longest first; None without tokens."""
+    return _any_of(frozenset(tokens))
+
+
+@functools.lru_cache(maxsize=64)
+def _any_of(tokens: frozenset[str]) -> regex.Pattern[str] | None:
     longest_first = sorted(tokens, key=len, reverse=True)
     return regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
+
+
+def collection_of(name: str, tokens: Collection[str]) -> Collection[str]:
+    """`tokens`; raises InputError for a str, which would be taken apart into characters, and for no collection."""
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Collection):
+        example = f"[{tokens!r}]" if isinstance(tokens, str) else "['<|endoftext|>']"
+        raise InputError(f"{name} must be a collection of texts, such as {example}, got {shown(tokens)}")
+    return tokens
+
+
+def split_at_special(
+    text: str, special: Mapping[str, int], allowed: Special, disallowed: Special
+) -> Iterator[tuple[str, int | None]]:
+    """(text, None) for text between special tokens, (the token, its id) for those that are allowed.
+
+    A token that is allowed is found inside one that is neither allowed nor refused, as tiktoken does.
+
+    Raises:
+        InputError: a disallowed token anywhere in the text, an allowed one that is not special.
+    """
+    known = {*special}
+    wanted = known if allowed == "all" else {*collection_of("allowed_special", allowed)}
+    unwanted = known - wanted if disallowed == "all" else {*collection_of("disallowed_special", disallowed)}
+    unknown = wanted - known
+    if unknown:
+        raise InputError(
+            f"allowed_special has {shown(min(unknown))}, which is no special token of this vocabulary; those are "
+            f"{', '.join(special) or 'none'}"
+        )
+    refused = special_regex(unwanted)
+    found = refused.search(text) if refused is not None else None
+    if found is not None:
+        token = found.group()
+        raise InputError(
+            f"the text holds the special token {token!r} at position {found.start()}; pass "
+            f"allowed_special={{{token!r}}} if it is meant as one, disallowed_special=() to encode it as text"
+        )
+    start = 0
+    recognised = special_regex(wanted)
+    for match in recognised.finditer(text) if recognised is not None else ():
+        if match.start() > start:
+            yield text[start : match.start()], None
+        yield match.group(), special[match.group()]
+        start = match.end()
+    if start < len(text):
+        yield text[start:], None

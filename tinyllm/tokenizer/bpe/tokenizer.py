@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +16,24 @@ import numpy.typing as npt
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import Bar
 from tinyllm.system.settings import shown
-from tinyllm.tokenizer.base import TokenArray, Tokenizer
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.bpe import json_format as bpe_json
 from tinyllm.tokenizer.bpe.bulk import BulkEncoder
 from tinyllm.tokenizer.bpe.merging import Merges
 from tinyllm.tokenizer.bpe.parallel import ordered_map
-from tinyllm.tokenizer.bpe.sources import joined_at_borders, lists_of_parts, special_regex
+from tinyllm.tokenizer.bpe.sources import (
+    Special,
+    collection_of,
+    joined_at_borders,
+    lists_of_parts,
+    split_at_special,
+)
 from tinyllm.tokenizer.bpe.training import NUM_BYTES, count_pieces, learn_merges
 from tinyllm.tokenizer.bpe.vocabulary import by_id, numbered, special_bytes
-from tinyllm.tokenizer.patterns import Pattern
+from tinyllm.tokenizer.patterns import Pattern, chosen_pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
 
 DEFAULT_PATTERN = "llama3"
-
-Special = Literal["all"] | Collection[str]
 
 # Shorter texts are split by the expression itself and looked up piece by piece: no array work to set up.
 _SHORT = 2000
@@ -38,6 +43,16 @@ _MOST_KEPT = 1 << 16
 _CHUNKS_TOGETHER = 32
 # Below so many characters another process costs more than it saves.
 _WORTH_A_PROCESS = 1 << 23
+
+
+class VocabularyWarning(UserWarning):
+    """The text has fewer pairs of tokens to join than were asked for."""
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise InputError unless `value` is an integer from 1."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name}={shown(value)}; it must be an integer, at least 1")
 
 
 class BPETokenizer(Tokenizer):
@@ -69,6 +84,11 @@ class BPETokenizer(Tokenizer):
         special_tokens: Mapping[str, int] | None = None,
         ignore_merges: bool = False,
     ) -> None:
+        if special_tokens is not None and not isinstance(special_tokens, Mapping):
+            raise InputError(
+                f"special_tokens must map each token to its id, such as {{'<|endoftext|>': {len(vocab)}}}, got "
+                f"{shown(special_tokens)}; BPETokenizer.train takes a list"
+            )
         self._pattern = Pattern(pattern)
         self._special = dict(special_tokens or {})
         self.vocab = dict(vocab)
@@ -89,16 +109,15 @@ class BPETokenizer(Tokenizer):
         number = {token: symbol for symbol, token in enumerate(symbols)}
         pairs, results = numbered(self.merges, number)
         self._merges = Merges(pairs, results, [len(token) for token in symbols])
-        self._special_regex = special_regex(self._special)
         self._kept: dict[str, list[int]] = {}
 
     @classmethod
     def train(
         cls,
-        texts: Iterable[str | os.PathLike[str]],
+        texts: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         vocab_size: int,
         pattern: str = DEFAULT_PATTERN,
-        special_tokens: Sequence[str] = (),
+        special_tokens: Collection[str] = (),
         min_frequency: int = 2,
         workers: int = 1,
         progress: bool = False,
@@ -111,17 +130,25 @@ class BPETokenizer(Tokenizer):
         tokens in the order in which they were learned, and the special tokens last.
 
         Args:
-            texts: each a str, which is text, or a Path, which is a file or a folder of text files.
-            vocab_size: ids in all. There are fewer when no pair is frequent enough.
+            texts: each a str, which is text, or a Path, which is a file or a folder of text files; or one of them.
+            vocab_size: ids in all. There are fewer, with a warning, when no pair is frequent enough.
             special_tokens: such as "<|endoftext|>". Where they occur in the texts, nothing is learned.
             min_frequency: pairs that occur less often are not merged.
             workers: processes. progress: show it on standard error.
 
         Raises:
-            InputError: no text, a file that cannot be read, or a vocab_size below 256 and the special tokens.
+            InputError: no text, a text that seems to be the name of a file, a file that cannot be read, or a
+                vocab_size below 256 and the special tokens.
         """
         if isinstance(texts, str | os.PathLike):
-            raise InputError(f"texts must be a list of texts or of paths, got {shown(texts)}; write [it]")
+            texts = [texts]
+        texts_of(texts, "a text is a str, a file or folder a Path")
+        compiled = chosen_pattern(pattern)
+        require_count("workers", workers)
+        for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
+            if not isinstance(value, int | np.integer):
+                raise InputError(f"{name}={shown(value)}; it must be an integer")
+        special_tokens = list(collection_of("special_tokens", special_tokens))
         least = NUM_BYTES + len(special_tokens)
         if vocab_size < least:
             raise InputError(
@@ -133,10 +160,7 @@ class BPETokenizer(Tokenizer):
         for token in special_tokens:
             special_bytes(token)
         if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
-            raise InputError(
-                f"special tokens must be different and not empty, got {shown(list(special_tokens))}"
-            )
-        compiled = Pattern(pattern)
+            raise InputError(f"special tokens must be different and not empty, got {shown(special_tokens)}")
         parts = lists_of_parts(texts, compiled, special_tokens)
         first = next(parts, None)
         if first is None:
@@ -151,6 +175,14 @@ class BPETokenizer(Tokenizer):
             tokens.append(tokens[left] + tokens[right])
         vocab = {token: id for id, token in enumerate(tokens)}
         merges = [(tokens[left], tokens[right]) for left, right in pairs]
+        if len(pairs) < num_merges:
+            why = f"that occurs {min_frequency} times" if min_frequency > 1 else "to join"
+            warnings.warn(
+                f"{least + len(pairs):,} tokens, not {vocab_size:,}: no pair of tokens is left {why}; more text"
+                f"{' or a lower min_frequency' * (min_frequency > 1)} gives more",
+                VocabularyWarning,
+                stacklevel=2,
+            )
         return cls(vocab, merges, pattern, {token: len(tokens) + i for i, token in enumerate(special_tokens)})
 
     @property
@@ -167,14 +199,6 @@ class BPETokenizer(Tokenizer):
         """The special tokens and their ids."""
         return dict(self._special)
 
-    def token_bytes(self, id: int) -> bytes:
-        """What the token `id` stands for.
-
-        Raises:
-            InputError: no token has this id.
-        """
-        return self.decode_bytes([id])
-
     # ---- text to tokens ----
 
     def encode(
@@ -188,8 +212,9 @@ class BPETokenizer(Tokenizer):
                 neither is text like other text.
 
         Raises:
-            InputError: the text holds a special token that is not allowed, or half of a UTF-16 pair.
+            InputError: the text holds a special token that is not allowed, or half of a UTF-16 pair, or is no str.
         """
+        require_text(text)
         if len(text) > _SHORT:
             return self.encode_to_array(
                 text, allowed_special=allowed_special, disallowed_special=disallowed_special
@@ -197,7 +222,7 @@ class BPETokenizer(Tokenizer):
         if not text.isascii():
             code_points(text)
         ids: list[int] = []
-        for part, special in self._without_special(text, allowed_special, disallowed_special):
+        for part, special in split_at_special(text, self._special, allowed_special, disallowed_special):
             if special is not None:
                 ids.append(special)
             else:
@@ -217,7 +242,9 @@ class BPETokenizer(Tokenizer):
         Args:
             workers: processes to use, where the text is long enough to be worth it.
         """
-        parts = self._without_special(text, allowed_special, disallowed_special)
+        require_text(text)
+        require_count("workers", workers)
+        parts = split_at_special(text, self._special, allowed_special, disallowed_special)
         try:
             return np.concatenate([np.zeros(0, self.dtype), *self._arrays(parts, workers)])
         except (InputError, UnicodeEncodeError):
@@ -225,7 +252,7 @@ class BPETokenizer(Tokenizer):
             raise
 
     def _arrays(self, parts: Iterable[tuple[str, int | None]], workers: int) -> Iterator[Any]:
-        """The ids of what _without_special gives."""
+        """The ids of what split_at_special gives."""
         dtype = self.dtype
         for part, special in parts:
             if special is not None:
@@ -235,6 +262,29 @@ class BPETokenizer(Tokenizer):
             elif part:
                 useful = min(workers, 1 + len(part) // _WORTH_A_PROCESS)
                 yield from ordered_map(self._encode_chunks, self._groups(part, useful), useful)
+
+    def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:
+        return self.encode_to_array(
+            text, allowed_special="all" if special_tokens else (), disallowed_special=()
+        )
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allowed_special: Special = (), disallowed_special: Special = "all"
+    ) -> list[list[int]]:
+        """The ids of each text on its own; otherwise like encode."""
+        return [
+            self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+            for text in texts_of(texts)
+        ]
+
+    def offsets(
+        self, text: str, *, allowed_special: Special = (), disallowed_special: Special = "all"
+    ) -> npt.NDArray[np.int64]:
+        """Where each token of `text` lies, like Tokenizer.offsets; special tokens as in encode."""
+        ids = self.encode_to_array(
+            text, allowed_special=allowed_special, disallowed_special=disallowed_special
+        )
+        return self._places(text, ids)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of `data`, which need not be UTF-8; special tokens are not recognised in it.
@@ -259,37 +309,6 @@ class BPETokenizer(Tokenizer):
             yield from self.encode(
                 part, allowed_special=allowed_special, disallowed_special=disallowed_special
             )
-
-    def _without_special(
-        self, text: str, allowed: Special, disallowed: Special
-    ) -> Iterator[tuple[str, int | None]]:
-        """(text, None) for text between special tokens, (the token, its id) for those that are allowed."""
-        if self._special_regex is None:
-            yield text, None
-            return
-        allowed_set = set(self._special) if allowed == "all" else set(allowed)
-        unknown = allowed_set - set(self._special)
-        if unknown:
-            raise InputError(
-                f"allowed_special has {shown(min(unknown))}, which is no special token of this vocabulary; those are "
-                f"{', '.join(self._special)}"
-            )
-        refused = set(self._special) - allowed_set if disallowed == "all" else set(disallowed) - allowed_set
-        start = 0
-        for match in self._special_regex.finditer(text):
-            token = match.group()
-            if token in refused:
-                raise InputError(
-                    f"the text holds the special token {token!r} at position {match.start()}; pass "
-                    f"allowed_special={{{token!r}}} if it is meant as one, disallowed_special=() to encode it as text"
-                )
-            if token in allowed_set:
-                if match.start() > start:
-                    yield text[start : match.start()], None
-                yield token, self._special[token]
-                start = match.end()
-        if start < len(text):
-            yield text[start:], None
 
     def _encode_short(self, text: str, ids: list[int]) -> None:
         """Append the ids of `text`, piece by piece."""
@@ -356,16 +375,14 @@ class BPETokenizer(Tokenizer):
         Raises:
             InputError: names the first id that is not in the vocabulary, and its position.
         """
-        if not isinstance(ids, np.ndarray):
+        if not isinstance(ids, np.ndarray | str) and isinstance(ids, Iterable):
             ids = list(ids)
             if len(ids) < _SHORT and {*map(type, ids)} <= {int}:  # few ids need no arrays
                 try:
                     return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
                 except (IndexError, TypeError):
                     pass  # the error is said below
-            ids = np.asarray(ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise TypeError(f"ids must be integers in one dimension, got {ids.dtype} of shape {ids.shape}")
+        ids = id_array(ids)
         blob, starts, lengths = self._decoding
         out = []
         for begin in range(0, len(ids), 1 << 20):

@@ -107,6 +107,13 @@ class PieceCounts:
         self._add_up()
         return self._parts, self.others
 
+    def num_bytes(self) -> int:
+        """The bytes of all distinct pieces."""
+        keyed, others = self.table()
+        return sum(int(key_lengths(first, second).sum()) for first, second, _ in keyed) + sum(
+            map(len, others)
+        )
+
     def as_dict(self) -> dict[bytes, int]:
         """Every piece and its count; what the reference is trained on."""
         result: Counter[bytes] = Counter(self.others)
@@ -348,7 +355,8 @@ def learn_merges(
 
     `progress` is told 1 after each merge.
     """
-    vocab_size = NUM_BYTES + num_merges
+    # No merge leaves as many tokens as there were, so that memory is that of the text, whatever is asked for.
+    vocab_size = NUM_BYTES + min(num_merges, counts.num_bytes())
     border = vocab_size
     dtype = np.uint16 if vocab_size < 1 << 16 else np.int32
     tokens, weights = _lay_out(counts, border, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import shown
-from tinyllm.tokenizer.base import TokenArray, Tokenizer
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
+from tinyllm.tokenizer.bpe.sources import Special, split_at_special
 from tinyllm.tokenizer.pretokenize import code_points
 from tinyllm.tokenizer.sentencepiece.pieces import (
     BYTE_NAME,
@@ -41,8 +43,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     Of all neighbours that together are a piece, those with the best score are joined, the leftmost first, until
     none are. What is then no piece becomes the tokens of its bytes, so every text has tokens. User-defined pieces
-    are found first, the longest at each place, and never joined to anything. Control pieces are never made from
-    text.
+    are found first, the longest at each place, and never joined to anything. Control pieces and the unknown one
+    are special tokens: as in SentencePiece they are never made from text, unless they are allowed; then the text
+    on each side of one is encoded on its own, as by the tokenizers library.
 
     Args:
         pieces: the vocabulary by id: the 256 bytes, one unknown piece, and no piece twice.
@@ -67,6 +70,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._byte_ids = check(self.pieces)
         self._normal = {p.text: id for id, p in enumerate(self.pieces) if p.kind == Kind.NORMAL}
         self._defined = {p.text: id for id, p in enumerate(self.pieces) if p.kind == Kind.USER_DEFINED}
+        special = (Kind.CONTROL, Kind.UNKNOWN)
+        self._special = {p.text: id for id, p in enumerate(self.pieces) if p.kind in special}
         self._defined_regex = re.compile("|".join(map(re.escape, _longest_first(self._defined))))
         self._priority = {text: -self.pieces[id].score for text, id in self._normal.items()}
         # Two characters that follow each other in no piece are never joined: text is cut between them.
@@ -81,18 +86,48 @@ class SentencePieceTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return len(self.pieces)
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return dict(self._special)
+
     # ---- text to tokens ----
 
-    def encode_to_array(self, text: str) -> TokenArray:
+    def encode(
+        self, text: str, *, allowed_special: Special = (), disallowed_special: Special = ()
+    ) -> list[int]:
+        """The ids of `text` as a list; the arguments are those of encode_to_array."""
+        ids: list[int] = self.encode_to_array(
+            text, allowed_special=allowed_special, disallowed_special=disallowed_special
+        ).tolist()
+        return ids
+
+    def encode_to_array(
+        self, text: str, *, allowed_special: Special = (), disallowed_special: Special = ()
+    ) -> TokenArray:
         """The ids of `text`, (num_tokens,), uint16 up to 65,536 pieces, else uint32.
 
+        Args:
+            allowed_special: the special tokens that are recognised in the text, or "all".
+            disallowed_special: those that must not occur in it, or "all" that are not allowed.
+
         Raises:
-            InputError: the text holds half of a UTF-16 pair.
+            InputError: the text holds half of a UTF-16 pair, or a special token that is not allowed.
         """
+        require_text(text)
         code_points(text)  # refuses what has no UTF-8, and says where in the whole text
-        parts = (text[start : start + _WINDOW] for start in range(0, len(text), _WINDOW))
-        ids = np.fromiter(self.encode_iterable(parts), np.uint32)
+        ids = np.fromiter(self._encode_parts(text, allowed_special, disallowed_special), np.uint32)
         return ids if self.dtype == np.uint32 else ids.astype(np.uint16)
+
+    def _encode_parts(self, text: str, allowed: Special, disallowed: Special) -> Iterator[int]:
+        for part, special in split_at_special(text, self._special, allowed, disallowed):
+            if special is not None:
+                yield special
+            else:
+                windows = (part[start : start + _WINDOW] for start in range(0, len(part), _WINDOW))
+                yield from self.encode_iterable(windows)
+
+    def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:
+        return self.encode_to_array(text, allowed_special="all" if special_tokens else ())
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         """The ids of the parts of one text, such as an open file, one after the other, in bounded memory.
@@ -102,7 +137,8 @@ class SentencePieceTokenizer(Tokenizer):
         held: list[str] = []
         length, wanted = 0, _WINDOW
         begun = False
-        for text in texts:
+        for text in texts if isinstance(texts, str) else texts_of(texts):
+            require_text(text)
             held.append(self._normalized(text, first=not begun))
             begun = begun or bool(text)
             length += len(text)
@@ -197,19 +233,33 @@ class SentencePieceTokenizer(Tokenizer):
         # A control piece, which is empty, keeps the bytes on its sides from making one character.
         runs = itertools.groupby(self._decoded(ids), key=bool)
         text = "".join(b"".join(run).decode("utf-8", "surrogateescape") for _, run in runs)
-        return re.sub("[\udc80-\udcff]", "\ufffd", text)
+        return _without_surrogates(text)
 
     def decode_bytes(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> bytes:
         """The bytes of `ids`, exactly, without the added space. Raises what decode does."""
         return b"".join(self._decoded(ids))
 
+    def token_bytes(self, id: int) -> bytes:
+        """What the piece `id` stands for inside a text, its space included. Raises what decode does."""
+        self._decoded([id])
+        return self._surfaces[id]
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text that each of `ids` adds, as Tokenizer.decode_stream gives it."""
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        begun = not self.add_dummy_prefix
+        for id in ids:
+            part = self.token_bytes(id)
+            if part and not begun:
+                begun = True
+                part = part[self.pieces[id].text.startswith(SPACE) :]
+            # What is empty keeps the bytes on its sides from making one character, as in decode.
+            yield _without_surrogates(decoder.decode(part, final=not part))
+        yield _without_surrogates(decoder.decode(b"", final=True))
+
     def _decoded(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> list[bytes]:
         """The bytes of each id, the added space taken away."""
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TypeError(
-                f"ids must be integers in one dimension, got {array.dtype} of shape {array.shape}"
-            )
+        array = id_array(ids)
         wrong = (array < 0) | (array >= self.vocab_size)
         if wrong.any():
             place = int(np.argmax(wrong))
@@ -353,6 +403,11 @@ class SentencePieceTokenizer(Tokenizer):
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _DECODERS = [{"type": "ByteFallback"}, {"type": "Fuse"}]
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def _without_surrogates(text: str) -> str:
+    """`text` with U+FFFD for each byte that was not UTF-8."""
+    return re.sub("[\udc80-\udcff]", "\ufffd", text)
 
 
 def _longest_first(texts: Iterable[str]) -> list[str]:

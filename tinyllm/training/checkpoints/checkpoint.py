@@ -320,7 +320,10 @@ def step_of(folder: Path) -> int:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; an interrupted one before the whole one of the same step."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
+    folder = run / "checkpoints"
+    # Asked first: glob() raises ValueError from Python 3.13 on for a name with a NUL, which no folder has.
+    inside = folder.glob("step-*") if folder.is_dir() else ()
+    found = [path for path in inside if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (step_of(path), not path.name.endswith(INTERRUPTED)))
 
 

@@ -217,7 +217,7 @@ def worst_tokens(step: Step, tokenizer: Tokenizer) -> list[dict[str, Any]]:
                 "place": int(place),
                 "loss": _plain(float(losses[window, place])),
                 "target": int(target[0]),
-                "text": tokenizer.decode(target),
+                "text": tokenizer.token_bytes(int(target[0])).decode("utf-8", "replace"),
                 "context": tokenizer.decode(context),
             }
         )
