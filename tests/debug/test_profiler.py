@@ -240,11 +240,12 @@ def test_hooks_run_and_are_measured() -> None:
     assert combined("all", result.modules).calls == combined("all", result.ops).calls
 
 
-def test_references_are_profiled_as_the_primitives_that_they_are() -> None:
+def test_formulas_are_profiled_as_the_ops_that_they_are() -> None:
     with use_formulas():
         rows = by_name(profile_step(TransformerLM(CONFIG, seed=0), TOKENS, TOKENS, steps=1).ops)
-    assert "linear" not in rows
-    assert rows["matmul"].product_flops == rows["matmul"].forward_flops + rows["matmul"].backward_flops > 0
+    assert "scaled_dot_product_attention" not in rows
+    for name in ("scores", "attention", "linear"):
+        assert rows[name].product_flops == rows[name].forward_flops + rows[name].backward_flops > 0
 
 
 def test_what_cannot_be_profiled() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.mode import Observer, observe, use_formulas
 from tinyllm.autograd.tensor import Op, Tensor, gradients
 from tinyllm.backend import current
 from tinyllm.debug.origin import module_path
@@ -94,10 +94,11 @@ class Trace(Observer):
         return table([header, *lines, total], right=(5, 6, 7, 8))
 
 
-def trace(model: Callable[..., Tensor], tokens: Any, targets: Any = None) -> Trace:
+def trace(model: Callable[..., Tensor], tokens: Any, targets: Any = None, fast: bool = False) -> Trace:
     """Run `model` on tokens (B, T) forward and backward and return the table of every op that ran.
 
-    The loss is the cross-entropy against `targets` (B, T); without them, each token's next one.
+    The loss is the cross-entropy against `targets` (B, T); without them, each token's next one. The ops are those of
+    the formulas; with `fast`, those that training runs.
 
     Example:
         print(trace(model, tokens))
@@ -107,7 +108,7 @@ def trace(model: Callable[..., Tensor], tokens: Any, targets: Any = None) -> Tra
         tokens, targets = tokens[:, :-1], tokens[:, 1:]
     watch = Trace()
     parameters = list(model.parameters()) if isinstance(model, Module) else []
-    with observe(watch):
+    with observe(watch), use_formulas(not fast):
         loss = ops.cross_entropy(model(tokens), targets)
         if loss.requires_grad:
             gradients(loss, parameters)
@@ -143,7 +144,7 @@ def summary(model: Module, tokens: Any = None) -> str:
         tokens = current.xp.zeros((1, model.config.context_length), dtype=int)
     if tokens is not None:
         watch = Trace()
-        with observe(watch):
+        with observe(watch), use_formulas():
             model(tokens)
         flops = sum(row.flops for row in watch.rows) / tokens.size
         text += f"\nforward, for each of {tokens.size} tokens: {flops:,.0f} FLOPs; about three times that with backward"

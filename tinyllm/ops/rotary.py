@@ -31,7 +31,7 @@ class Rope(Op):
 
     def forward(self, x: Any) -> Any:
         angles = rotation_angles(x.shape, self.offset, self.theta, self.axis)  # (T, ..., K/2)
-        self.cos, self.sin = (like(table, x) for table in (np.cos(angles), np.sin(angles)))
+        self.cos, self.sin = like(np.cos(angles), x), like(np.sin(angles), x)
         return _rotated(x, self.cos, self.sin)
 
     def backward(self, gradient: Any) -> Any:

@@ -86,6 +86,8 @@ class Graph:
 def graph(loss: Tensor, expand: str | Sequence[str] = (), depth: int = 1, gradients: bool = False) -> Graph:
     """The graph of ops behind `loss`, before backward frees it, with the modules that they ran in as boxes.
 
+    A loss that was computed within `use_formulas()` has the ops of the formulas, otherwise those that training runs.
+
     Args:
         loss: the Tensor to draw the graph of.
         expand: paths of modules to open into their parts, such as `"blocks.0.attention"`; what a path leads
