@@ -30,7 +30,7 @@ LOOKS = (
     ("cross_entropy.backward", "ops/loss.py", ("p gradient", *("n",) * 4, "p weight.shape")),
     ("swiglu.backward", "ops/activation.py", ("n", "p slope.shape")),
     ("attention.backward", "ops/attention.py", ("p gradient.shape", "n", "p gradient_p.shape")),
-    ("softmax.backward", "ops/softmaxes.py", ("n", "n", "p mean.shape")),
+    ("softmax.backward", "ops/softmaxes.py", ("n", "p mean.shape")),
     ("scores.backward", "ops/attention.py", ("n", "n", "p gradient_k.shape")),
     ("rope.backward", "ops/rotary.py", ("p gradient.shape",)),
     ("rope.backward", "ops/rotary.py", ("p self.sin.shape",)),

@@ -400,7 +400,7 @@ def test_in_pdb_two_frames_lie_between_backward_and_the_op(tmp_path: Path) -> No
     package = Path(inspect.getfile(Tensor)).parents[1]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONBREAKPOINT"}
     result = subprocess.run(
-        [sys.executable, str(script)], input="where\np self.p\np gradient\nnext\nnext\np mean\ncontinue\n",
+        [sys.executable, str(script)], input="where\np self.p\np gradient\nnext\np mean\ncontinue\n",
         capture_output=True, text=True, timeout=60, check=True, env={**environment, "PYTHONPATH": str(package.parent)},
     )  # fmt: skip
     printed = result.stdout

@@ -45,7 +45,6 @@ class Softmax(Op):
         return self.p
 
     def backward(self, gradient: Any) -> Any:
-        gradient = np.where(self.mask, gradient, 0)
         mean = (gradient * self.p).sum(axis=self.axis, keepdims=True)
         return self.p * (gradient - mean)
 
