@@ -13,20 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import (
-    add_flags,
-    field,
-    format_toml,
-    from_mapping,
-    given_flags,
-    nearest,
-    read_json,
-    read_sections,
-    to_mapping,
-    write_text,
-    write_toml,
-)
+from tinyllm.system.json_files import read_json
+from tinyllm.system.settings import field, from_mapping, to_mapping
+from tinyllm.system.text_files import write_text
+from tinyllm.system.toml_files import format_toml, read_sections, write_toml
+from tinyllm.system.wording import nearest
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,14 @@ from tinyllm.backend import BACKENDS, use_backend
 from tinyllm.cli import profile as cli_profile
 from tinyllm.cli import replay as cli_replay
 from tinyllm.cli import tokenizer as cli_tokenizer
+from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.models import ModelConfig
 from tinyllm.models.presets import PRESETS
 from tinyllm.system.errors import InputError
 from tinyllm.system.interrupts import is_termination
-from tinyllm.system.settings import (
-    add_flags,
-    from_mapping,
-    given_flags,
-    nearest,
-    read_sections,
-    require_known,
-    shown,
-)
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.toml_files import read_sections
+from tinyllm.system.wording import nearest, require_known, shown
 from tinyllm.training import runs
 from tinyllm.training.config import TrainConfig
 

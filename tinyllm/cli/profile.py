@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import Array
+from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import embedded_corpus
 from tinyllm.debug.profiler import Profile, profile_step
 from tinyllm.models import ModelConfig, TransformerLM
@@ -21,16 +22,10 @@ from tinyllm.models.presets import PRESETS
 from tinyllm.optim import OPTIMIZERS, NonFiniteNormError
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import (
-    add_flags,
-    field,
-    from_mapping,
-    given_flags,
-    read_sections,
-    require_known,
-    to_mapping,
-    write_text,
-)
+from tinyllm.system.settings import field, from_mapping, to_mapping
+from tinyllm.system.text_files import write_text
+from tinyllm.system.toml_files import read_sections
+from tinyllm.system.wording import require_known
 from tinyllm.tokenizer import ByteTokenizer
 from tinyllm.training import runs
 from tinyllm.training.checkpoints import checkpoint

@@ -15,7 +15,9 @@ from tinyllm.backend import current
 from tinyllm.debug import AnomalyError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import from_mapping, read_json, shown
+from tinyllm.system.json_files import read_json
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.wording import shown
 from tinyllm.training.checkpoints import checkpoint
 from tinyllm.training.safeguards.incidents import Step, describe, findings
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import add_flags, field, from_mapping, given_flags, require_known, shown
+from tinyllm.system.settings import field, from_mapping
 from tinyllm.system.text_files import blocks, text_files
+from tinyllm.system.wording import require_known, shown
 from tinyllm.tokenizer import BPETokenizer, Tokenizer, inspection, load_tokenizer
 from tinyllm.tokenizer.base import FILE_NAME
 from tinyllm.tokenizer.inspection import TextStatistics

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.text_files import StrPath, blocks, text_files
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import blocks, text_files
 
 
 def read_text(paths: StrPath | Iterable[StrPath]) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import StrPath, write_text
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import write_text
 
 FILE_NAME = "tokenizer.json"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import say
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 
 if TYPE_CHECKING:
     from tinyllm.training.safeguards.recovery import Rollback

@@ -19,7 +19,7 @@ from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, WorkerEndedError
 from tinyllm.system.lock import FolderLock
 from tinyllm.system.progress import say
-from tinyllm.system.settings import write_toml
+from tinyllm.system.toml_files import write_toml
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from tinyllm.training.callbacks import Callback, LossCurve, MetricsFile, Progress
 from tinyllm.training.checkpoints import checkpoint, resuming

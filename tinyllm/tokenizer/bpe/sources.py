@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Iterator
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
 from tinyllm.system.text_files import blocks, text_files
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
 

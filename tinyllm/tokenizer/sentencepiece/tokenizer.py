@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import TokenArray, Tokenizer
 from tinyllm.tokenizer.pretokenize import code_points
 from tinyllm.tokenizer.sentencepiece.pieces import (

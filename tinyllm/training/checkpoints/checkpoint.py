@@ -30,8 +30,10 @@ from tinyllm.models.formats import hugging_face as llama
 from tinyllm.models.formats.safetensors_reader import read_safetensors
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
+from tinyllm.system.json_files import parse_json
 from tinyllm.system.progress import say
-from tinyllm.system.settings import LARGEST_FILE, StrPath, parse_json
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import LARGEST_FILE
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
 CONFIG = "config.json"
