@@ -6,8 +6,10 @@ import dataclasses
 import functools
 from typing import Any
 
+from tinyllm.backend import BACKENDS
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import Setting, settings_of
+from tinyllm.system.wording import shown
 
 
 def _parse_flag(setting: Setting, text: str) -> Any:
@@ -76,3 +78,26 @@ def given_flags(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
         for setting in settings_of(cls)
         if setting.name in given
     }
+
+
+def integer(text: str) -> int:
+    """The type of a flag that takes an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {shown(text)}") from None
+
+
+def number(text: str) -> float:
+    """The type of a flag that takes a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {shown(text)}") from None
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add --backend to a command that computes."""
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numpy", help="cupy: compute on a GPU (default: numpy)"
+    )

@@ -22,7 +22,7 @@ from tinyllm.models.presets import PRESETS
 from tinyllm.optim import OPTIMIZERS, NonFiniteNormError
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import field, from_mapping, to_mapping
+from tinyllm.system.settings import check_bounds, field, from_mapping, to_mapping
 from tinyllm.system.text_files import write_text
 from tinyllm.system.toml_files import read_sections
 from tinyllm.system.wording import require_known
@@ -40,9 +40,12 @@ from tinyllm.training.trainer import build_optimizer
 class ProfileFlags:
     """The flags of `tinyllm profile` itself."""
 
-    steps: int = field(10, "steps to measure; times are means of the middle half")
+    steps: int = field(10, "steps to measure; times are means of the middle half", at_least=1)
     json: str | None = field(None, "write all numbers to this file")
     plot: str | None = field(None, "draw the time by op into this PNG; needs matplotlib")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,6 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 def profile_command(args: argparse.Namespace) -> None:
     """`tinyllm profile`."""
     flags = from_mapping(ProfileFlags, given_flags(args, ProfileFlags))
-    if flags.steps < 1:
-        raise InputError(f"--steps is {flags.steps}; it must be at least 1")
     if flags.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib; install it with: pip install 'tinyllm-numpy[plot]'")
     for path in (flags.json, flags.plot):
