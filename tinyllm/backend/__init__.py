@@ -6,50 +6,52 @@ for. `kernels` makes one kernel of an elementwise function, through its source (
 running it on symbols (`tracing`). `philox` makes random masks that have the same bits everywhere.
 """
 
-from tinyllm.backend.arrays import add_at, cache_parts, joined, magnitude, scatter_add, swap_halves
+from tinyllm.backend.arrays import add_at, cache_parts, concatenate_last, magnitude, scatter_add, swap_halves
 from tinyllm.backend.current import (
     BACKENDS,
     PRECISIONS,
     Array,
+    HostArray,
     asarray,
     choose,
-    free_to_read,
     ignore_non_finite,
     ignore_overflow,
     is_array,
+    is_asynchronous,
     products_underflow,
     read,
-    reads_wait,
     synchronize,
     to_numpy,
+    to_numpy_without_waiting,
     use_backend,
     use_library,
 )
-from tinyllm.backend.kernels import elementwise, only_where
+from tinyllm.backend.kernels import elementwise, masked_updates
 
 __all__ = [
     "BACKENDS",
     "PRECISIONS",
     "Array",
+    "HostArray",
     "add_at",
     "asarray",
     "cache_parts",
     "choose",
+    "concatenate_last",
     "elementwise",
-    "free_to_read",
     "ignore_non_finite",
     "ignore_overflow",
     "is_array",
-    "joined",
+    "is_asynchronous",
     "magnitude",
-    "only_where",
+    "masked_updates",
     "products_underflow",
     "read",
-    "reads_wait",
     "scatter_add",
     "swap_halves",
     "synchronize",
     "to_numpy",
+    "to_numpy_without_waiting",
     "use_backend",
     "use_library",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import Array
+from tinyllm.backend import HostArray
 from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import embedded_corpus
 from tinyllm.debug.profiler import Profile, profile_step
@@ -174,7 +174,7 @@ def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
     return Subject(str(path), model, train)
 
 
-def _random_batch(subject: Subject) -> tuple[Array, Array]:
+def _random_batch(subject: Subject) -> tuple[HostArray, HostArray]:
     """Tokens and targets of a whole batch, (B, T) each."""
     windows = subject.train.batch_size * subject.train.gradient_accumulation
     shape = (2, windows, subject.model.config.context_length)

@@ -17,7 +17,7 @@ from tinyllm.data import read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import check_bounds, field, from_mapping
-from tinyllm.system.text_files import blocks, text_files
+from tinyllm.system.text_files import blocks, find_text_files
 from tinyllm.system.wording import require_known, shown
 from tinyllm.tokenizer import BPETokenizer, Tokenizer, inspection, load_tokenizer
 from tinyllm.tokenizer.base import FILE_NAME
@@ -200,7 +200,7 @@ def _require_readable(paths: Sequence[Path]) -> None:
     Raises InputError that names the file.
     """
     for path in paths:
-        for file in text_files(path):
+        for file in find_text_files(path):
             if next(blocks(file, 1 << 12), None) is None and not path.is_dir():
                 raise InputError(f"{path}: the file is empty; give a file with text")
 

@@ -102,7 +102,7 @@ class Optimizer:
         found = self.find(gradients)
         self.steps = self.steps + 1 if number is None else number
         rate = self.learning_rate * factor
-        with backend.only_where(where):
+        with backend.masked_updates(where):
             for name, parameter in self.parameters.items():
                 if names is not None and name not in names:
                     continue

@@ -18,7 +18,6 @@ TypeError, since only its author can mend it.
 """
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -168,7 +167,6 @@ def _take_apart(annotation: Any) -> tuple[type, tuple[str | int, ...], bool]:
     )
 
 
-@functools.cache
 def settings_of(cls: type) -> tuple[Setting, ...]:
     """The fields of a config dataclass; raises TypeError for one whose type a config cannot hold."""
     hints = typing.get_type_hints(cls)

@@ -19,7 +19,7 @@ LARGEST_FILE = 1 << 27
 """Bytes of a file that is read whole."""
 
 
-def text_files(path: StrPath) -> list[Path]:
+def find_text_files(path: StrPath) -> list[Path]:
     """The file itself, or the text files of a folder and its folders, sorted; hidden names are left out.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.text_files import blocks, text_files
+from tinyllm.system.text_files import blocks, find_text_files
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
@@ -47,7 +47,7 @@ def _parts(
                 code_points(text)  # here an error can still say where in the text it is
             sources: Iterable[Iterable[str]] = [[text]]
         elif isinstance(text, os.PathLike):
-            sources = (blocks(file) for file in text_files(text))
+            sources = (blocks(file) for file in find_text_files(text))
         else:
             raise InputError(
                 f"texts holds {shown(text)}, a {type(text).__name__}; a text is a str, a file or folder a Path"
