@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import read_json
+from tinyllm.system.json_files import read_json
 from tinyllm.tokenizer import BPETokenizer
 from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken, write_gpt2, write_tiktoken
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece

@@ -20,7 +20,7 @@ from support.faults import KILLED, KINDS, OPERATIONS, Faults, flips, in_fork, tr
 from tinyllm import InputError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system import storage
-from tinyllm.system.settings import format_toml, write_toml
+from tinyllm.system.toml_files import format_toml, write_toml
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.callbacks import METRICS, Callback, MetricsFile, StepMetrics, read_metrics
 from tinyllm.training.checkpoints import checkpoint

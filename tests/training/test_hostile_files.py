@@ -23,7 +23,7 @@ from tinyllm import InputError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.formats.safetensors_reader import LARGEST_HEADER, read_safetensors
 from tinyllm.system import storage
-from tinyllm.system.settings import parse_json, read_json
+from tinyllm.system.json_files import parse_json, read_json
 from tinyllm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, patterns
 from tinyllm.training.checkpoints import checkpoint
 

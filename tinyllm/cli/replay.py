@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.debug import AnomalyError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import from_mapping, read_json, shown
+from tinyllm.system.json_files import read_json
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.wording import shown
 from tinyllm.training.checkpoints import checkpoint
 from tinyllm.training.safeguards.incidents import Step, describe, findings
 
@@ -134,10 +136,10 @@ def stop_in_op(anomaly: AnomalyError) -> None:
         trace = trace.tb_next
 
 
-def stop_with(step: Step, loss: float, norm: float, gradients: dict[str, Any]) -> None:
+def stop_with(step: Step, loss: float, norm: float, gradients: dict[str, Array]) -> None:
     """Stop in pdb where nothing is non-finite, with the step and all that it gave at hand."""
 
-    def look(step: Step, loss: float, norm: float, gradients: dict[str, Any], losses: Any) -> None:
+    def look(step: Step, loss: float, norm: float, gradients: dict[str, Array], losses: Array) -> None:
         """The step, its loss and gradient norm, the gradients by name, and the loss of each token (B, T)."""
         return
 

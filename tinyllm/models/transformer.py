@@ -16,7 +16,8 @@ from tinyllm.nn.layers import Dropout, Embedding, Linear, RMSNorm
 from tinyllm.nn.module import Module
 from tinyllm.nn.positional import POSITION_ENCODINGS, PositionEncoding
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import field, require_known, shown
+from tinyllm.system.settings import field
+from tinyllm.system.wording import require_known, shown
 
 
 @dataclass(frozen=True)

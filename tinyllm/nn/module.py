@@ -10,7 +10,7 @@ from tinyllm import backend
 from tinyllm.autograd.mode import module_stack, observers
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.system.settings import nearest
+from tinyllm.system.wording import nearest
 
 
 class Parameter(Tensor):

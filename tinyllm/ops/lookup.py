@@ -74,7 +74,7 @@ def embedding(weight: Any, indices: Any) -> Tensor:
     """
     weight = as_tensor(weight)
     indices = indices.data if isinstance(indices, Tensor) else indices
-    known, indices = backend.free_to_read(indices), backend.asarray(indices)
+    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
     V = weight.shape[0]

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+StrPath = str | os.PathLike[str]
+
 
 def write_bytes(file: IO[bytes], content: bytes) -> None:
     """Write all of `content` at the position of an unbuffered file."""

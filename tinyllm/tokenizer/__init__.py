@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import StrPath, read_json, shown
+from tinyllm.system.json_files import read_json
+from tinyllm.system.storage import StrPath
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
 from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer, VocabularyWarning
 from tinyllm.tokenizer.byte import ByteTokenizer

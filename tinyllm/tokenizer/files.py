@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import StrPath, read_json, shown, write_text
+from tinyllm.system.json_files import read_json
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import write_text
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.bpe.json_format import parse_merges, parse_vocab
 from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
 from tinyllm.tokenizer.byte_level import to_characters

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import require_known, shown
+from tinyllm.system.wording import require_known, shown
 
 # The suffixes of English that o200k and llama3 split off, in either case.
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -146,10 +146,10 @@ class Trainer:
 
     def use_threads(self, threads: int) -> None:
         """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
-        self.threads = 1 if backend.reads_wait() else threads
+        self.threads = 1 if backend.is_asynchronous() else threads
         model, seed, z_loss = self.model, self.config.seed, self.config.z_loss
         self.workers: DataParallel | DeviceSteps
-        if backend.reads_wait():
+        if backend.is_asynchronous():
             self.workers = DeviceSteps(model, self.optimizer, seed, self.validation, z_loss)
         else:
             self.workers = DataParallel(model, self.optimizer, threads, seed, self.validation, z_loss)

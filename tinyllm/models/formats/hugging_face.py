@@ -12,7 +12,8 @@ from typing import Any
 
 from tinyllm.models import ModelConfig
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import from_mapping, shown
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.wording import shown
 
 TENSOR_NAMES = {
     "embedding.weight": "model.embed_tokens.weight",

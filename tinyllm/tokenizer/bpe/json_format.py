@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.byte_level import to_bytes, to_characters
 from tinyllm.tokenizer.patterns import PATTERNS
 

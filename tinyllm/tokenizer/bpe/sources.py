@@ -10,8 +10,8 @@ from typing import Literal
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
-from tinyllm.system.text_files import blocks, looks_like_a_path, names_file, text_files
+from tinyllm.system.text_files import blocks, find_text_files, looks_like_a_path, names_file
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import require_text, texts_of
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
@@ -60,7 +60,7 @@ def _parts(
                 code_points(text)  # here an error can still say where in the text it is
             sources: Iterable[Iterable[str]] = [[text]]
         elif isinstance(text, os.PathLike):
-            sources = (blocks(file) for file in text_files(text))
+            sources = (blocks(file) for file in find_text_files(text))
         else:
             raise InputError(
                 f"texts holds {shown(text)}, a {type(text).__name__}; a text is a str, a file or folder a Path"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import Bar
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.bpe import json_format as bpe_json
 from tinyllm.tokenizer.bpe.bulk import BulkEncoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 
 
 def by_id(vocab: Mapping[bytes, int], special: Mapping[str, int]) -> list[bytes | None]:

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 
 SPACE = "\u2581"  # stands for a space in pieces
 UNKNOWN_SURFACE = " \u2047 "

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.bpe.sources import Special, split_at_special
 from tinyllm.tokenizer.pretokenize import code_points

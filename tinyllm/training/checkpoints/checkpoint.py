@@ -30,8 +30,10 @@ from tinyllm.models.formats import hugging_face as llama
 from tinyllm.models.formats.safetensors_reader import read_safetensors
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
-from tinyllm.system.progress import say
-from tinyllm.system.settings import LARGEST_FILE, StrPath, parse_json
+from tinyllm.system.json_files import parse_json
+from tinyllm.system.progress import print_status
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import LARGEST_FILE
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
 CONFIG = "config.json"
@@ -276,9 +278,9 @@ def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = Fals
 def say_passed_over(found: Checkpoint) -> None:
     """A line on standard error for each damaged checkpoint, and one with what is taken in their place."""
     for line in found.passed_over:
-        say(f"passed over {line}")
+        print_status(f"passed over {line}")
     if found.passed_over:
-        say(f"taking {found.folder}")
+        print_status(f"taking {found.folder}")
 
 
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
