@@ -17,21 +17,20 @@ from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.progress import Bar
 from tinyllm.tokenizer import bpe_json
+from tinyllm.tokenizer.added_tokens import AddedToken, AddedTokens
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
 from tinyllm.tokenizer.bpe_training import NUM_BYTES, count_pieces, learn_merges
 from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
+from tinyllm.tokenizer.oniguruma import require_same
 from tinyllm.tokenizer.parallel import ordered_map
 from tinyllm.tokenizer.patterns import Pattern, require_name
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
-from tinyllm.tokenizer.sources import (
-    Special,
-    collection_of,
-    joined_at_borders,
-    lists_of_parts,
-    split_at_special,
-)
-from tinyllm.tokenizer.vocabulary import by_id, numbered, special_bytes
+from tinyllm.tokenizer.sources import Special, collection_of, joined_at_borders, lists_of_parts
+from tinyllm.tokenizer.splits import Split, Splits, as_pattern
+from tinyllm.tokenizer.steps import Expression
+from tinyllm.tokenizer.surroundings import Surroundings
+from tinyllm.tokenizer.vocabulary import END_BYTE, by_id, numbered, special_bytes, with_end_bytes
 
 DEFAULT_PATTERN = "llama3"
 
@@ -71,6 +70,12 @@ class BPETokenizer(Tokenizer):
         pattern: a name in PATTERNS, or a regular expression.
         special_tokens: ids of strings that stand for themselves and are never split or merged.
         ignore_merges: a piece that is in the vocabulary is that token, whatever merges would make of it.
+        end_of_word_suffix: what ends the tokens that end a piece, such as "</w>".
+        surroundings: what else a tokenizer.json says, instead of `pattern` and `special_tokens`. With a normalizer,
+            or splits that remove something, decoding gives the normalized text.
+
+    What is a letter depends on the version of Unicode that the installed `regex` follows, so the ids of characters
+    that are younger may differ between machines; the version of `regex` is saved.
 
     Raises:
         InputError: ids that are no numbering, a byte that is missing, a merge of or to an unknown token.
@@ -83,18 +88,29 @@ class BPETokenizer(Tokenizer):
         pattern: str = DEFAULT_PATTERN,
         special_tokens: Mapping[str, int] | None = None,
         ignore_merges: bool = False,
+        end_of_word_suffix: str = "",
+        surroundings: Surroundings | None = None,
     ) -> None:
         if special_tokens is not None and not isinstance(special_tokens, Mapping):
             raise InputError(
                 f"special_tokens must map each token to its id, such as {{'<|endoftext|>': {len(vocab)}}}, got "
                 f"{shown(special_tokens)}; BPETokenizer.train takes a list"
             )
-        self._pattern = Pattern(pattern)
-        self._special = dict(special_tokens or {})
+        if surroundings is None:
+            steps = (Split(Expression(Pattern(pattern).expression), "Isolated"), bpe_json.DECODER)
+            surroundings = Surroundings.of_special(special_tokens or {}, steps, bpe_json.DECODER)
+        if end_of_word_suffix and ignore_merges:
+            raise InputError("end_of_word_suffix with ignore_merges is not supported")
+        single = None if end_of_word_suffix else as_pattern(surroundings.splitters)
+        self._pattern: Pattern | Splits = single or Splits(surroundings.splitters)
+        self._surroundings = surroundings
+        self._added = AddedTokens(surroundings.added_tokens, surroundings.normalized)
+        self._special = self._added.special
         self.vocab = dict(vocab)
         self.merges = list(merges)
         self.ignore_merges = ignore_merges
-        self._tokens = by_id(self.vocab, self._special)
+        self.end_of_word_suffix = end_of_word_suffix
+        self._tokens = by_id(self.vocab, self._added.tokens)
         # Inside, the bytes come first, so that a byte is its own symbol; the others follow by id.
         every_byte = [bytes([i]) for i in range(NUM_BYTES)]
         missing = [byte for byte in every_byte if byte not in self.vocab]
@@ -103,11 +119,14 @@ class BPETokenizer(Tokenizer):
                 f"the vocabulary lacks {len(missing)} of the 256 bytes, such as {missing[0]!r}: it is not one of "
                 "byte-level byte-pair encoding"
             )
-        longer = sorted((token for token in self.vocab if len(token) != 1), key=self.vocab.__getitem__)
+        ids, merges = self.vocab, self.merges
+        if end_of_word_suffix:
+            ids, merges = with_end_bytes(self.vocab, self.merges, end_of_word_suffix.encode())
+        longer = sorted((token for token in ids if len(token) != 1), key=ids.__getitem__)
         symbols = [*every_byte, *longer]
-        self._id_of_symbol = np.array([self.vocab[token] for token in symbols], dtype=np.int32)
+        self._id_of_symbol = np.array([ids[token] for token in symbols], dtype=np.int32)
         number = {token: symbol for symbol, token in enumerate(symbols)}
-        pairs, results = numbered(self.merges, number)
+        pairs, results = numbered(merges, number)
         self._merges = Merges(pairs, results, [len(token) for token in symbols])
         self._kept: dict[str, list[int]] = {}
 
@@ -203,6 +222,17 @@ class BPETokenizer(Tokenizer):
         """The special tokens and their ids."""
         return dict(self._special)
 
+    @property
+    def added_tokens(self) -> tuple[AddedToken, ...]:
+        """All tokens that are found in a text before it is split, special or not."""
+        return self._added.tokens
+
+    @property
+    def tokens_around(self) -> tuple[list[int], list[int]]:
+        """The ids that the post-processor of the file puts before and after a text; encode does not add them."""
+        before, after = self._surroundings.around
+        return list(before), list(after)
+
     # ---- text to tokens ----
 
     def encode(
@@ -226,7 +256,7 @@ class BPETokenizer(Tokenizer):
         if not text.isascii():
             code_points(text)
         ids: list[int] = []
-        for part, special in split_at_special(text, self._special, allowed_special, disallowed_special):
+        for part, special in self._split(text, allowed_special, disallowed_special):
             if special is not None:
                 ids.append(special)
             else:
@@ -248,19 +278,32 @@ class BPETokenizer(Tokenizer):
         """
         require_text(text)
         require_count("workers", workers)
-        parts = split_at_special(text, self._special, allowed_special, disallowed_special)
+        parts = self._split(text, allowed_special, disallowed_special)
         try:
             return np.concatenate([np.zeros(0, self.dtype), *self._arrays(parts, workers)])
         except (InputError, UnicodeEncodeError):
             code_points(text)  # says where in the text half of a UTF-16 pair is
             raise
 
+    def _split(
+        self, text: str, allowed: Special, disallowed: Special
+    ) -> Iterator[tuple[str, int | None]]:
+        """(text, None) for text that is ready to be split into pieces, (token, id) for added tokens."""
+        for part, id in self._added.split(text, allowed, disallowed):
+            if id is None and not isinstance(self._pattern, Splits):
+                part = self._surroundings.prefixed(part)
+            yield part, id
+
     def _arrays(self, parts: Iterable[tuple[str, int | None]], workers: int) -> Iterator[Any]:
-        """The ids of what split_at_special gives."""
+        """The ids of what _split gives."""
         dtype = self.dtype
         for part, special in parts:
             if special is not None:
                 yield np.array([special], dtype)
+            elif isinstance(self._pattern, Splits):
+                ids: list[int] = []
+                self._encode_short(part, ids)
+                yield np.array(ids, dtype)
             elif not self.merges and not self._whole:
                 yield self._id_of_symbol[np.frombuffer(part.encode(), np.uint8)].astype(dtype)
             elif part:
@@ -288,6 +331,11 @@ class BPETokenizer(Tokenizer):
         ids = self.encode_to_array(
             text, allowed_special=allowed_special, disallowed_special=disallowed_special
         )
+        if self.decode_bytes(ids) != text.encode():
+            raise InputError(
+                "tokens have no places in this text, which the tokenizer changes before it splits it; offsets are those "
+                "of text that decodes to itself"
+            )
         return self._places(text, ids)
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -306,10 +354,11 @@ class BPETokenizer(Tokenizer):
     ) -> Iterator[int]:
         """The ids of the parts of one text, such as an open file, one after the other, in bounded memory.
 
-        They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own
-        nothing is known of where it splits, so all parts are held in memory.
+        They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own,
+        or a normalizer, nothing is known of where it splits, so all parts are held in memory.
         """
-        for part in joined_at_borders(texts, self._pattern, self._special):
+        held = texts if self._surroundings.local else ["".join(texts)]
+        for part in joined_at_borders(held, self._pattern, [token.content for token in self._added.tokens]):
             yield from self.encode(
                 part, allowed_special=allowed_special, disallowed_special=disallowed_special
             )
@@ -320,13 +369,15 @@ class BPETokenizer(Tokenizer):
         for piece in self._pattern.split(text):
             found = kept.get(piece)
             if found is None:
-                found = self._merge_one(piece.encode())
+                found = self._merge_one(piece.encode("utf-8", "surrogateescape"))
                 if len(kept) >= _MOST_KEPT:
                     kept.clear()
                 kept[piece] = found
             ids += found
 
     def _merge_one(self, piece: bytes) -> list[int]:
+        if self.end_of_word_suffix:
+            piece += END_BYTE
         whole = self._whole.get(piece)
         if whole is not None:
             return [whole]
@@ -423,14 +474,29 @@ class BPETokenizer(Tokenizer):
     # ---- files ----
 
     def to_json(self) -> dict[str, Any]:
+        """The JSON object of tokenizer.json.
+
+        Raises:
+            InputError: the tokenizers library would number or split it otherwise.
+        """
+        if isinstance(self._pattern, Pattern) and self._pattern.name is None:
+            require_same(self.pattern)
         return bpe_json.to_json(
-            bpe_json.Content(self.vocab, self.merges, self.pattern, self._special, self.ignore_merges)
+            bpe_json.Content(
+                self.vocab, self.merges, self._surroundings, self.ignore_merges, self.end_of_word_suffix
+            )
         )
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         parsed = bpe_json.from_json(content)
-        return cls(parsed.vocab, parsed.merges, parsed.pattern, parsed.special_tokens, parsed.ignore_merges)
+        return cls(
+            parsed.vocab,
+            parsed.merges,
+            ignore_merges=parsed.ignore_merges,
+            end_of_word_suffix=parsed.end_of_word_suffix,
+            surroundings=parsed.surroundings,
+        )
 
     def __repr__(self) -> str:
         special = f", special_tokens={list(self._special)}" if self._special else ""

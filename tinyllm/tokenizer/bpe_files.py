@@ -210,7 +210,7 @@ def _merges_of_ranks(ranks: Mapping[bytes, int]) -> tuple[list[Merge], bool]:
     if not others:
         return merges, False
     # Such a token may be made of what comes after it, so that no single merge makes it everywhere.
-    whole = any(len(joined(token, ranks.get)) > 1 for token in others)
+    whole = any(len(joined(token, lambda left, right: ranks.get(left + right))) > 1 for token in others)
     lengths = sorted(set(map(len, ranks)))
     return [
         merge for token in sorted(ranks, key=ranks.__getitem__) for merge in _splits(token, ranks, lengths)
@@ -229,8 +229,8 @@ def _splits(token: bytes, ranks: Mapping[bytes, int], lengths: Sequence[int]) ->
 def _parts_below(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
     """What merging by rank, below the rank `limit`, makes of the bytes of `token`."""
 
-    def priority(part: bytes) -> int | None:
-        rank = ranks.get(part)
+    def priority(left: bytes, right: bytes) -> int | None:
+        rank = ranks.get(left + right)
         return rank if rank is not None and rank < limit else None
 
     return joined(token, priority)

@@ -88,13 +88,14 @@ class Pattern:
     Args:
         pattern: a name of PATTERNS, or a regular expression in the syntax of `regex`. Text between its matches
             becomes pieces too, so nothing is lost.
+        is_name: whether a name is meant where it is one, and not the expression that finds it.
 
     Raises:
         InputError: the expression is not valid.
     """
 
-    def __init__(self, pattern: str) -> None:
-        self.expression = PATTERNS.get(pattern, pattern)
+    def __init__(self, pattern: str, is_name: bool = True) -> None:
+        self.expression = PATTERNS.get(pattern, pattern) if is_name else pattern
         self.name: str | None = _ALIASES.get(self.expression)
         if self.name is not None:
             self.expression = PATTERNS[self.name]
@@ -120,14 +121,19 @@ class Pattern:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """(start, end) of each piece of `text`, in characters."""
+        for start, end, _ in self.marked_spans(text):
+            if end > start:
+                yield start, end
+
+    def marked_spans(self, text: str) -> Iterator[tuple[int, int, bool]]:
+        """(start, end, whether it is a match) of each match and of what lies between matches; a match may be empty."""
         seconds = _SECONDS_PER_MILLION * (1 + len(text) / 1e6)
         end = 0
         try:
             for match in self._regex.finditer(text, timeout=seconds):
                 if match.start() > end:
-                    yield end, match.start()
-                if match.end() > match.start():
-                    yield match.start(), match.end()
+                    yield end, match.start(), False
+                yield match.start(), match.end(), True
                 end = match.end()
         except (RecursionError, MemoryError) as error:
             raise InputError(f"the pattern {shown(self.expression)} ran out of memory: {error}") from None
@@ -137,7 +143,7 @@ class Pattern:
                 "characters; it backtracks too much, so take one of " + ", ".join(PATTERNS)
             ) from None
         if end < len(text):
-            yield end, len(text)
+            yield end, len(text), False
 
     def __repr__(self) -> str:
         return f"Pattern({self.name or self.expression!r})"
