@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 import tinyllm
 from tinyllm import checkpoint, cli
 from tinyllm.callbacks import Progress, StepMetrics
-from tinyllm.data import embedded_corpus
+from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.nn import ModelConfig
+from tinyllm.tokenizer import BPETokenizer, SentencePieceTokenizer
+from tinyllm.tokenizer.sentencepiece_pieces import Kind, Piece
 from tinyllm.train_config import TrainConfig
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
@@ -184,6 +187,97 @@ def test_eval_agrees_with_the_training_run(trained: Path, capsys: pytest.Capture
     assert out == (
         f"{tokens} tokens  loss {last['val_loss']:.4f} nats  "
         f"{last['val_bits_per_character']:.4f} bits per character\n"
+    )
+
+
+END = "<|endoftext|>"
+DOCUMENTS = END.join(f"the fox jumps {number} times" for number in range(40))
+
+
+def separated() -> BPETokenizer:
+    """A tokenizer of bytes and a separator, as a file, and a text that has it."""
+    Path("documents.txt").write_text(DOCUMENTS)
+    tokenizer = BPETokenizer({bytes([i]): i for i in range(256)}, [], special_tokens={END: 256})
+    tokenizer.save("separated.json")
+    return tokenizer
+
+
+@pytest.mark.parametrize("flag", [(), ("--special-tokens",), ("--no-special-tokens",)])
+def test_a_text_with_separators_is_trained_on_evaluated_and_continued(
+    flag: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = separated()
+    as_ids = "--no-special-tokens" not in flag
+    assert (
+        run("train", "--data", "documents.txt", "--tokenizer", "separated.json", "--out", "run", *TINY, *flag)
+        == 0
+    )
+    assert saved_settings(Path("run"))["train"]["special_tokens"] == as_ids
+    both = [tokenizer.encode_document(part, as_ids) for part in split_by_position(DOCUMENTS, 0.1)]
+    sizes = f"{len(both[0]):,} tokens to train on, {len(both[1]):,} to validate"
+    assert sizes in capsys.readouterr().err
+    assert (256 in both[0]) == as_ids
+    assert run("eval", "run", "--data", "documents.txt", *flag) == 0
+    num_tokens = len(tokenizer.encode_document(DOCUMENTS, as_ids)) - 1
+    assert capsys.readouterr().out.startswith(f"{num_tokens:,} tokens  loss ")
+    assert run("sample", "run", "--prompt", END, "--tokens", "5", *flag) == 0
+    assert capsys.readouterr().out.startswith(END)
+
+
+def test_a_separator_in_the_prompt_is_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    separated()
+    assert (
+        run("train", "--data", "documents.txt", "--tokenizer", "separated.json", "--out", "run", *TINY) == 0
+    )
+    prompts = []
+
+    def spy(model: Any, tokens: Any, *rest: Any, **settings: Any) -> Iterator[int]:
+        prompts.append(list(tokens))
+        return iter(())
+
+    monkeypatch.setattr(sys.modules["tinyllm.generate"], "generate", spy)
+    assert run("sample", "run", "--prompt", f"a{END}") == 0
+    assert run("sample", "run", "--prompt", f"a{END}", "--no-special-tokens") == 0
+    assert prompts == [[97, 256], [97, *END.encode()]]
+
+
+def test_a_run_goes_on_with_special_tokens_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    separated()
+    start = ("train", "--data", "documents.txt", "--tokenizer", "separated.json", "--out", "run")
+    assert run(*start, *TINY) == 0
+    assert run(*start, "--resume", "--no-special-tokens") == 2
+    assert "cannot be resumed with this text" in capsys.readouterr().err
+    assert run(*start, "--resume") == 0
+
+
+def test_a_trained_sentencepiece_model_keeps_its_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end of train and in sample; a model of one word says it again and again."""
+    pieces = [Piece("<unk>", kind=Kind.UNKNOWN)]
+    pieces += [Piece(f"<0x{byte:02X}>", kind=Kind.BYTE) for byte in range(256)]
+    SentencePieceTokenizer(
+        [*pieces, Piece("▁fox", -1.0), Piece("▁f", -2.0), Piece("▁fo", -1.5)]
+        + [Piece(c, -3.0) for c in "▁fox"]
+    ).save("pieces.json")
+    Path("foxes.txt").write_text("fox " * 400 + "fox")
+    settings = ["--learning-rate", "0.1", "--sample-temperature", "0", "--steps", "30"]
+    assert (
+        run("train", "--data", "foxes.txt", "--tokenizer", "pieces.json", "--out", "run", *TINY, *settings)
+        == 0
+    )
+    assert " fox fox fox" in capsys.readouterr().out
+    assert run("sample", "run", "--prompt", "fox", "--tokens", "3", "--temperature", "0") == 0
+    assert capsys.readouterr().out == "fox fox fox fox\n"
+
+
+def test_tinyllm_train_says_that_a_vocabulary_was_not_filled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(
+            "train", "--data", "text.txt", "--tokenizer", "bpe", "--vocab-size", "2000", "--out", "run", *TINY
+        )
+        == 0
+    )
+    assert re.search(
+        r"\n?\d+ tokens, not 2,000: no pair of tokens is left that occurs twice\n", capsys.readouterr().err
     )
 
 

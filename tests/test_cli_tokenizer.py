@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import sys
 from pathlib import Path
 
@@ -11,8 +12,15 @@ import pytest
 from tinyllm import checkpoint, cli, inspection
 from tinyllm.errors import InputError
 from tinyllm.nn import ModelConfig, TransformerLM
-from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
+from tinyllm.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+)
 from tinyllm.tokenizer.base import TokenArray
+from tinyllm.tokenizer.sentencepiece_pieces import Kind, Piece
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 END = "<|endoftext|>"
@@ -150,6 +158,13 @@ def test_a_stopped_training_leaves_nothing(
         (("text.txt", "--min-frequency", "0"), "min_frequency=0; it must be at least 1"),
         (("text.txt", "--workers", "-1"), "--workers is -1; it must be at least 0"),
         (("text.txt", "--pattern", "gtp2"), "unknown pattern 'gtp2'; did you mean 'gpt2'?"),
+        (("text.txt", "--pattern", "gpt4o"), "unknown pattern 'gpt4o'; did you mean 'o200k'?"),
+        (("text.txt", "--pattern", "gpt-4"), "unknown pattern 'gpt-4'; did you mean 'gpt4'?"),
+        (
+            ("text.txt", "--out", "notes.txt"),
+            "notes.txt: a tokenizer is saved as a .json file or into a folder",
+        ),
+        (("text.txt", "--out", "new/t.model"), "new/t.model: a tokenizer is saved as a .json file"),
         (("text.txt", "--pattern", "("), "the pattern '(' is neither one of gpt2"),
         (("text.txt", "--special", "<a>", "<a>"), "special tokens must be different"),
         (("text.txt", "--special", "\udcff"), "--special is '\\udcff', which is not UTF-8"),
@@ -162,6 +177,15 @@ def test_train_refuses(
     before = sorted(folder.rglob("*"))
     assert error_of(capsys, "train", *arguments).startswith(expected)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_train_takes_any_number_of_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    out = output(
+        capsys, "train", "text.txt", "--vocab-size", "3000000000", "--out", "t.json", "--workers", "1"
+    )
+    assert re.match(
+        r"t.json: \d+ tokens, not 3,000,000,000: no pair of tokens is left that occurs 2 times", out
+    )
 
 
 # ---- encode and decode -------------------------------------------------------------------------
@@ -202,9 +226,104 @@ def test_decode_ends_the_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_encode_recognises_special_tokens_when_told(capsys: pytest.CaptureFixture[str]) -> None:
     message = error_of(capsys, "encode", "bpe.json", f"the{END}")
-    assert message == f"the text holds the special token '{END}' at position 3; --special encodes it as one, --no-special as text"
+    assert (
+        message
+        == f"the text holds the special token '{END}' at position 3; --special encodes it as one, --no-special as text"
+    )
     assert output(capsys, "encode", "bpe.json", f"the{END}", "--special") == "257 259\n"
+    as_text = output(capsys, "encode", "bpe.json", f"the{END}", "--no-special")
+    assert as_text.split() == ["257", *map(str, END.encode())]
     assert output(capsys, "decode", "bpe.json", "257", "259") == f"the{END}"
+
+
+def test_special_pieces_of_sentencepiece(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = sentence_pieces()
+    tokenizer.save("pieces.json")
+    message = error_of(capsys, "encode", "pieces.json", "a</s>a")
+    assert message == (
+        "the text holds the special token '</s>' at position 1; --special encodes it as one, --no-special as text"
+    )
+    a = tokenizer.encode("a")
+    assert output(capsys, "encode", "pieces.json", "a</s>a", "--special").split() == [*map(str, [*a, 1, *a])]
+    as_text = output(capsys, "encode", "pieces.json", "a</s>a", "--no-special")
+    assert as_text.split() == [*map(str, tokenizer.encode("a</s>a"))]
+    assert "special tokens: <unk> (0), </s> (1)\n" in output(capsys, "inspect", "pieces.json")
+
+
+def sentence_pieces() -> SentencePieceTokenizer:
+    pieces = [Piece("<unk>", kind=Kind.UNKNOWN), Piece("</s>", kind=Kind.CONTROL)]
+    pieces += [Piece(f"<0x{byte:02X}>", kind=Kind.BYTE) for byte in range(256)]
+    return SentencePieceTokenizer([*pieces, Piece("▁a", -1.0), Piece("▁", -2.0), Piece("a", -3.0)])
+
+
+def test_inspect_shows_the_text_with_its_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence_pieces().save("pieces.json")
+    Path("small.txt").write_text("a a aé</s> a\n")
+    out = output(capsys, "inspect", "pieces.json", "small.txt", "--show", "99")
+    # A special token has no text, and the text behind it begins anew, with a space.
+    assert out.endswith("\n\na| a| a|é| | a|↵\n\n")
+    out = output(capsys, "inspect", "pieces.json")
+    assert "' a'" in out
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ("257 32 257",),
+        ("[257, 32, 257]",),
+        ("[257,", "32,", "257]"),
+        ("257,32,257",),
+        ("(257, 32, 257)",),
+        (" 257", "32 257\n"),
+    ],
+)
+def test_decode_takes_ids_as_they_are_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ids: tuple[str, ...]
+) -> None:
+    assert output(capsys, "decode", "bpe.json", *ids) == "the the"
+    for mark in ("", "\ufeff"):
+        give_input(monkeypatch, (mark + " ".join(ids)).encode())
+        assert output(capsys, "decode", "bpe.json") == "the the"
+
+
+def test_a_byte_order_mark_is_no_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mark.txt").write_bytes(b"\xef\xbb\xbfthe")
+    assert output(capsys, "encode", "bpe.json", "--file", "mark.txt") == "257\n"
+    give_input(monkeypatch, b"\xef\xbb\xbfthe")
+    assert output(capsys, "encode", "bpe.json") == "257\n"
+    give_input(monkeypatch, "the".encode("utf-16"))
+    assert error_of(capsys, "encode", "bpe.json").startswith("standard input: not ")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert error_of(capsys, "encode", "bpe.json").startswith("standard input is closed")
+
+
+def test_a_model_file_is_opened_or_named(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = sentence_pieces()
+    # Fields of a protocol buffer: pieces, byte-pair encoding with byte fallback, no normalization.
+    pieces = b"".join(
+        b"\n" + bytes([len(entry)]) + entry
+        for text, score, kind in tokenizer.pieces
+        for entry in [
+            b"\n"
+            + bytes([len(text.encode())])
+            + text.encode()
+            + b"\x15"
+            + struct.pack("<f", score)
+            + bytes([0x18, kind])
+        ]
+    )
+    Path("t.model").write_bytes(pieces + b"\x12\x05\x18\x02\x98\x02\x01" + b"\x1a\x02\x20\x00")
+    expected = " ".join(map(str, tokenizer.encode("a a"))) + "\n"
+    assert output(capsys, "encode", "t.model", "a a") == expected
+    for arguments in (
+        ("train", "t.model"),
+        ("encode", "bpe.json", "--file", "t.model"),
+        ("inspect", "bpe.json", "t.model"),
+    ):
+        message = error_of(capsys, *arguments)
+        assert re.match(r"t.model: not .*give it as --tokenizer or PATH", message), message
 
 
 def test_a_tokenizer_is_found_wherever_it_may_be(capsys: pytest.CaptureFixture[str]) -> None:

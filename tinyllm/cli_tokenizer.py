@@ -22,7 +22,7 @@ from tinyllm.files import blocks, text_files, text_of
 from tinyllm.inspection import TextStatistics
 from tinyllm.tokenizer import BPETokenizer, Tokenizer, VocabularyWarning, load_tokenizer
 from tinyllm.tokenizer.base import FILE_NAME, file_for
-from tinyllm.tokenizer.patterns import PATTERNS, require_name
+from tinyllm.tokenizer.patterns import PATTERNS, chosen_pattern
 
 # Black on pale colours, which can be read whatever the terminal's own colours are.
 _COLOURS = tuple(f"\033[38;5;16;48;5;{background}m" for background in (153, 157, 229, 217, 183))
@@ -136,7 +136,7 @@ def train_command(args: argparse.Namespace) -> None:
     flags = from_mapping(TrainFlags, given_flags(args, TrainFlags))
     if flags.workers < 0:
         raise InputError(f"--workers is {flags.workers}; it must be at least 0 (0: one for each core)")
-    require_name(flags.pattern)
+    chosen_pattern(flags.pattern)
     for token in args.special:
         _require_text(token, "--special")
     target = _free_target(flags.out, args.overwrite)

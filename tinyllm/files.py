@@ -19,7 +19,10 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 _BLOCK = 1 << 22
 
 _LONGEST_NAME = 255
-_NAME = re.compile(r"(?:\S*[/\\])?[^\s/\\]*\w{2}\.[A-Za-z]\w{0,6}")
+_NAME = re.compile(
+    r"(?:\S*[/\\])?[^\s/\\]*\w\.[A-Za-z]\w{1,6}"  # corpus.en, data/a.txt
+    r"|[~.\w:-]*[/\\][\w./\\~-]*[^\W\d_]{3}[/\\]?"  # ~/corpus, data/corpus/
+)
 
 
 def text_files(path: StrPath) -> list[Path]:
@@ -54,7 +57,8 @@ def text_files(path: StrPath) -> list[Path]:
 
 def names_file(text: str) -> bool:
     """Whether a text is rather the name of a file or a folder that there is."""
-    return len(text) <= _LONGEST_NAME and "\n" not in text and os.path.exists(text)
+    # "." and "/" are folders everywhere, and punctuation more often.
+    return len(text) <= _LONGEST_NAME and any(map(str.isalnum, text)) and os.path.exists(text)
 
 
 def looks_like_a_path(text: str) -> bool:

@@ -22,6 +22,8 @@ tokenizers = pytest.importorskip(
 )
 tiktoken = pytest.importorskip("tiktoken", reason="compares with the tiktoken package: pip install tiktoken")
 
+pytestmark = pytest.mark.filterwarnings("ignore::tinyllm.tokenizer.VocabularyWarning")
+
 EXAMPLES = 10_000 if os.environ.get(PROFILE_VARIABLE) == "thorough" else 200
 DATA = Path(__file__).parents[3] / "shared/data"
 SPECIAL = ["<|endoftext|>", "<|x|>"]

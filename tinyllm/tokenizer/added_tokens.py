@@ -121,7 +121,9 @@ class _Search:
     def __init__(
         self, tokens: Mapping[str, AddedToken], wanted: Collection[str], refused: Collection[str]
     ) -> None:
-        self._tokens = {t: token for t, token in tokens.items() if token.content in wanted or not token.special}
+        self._tokens = {
+            t: token for t, token in tokens.items() if token.content in wanted or not token.special
+        }
         self._regex = special_regex(self._tokens)
         self._refused = special_regex(t for t, token in tokens.items() if token.content in refused)
 

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from tinyllm.errors import InputError
 
 FILE_NAME = "tokenizer.json"
 
+T = TypeVar("T")
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
@@ -31,14 +32,27 @@ def require_text(text: object, several: str = "encode_batch takes several texts"
         advice = "; tinyllm.data.read_text reads files"
     elif isinstance(text, Iterable):
         advice = f"; {several}"
-    raise InputError(f"the text must be a str, got {shown(text)}, a {type(text).__name__}{advice}")
+    raise InputError(f"the text must be a str, got {shown(text)} ({type(text).__name__}){advice}")
 
 
-def texts_of(texts: Iterable[str]) -> Iterable[str]:
+def texts_of(texts: Iterable[T], advice: str = "encode takes one text") -> Iterable[T]:
     """`texts`; raises InputError for one text or something else where several are meant."""
     if isinstance(texts, str | bytes | bytearray | os.PathLike) or not isinstance(texts, Iterable):
-        raise InputError(f"texts must be a list of texts, got {shown(texts)}; encode takes one text")
+        raise InputError(f"texts must be a list of texts, got {shown(texts)}; {advice}")
     return texts
+
+
+def id_array(ids: Any) -> npt.NDArray[np.integer[Any]]:
+    """`ids` as an array (num_tokens,); raises TypeError for what is not integers in one dimension."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        advice = "; put one id into a list" if isinstance(ids, int | np.integer) else ""
+        raise TypeError(
+            f"ids must be integers in one dimension, got {shown(ids)} ({type(ids).__name__}){advice}"
+        )
+    array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"ids must be integers in one dimension, got {array.dtype} of shape {array.shape}")
+    return array
 
 
 def file_for(path: StrPath) -> Path:
@@ -105,7 +119,7 @@ class Tokenizer(ABC):
 
         They are those of all parts joined, wherever one part ends and the next begins.
         """
-        for text in texts:
+        for text in texts if isinstance(texts, str) else texts_of(texts):
             yield from self.encode(text)
 
     def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:

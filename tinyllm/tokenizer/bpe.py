@@ -18,13 +18,13 @@ from tinyllm.errors import InputError
 from tinyllm.progress import Bar
 from tinyllm.tokenizer import bpe_json
 from tinyllm.tokenizer.added_tokens import AddedToken, AddedTokens
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.bpe_training import NUM_BYTES, count_pieces, learn_merges
 from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.oniguruma import require_same
 from tinyllm.tokenizer.parallel import ordered_map
-from tinyllm.tokenizer.patterns import Pattern, require_name
+from tinyllm.tokenizer.patterns import Pattern, chosen_pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
 from tinyllm.tokenizer.sources import Special, collection_of, joined_at_borders, lists_of_parts
 from tinyllm.tokenizer.splits import Split, Splits, as_pattern
@@ -161,11 +161,8 @@ class BPETokenizer(Tokenizer):
         """
         if isinstance(texts, str | os.PathLike):
             texts = [texts]
-        if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-            raise InputError(
-                f"texts must be texts, as str, or files, as Path, got {shown(texts)}, a {type(texts).__name__}"
-            )
-        require_name(pattern)
+        texts_of(texts, "a text is a str, a file or folder a Path")
+        compiled = chosen_pattern(pattern)
         require_count("workers", workers)
         for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
             if not isinstance(value, int | np.integer):
@@ -183,7 +180,6 @@ class BPETokenizer(Tokenizer):
             special_bytes(token)
         if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
             raise InputError(f"special tokens must be different and not empty, got {shown(special_tokens)}")
-        compiled = Pattern(pattern)
         parts = lists_of_parts(texts, compiled, special_tokens)
         first = next(parts, None)
         if first is None:
@@ -285,9 +281,7 @@ class BPETokenizer(Tokenizer):
             code_points(text)  # says where in the text half of a UTF-16 pair is
             raise
 
-    def _split(
-        self, text: str, allowed: Special, disallowed: Special
-    ) -> Iterator[tuple[str, int | None]]:
+    def _split(self, text: str, allowed: Special, disallowed: Special) -> Iterator[tuple[str, int | None]]:
         """(text, None) for text that is ready to be split into pieces, (token, id) for added tokens."""
         for part, id in self._added.split(text, allowed, disallowed):
             if id is None and not isinstance(self._pattern, Splits):
@@ -357,7 +351,7 @@ class BPETokenizer(Tokenizer):
         They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own,
         or a normalizer, nothing is known of where it splits, so all parts are held in memory.
         """
-        held = texts if self._surroundings.local else ["".join(texts)]
+        held = texts if self._surroundings.local else ["".join(texts_of(texts))]
         for part in joined_at_borders(held, self._pattern, [token.content for token in self._added.tokens]):
             yield from self.encode(
                 part, allowed_special=allowed_special, disallowed_special=disallowed_special
@@ -430,16 +424,14 @@ class BPETokenizer(Tokenizer):
         Raises:
             InputError: names the first id that is not in the vocabulary, and its position.
         """
-        if not isinstance(ids, np.ndarray):
+        if not isinstance(ids, np.ndarray | str) and isinstance(ids, Iterable):
             ids = list(ids)
             if len(ids) < _SHORT and {*map(type, ids)} <= {int}:  # few ids need no arrays
                 try:
                     return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
                 except (IndexError, TypeError):
                     pass  # the error is said below
-            ids = np.asarray(ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise TypeError(f"ids must be integers in one dimension, got {ids.dtype} of shape {ids.shape}")
+        ids = id_array(ids)
         blob, starts, lengths = self._decoding
         out = []
         for begin in range(0, len(ids), 1 << 20):

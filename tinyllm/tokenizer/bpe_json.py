@@ -117,7 +117,9 @@ def from_json(content: Mapping[str, Any]) -> Content:
             raise InputError(f"model.{key} is {shown(value)}, which is not supported")
     suffix, unknown = model.get("end_of_word_suffix") or "", model.get("unk_token")
     if not isinstance(suffix, str) or not isinstance(unknown, str | None):
-        raise InputError(f"model has the suffix {shown(suffix)} and unk_token {shown(unknown)}; they must be texts")
+        raise InputError(
+            f"model has the suffix {shown(suffix)} and unk_token {shown(unknown)}; they must be texts"
+        )
     surroundings = Surroundings.from_json(content, unk_token=unknown, fuse_unk=bool(model.get("fuse_unk")))
     if not any(isinstance(step, ByteLevel) for step in surroundings.splitters):
         raise InputError(

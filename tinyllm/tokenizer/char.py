@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.files import names_file
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text
 
 # Everything in tokenizer.json but the vocabulary. `tokenizers` runs its patterns in Oniguruma,
 # which knows no (?s:.), so "any character, the newline too" is written as [\s\S].
@@ -137,11 +137,7 @@ class CharTokenizer(Tokenizer):
             InputError: names the first id that is not in the vocabulary, and its position.
             TypeError: not one-dimensional, or not integers.
         """
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TypeError(
-                f"ids must be integers in one dimension, got {array.dtype} of shape {array.shape}"
-            )
+        array = id_array(ids)
         pieces = []
         for start in range(0, len(array), _CHUNK):
             piece = array[start : start + _CHUNK]

@@ -14,10 +14,55 @@ from tinyllm.errors import InputError
 # Of the classes, \w and \b are left out: to `regex` a half is a character of a word.
 _CLASS_ESCAPES = "sSdD"
 _CHARACTER_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v"}
-_CATEGORIES = "L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp".split()
-_SCRIPTS = (
-    "Arabic Armenian Bengali Cyrillic Devanagari Georgian Greek Han Hangul Hebrew Hiragana Katakana Latin Thai".split()
-)
+_CATEGORIES = [
+    "L",
+    "Lu",
+    "Ll",
+    "Lt",
+    "Lm",
+    "Lo",
+    "M",
+    "Mn",
+    "Mc",
+    "Me",
+    "N",
+    "Nd",
+    "Nl",
+    "No",
+    "P",
+    "Pc",
+    "Pd",
+    "Ps",
+    "Pe",
+    "Pi",
+    "Pf",
+    "Po",
+    "S",
+    "Sm",
+    "Sc",
+    "Sk",
+    "So",
+    "Z",
+    "Zs",
+    "Zl",
+    "Zp",
+]
+_SCRIPTS = [
+    "Arabic",
+    "Armenian",
+    "Bengali",
+    "Cyrillic",
+    "Devanagari",
+    "Georgian",
+    "Greek",
+    "Han",
+    "Hangul",
+    "Hebrew",
+    "Hiragana",
+    "Katakana",
+    "Latin",
+    "Thai",
+]
 _PROPERTY = re.compile(rf"[pP]\{{(?:{'|'.join([*_CATEGORIES, *_SCRIPTS])})\}}")
 _CODE = re.compile(r"x[0-7][0-9A-Fa-f]|u[0-9A-Fa-f]{4}")
 _GROUP = re.compile(r"\?(:|>|=|!|<=|<!|i:)")
@@ -70,7 +115,12 @@ class _Reader:
         if quantifier is None:
             return least
         self.at = quantifier.end()
-        if fixed or least == 0 or _QUANTIFIER.match(self.text, self.at) or self.text[self.at :][:1] in ("+", "{"):
+        if (
+            fixed
+            or least == 0
+            or _QUANTIFIER.match(self.text, self.at)
+            or self.text[self.at :][:1] in ("+", "{")
+        ):
             self.refuse(f"with the repeat {shown(self.text[start : self.at + 1])}")
         if quantifier.group().startswith("{"):
             smallest, largest = quantifier[1] or quantifier[2], quantifier[3]
@@ -134,7 +184,11 @@ class _Reader:
         while self.at < len(self.text) and (self.text[self.at] != "]" or self.at == start):
             character: str | None = self.text[self.at]
             pair = self.text[self.at : self.at + 2]
-            if character == "[" or pair in ("&&", "||", "--", "~~") or (character == "]" and self.at == start):
+            if (
+                character == "["
+                or pair in ("&&", "||", "--", "~~")
+                or (character == "]" and self.at == start)
+            ):
                 self.refuse(f"with {shown(pair)} in a class")
             self.at += 1
             if character == "-" and self.at - 1 > start and self.text[self.at :][:1] != "]":

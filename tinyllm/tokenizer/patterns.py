@@ -65,9 +65,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("r50k", "r50kbase", "p50k", "p50kbase", "gpt3", "roberta"), "gpt2"),
     **dict.fromkeys(("cl100k", "cl100kbase", "gpt35", "gpt35turbo", "gpt4turbo"), "gpt4"),
     **dict.fromkeys(("llamabpe", "llama31", "llama32", "llama33"), "llama3"),
-    **dict.fromkeys(
-        ("o200kbase", "o200kharmony", "gpt4o", "gpt4omini", "gpt41", "gpt5", "o1", "o3"), "o200k"
-    ),
+    **dict.fromkeys(("o200kbase", "o200kharmony", "gpt4o", "gpt4omini", "gpt41", "gpt5"), "o200k"),
     **{name: name for name in PATTERNS},
 }
 
@@ -91,10 +89,15 @@ class Pattern:
         is_name: whether a name is meant where it is one, and not the expression that finds it.
 
     Raises:
-        InputError: the expression is not valid.
+        InputError: the expression is not valid, or what somebody else calls one of PATTERNS.
     """
 
     def __init__(self, pattern: str, is_name: bool = True) -> None:
+        if not isinstance(pattern, str):
+            raise InputError(f"the pattern must be a str, got {shown(pattern)}: one of {', '.join(PATTERNS)}")
+        meant = _OTHER_NAMES.get(re.sub(r"[-_.]", "", pattern.lower()), pattern)
+        if is_name and meant != pattern:
+            raise InputError(f"unknown pattern {shown(pattern)}; did you mean {meant!r}?")
         self.expression = PATTERNS.get(pattern, pattern) if is_name else pattern
         self.name: str | None = _ALIASES.get(self.expression)
         if self.name is not None:
@@ -149,15 +152,16 @@ class Pattern:
         return f"Pattern({self.name or self.expression!r})"
 
 
-def require_name(pattern: str) -> None:
-    """Raise InputError, with the name that was meant, for what is no expression but the wrong name of a pattern."""
-    if not isinstance(pattern, str):
-        raise InputError(f"the pattern must be a str, got {shown(pattern)}: one of {', '.join(PATTERNS)}")
-    meant = _OTHER_NAMES.get(re.sub(r"[\W_]", "", pattern.lower()))
-    if meant is not None and meant != pattern and re.fullmatch(r"[\w.\- ]+", pattern):
-        raise InputError(f"unknown pattern {shown(pattern)}; did you mean {meant!r}?")
+def chosen_pattern(pattern: str) -> Pattern:
+    """Pattern(pattern), where a person chose it.
+
+    Raises:
+        InputError: what Pattern refuses, and a word that is no name: as an expression it would hardly match anything.
+    """
+    compiled = Pattern(pattern)
     if re.fullmatch(r"[\w-]*", pattern):
-        require_known("pattern", pattern, PATTERNS)  # as an expression it would hardly match anything
+        require_known("pattern", pattern, PATTERNS)
+    return compiled
 
 
 def _require_small(expression: str) -> None:

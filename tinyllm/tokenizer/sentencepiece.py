@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer import sentencepiece_json
 from tinyllm.tokenizer.added_tokens import AddedToken, AddedTokens
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.pretokenize import code_points
 from tinyllm.tokenizer.sentencepiece_json import isolating, longest_first, spaces
 from tinyllm.tokenizer.sentencepiece_pieces import (
@@ -175,12 +175,12 @@ class SentencePieceTokenizer(Tokenizer):
         They are those of all parts joined, wherever one part ends and the next begins.
         """
         if not self._simple:
-            yield from self._encode_parts("".join(map(require_text, texts)), (), ())
+            yield from self.encode_to_array("".join(texts_of(texts))).tolist()
             return
         held: list[str] = []
         length, wanted = 0, _WINDOW
         begun = False
-        for text in texts:
+        for text in texts if isinstance(texts, str) else texts_of(texts):
             require_text(text)
             held.append(self._normalized(text, first=not begun))
             begun = begun or bool(text)
@@ -253,7 +253,9 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _priority_of(self, left: str, right: str) -> float | None:
-        return self._priority.get(left + right) if self._given_merges is None else self._rank.get((left, right))
+        return (
+            self._priority.get(left + right) if self._given_merges is None else self._rank.get((left, right))
+        )
 
     def offsets(self, text: str) -> npt.NDArray[np.int64]:
         """Where each token of `text` lies, like Tokenizer.offsets; a token of the added space alone is at (0, 0)."""
@@ -318,11 +320,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _decoded(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> list[bytes]:
         """The bytes of each id, the added space taken away."""
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TypeError(
-                f"ids must be integers in one dimension, got {array.dtype} of shape {array.shape}"
-            )
+        array = id_array(ids)
         wrong = (array < 0) | (array >= self.vocab_size)
         if wrong.any():
             place = int(np.argmax(wrong))

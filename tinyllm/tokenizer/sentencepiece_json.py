@@ -105,11 +105,11 @@ def from_json(content: Mapping[str, Any]) -> Content:
     given = content.get("decoder")
     strips = given == decoder(True)
     if given != decoder(strips):
-        raise InputError(f"decoder is {shown(given)}; supported: {shown(decoder(True))}, with Strip or without")
+        raise InputError(
+            f"decoder is {shown(given)}; supported: {shown(decoder(True))}, with Strip or without"
+        )
     pieces = _pieces(model, surroundings)
-    return Content(
-        pieces, _merges(model, pieces), surroundings, bool(model.get("ignore_merges")), strips
-    )
+    return Content(pieces, _merges(model, pieces), surroundings, bool(model.get("ignore_merges")), strips)
 
 
 def _pieces(model: Mapping[str, Any], surroundings: Surroundings) -> list[Piece]:
@@ -153,6 +153,8 @@ def _merges(model: Mapping[str, Any], pieces: Sequence[Piece]) -> list[tuple[str
             raise InputError(f"model.merges holds {shown(merge)}; each must be two pieces")
         left, right = pair
         if not {left, right, left + right} <= known:
-            raise InputError(f"model.merges holds {shown(merge)}, of or to a piece that is not in the vocabulary")
+            raise InputError(
+                f"model.merges holds {shown(merge)}, of or to a piece that is not in the vocabulary"
+            )
         pairs.append((left, right))
     return [*dict.fromkeys(reversed(pairs))][::-1]

@@ -12,7 +12,7 @@ import regex
 from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.files import blocks, looks_like_a_path, names_file, text_files
-from tinyllm.tokenizer.base import require_text
+from tinyllm.tokenizer.base import require_text, texts_of
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
 
@@ -73,9 +73,11 @@ def _parts(
 
 
 def _asked(text: str) -> InputError:
-    found = "the name of a file" if names_file(text) else "like the name of a file, which there is not"
+    found = (
+        "is the name of a file" if names_file(text) else "looks like the name of a file, and there is none"
+    )
     return InputError(
-        f"the text {shown(text)} is {found}; Path({shown(text)}) is learned from as a file, and "
+        f"the text {shown(text)} {found}; Path({shown(text)}) is learned from as a file, and "
         f"{shown(text + chr(10))}, with a line end, as text"
     )
 
@@ -98,7 +100,7 @@ def joined_at_borders(
     special = special_regex(special_tokens)
     held: list[str] = []
     length, wanted = 0, size
-    for part in parts:
+    for part in parts if isinstance(parts, str) else texts_of(parts):
         require_text(part)
         held.append(part)
         length += len(part)
@@ -154,11 +156,13 @@ def wanted_and_refused(
     """
     known = frozenset(special)
     wanted = known if allowed == "all" else frozenset(collection_of("allowed_special", allowed))
-    unwanted = known if disallowed == "all" else frozenset(collection_of("disallowed_special", disallowed))
+    unwanted = (
+        known - wanted if disallowed == "all" else frozenset(collection_of("disallowed_special", disallowed))
+    )
     unknown = wanted - known
     if unknown:
         raise InputError(
             f"allowed_special has {shown(min(unknown))}, which is no special token of this vocabulary; those are "
             f"{', '.join(special) or 'none'}"
         )
-    return wanted, unwanted - wanted
+    return wanted, unwanted

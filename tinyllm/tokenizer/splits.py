@@ -83,7 +83,10 @@ class Metaspace(Splitter):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         # As it was written before there were schemes.
-        old = {"str_rep": content.get("replacement"), "add_prefix_space": content.get("prepend_scheme") != "never"}
+        old = {
+            "str_rep": content.get("replacement"),
+            "add_prefix_space": content.get("prepend_scheme") != "never",
+        }
         for key, value in old.items():
             if content.get(key, value) != value:
                 raise InputError(f"Metaspace has {key} {shown(content[key])}, which is not understood")

@@ -16,7 +16,6 @@ from tinyllm.errors import InputError
 from tinyllm.tokenizer.oniguruma import require_same
 from tinyllm.tokenizer.patterns import Pattern
 
-
 S = TypeVar("S", bound="Step")
 
 
@@ -42,7 +41,9 @@ class Expression:
     def from_json(cls, content: Any) -> Self:
         kind, text = next(iter(content.items()), (None, None)) if isinstance(content, dict) else (None, None)
         if kind not in ("String", "Regex") or not isinstance(text, str) or not text or len(content) > 1:
-            raise InputError(f'a pattern is {shown(content)}; it must be {{"String": ...}} or {{"Regex": ...}}')
+            raise InputError(
+                f'a pattern is {shown(content)}; it must be {{"String": ...}} or {{"Regex": ...}}'
+            )
         expression = cls(text, kind == "String")
         _ = expression.pattern
         if not expression.literal:
@@ -57,7 +58,8 @@ class Step:
         """The JSON object; its "type" is the name of the class."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {"type": type(self).__name__} | {
-            name: value.to_json() if isinstance(value, Expression) else value for name, value in values.items()
+            name: value.to_json() if isinstance(value, Expression) else value
+            for name, value in values.items()
         }
 
     @classmethod
