@@ -111,6 +111,8 @@ class BPETokenizer(Tokenizer):
         self.ignore_merges = ignore_merges
         self.end_of_word_suffix = end_of_word_suffix
         self._tokens = by_id(self.vocab, self._added.tokens)
+        for id, text in self._added.changed().items():
+            self._tokens[id] = text.encode()
         # Inside, the bytes come first, so that a byte is its own symbol; the others follow by id.
         every_byte = [bytes([i]) for i in range(NUM_BYTES)]
         missing = [byte for byte in every_byte if byte not in self.vocab]

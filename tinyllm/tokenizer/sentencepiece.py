@@ -102,7 +102,10 @@ class SentencePieceTokenizer(Tokenizer):
         self._bigrams = np.sort(
             np.array([ord(pair[0]) << 21 | ord(pair[1]) for pair in bigrams], dtype=np.int64)
         )
-        self._surfaces = [surface(piece, unknown_surface) for piece in self.pieces]
+        changed = self._added.changed()
+        decoded = [piece._replace(text=changed.get(id, piece.text)) for id, piece in enumerate(self.pieces)]
+        self._surfaces = [surface(piece, unknown_surface) for piece in decoded]
+        self._begins_with_space = [piece.text.startswith(SPACE) for piece in decoded]
         self._kept: dict[str, list[int]] = {}
 
     @property
@@ -313,7 +316,7 @@ class SentencePieceTokenizer(Tokenizer):
             part = self.token_bytes(id)
             if part and not begun:
                 begun = True
-                part = part[self.pieces[id].text.startswith(SPACE) :]
+                part = part[self._begins_with_space[id] :]
             # What is empty keeps the bytes on its sides from making one character, as in decode.
             yield _without_surrogates(decoder.decode(part, final=not part))
         yield _without_surrogates(decoder.decode(b"", final=True))
@@ -331,7 +334,7 @@ class SentencePieceTokenizer(Tokenizer):
         numbers = array.tolist()
         parts = [self._surfaces[id] for id in numbers]
         first = next((i for i, part in enumerate(parts) if part), None)
-        if self.add_dummy_prefix and first is not None and self.pieces[numbers[first]].text.startswith(SPACE):
+        if self.add_dummy_prefix and first is not None and self._begins_with_space[numbers[first]]:
             parts[first] = parts[first][1:]
         return parts
 
