@@ -88,7 +88,11 @@ class AddedTokens:
     def changed(self) -> dict[int, str]:
         """What the tokens that normalizing changes are decoded to."""
         texts = {token.id: self._normalize(token.content) for token in self.tokens if token.normalized}
-        return {token.id: texts[token.id] for token in self.tokens if texts.get(token.id, "") not in ("", token.content)}
+        return {
+            token.id: texts[token.id]
+            for token in self.tokens
+            if texts.get(token.id, "") not in ("", token.content)
+        }
 
     def split(self, text: str, allowed: Special, disallowed: Special) -> Iterator[tuple[str, int | None]]:
         """(text, None) for normalized text between the tokens, (the token, its id) for those that are recognised.

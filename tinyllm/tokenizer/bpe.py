@@ -123,7 +123,7 @@ class BPETokenizer(Tokenizer):
             )
         ids, merges = self.vocab, self.merges
         if end_of_word_suffix:
-            ids, merges = with_end_bytes(self.vocab, self.merges, end_of_word_suffix.encode())
+            ids, merges = with_end_bytes(self.vocab, self.merges, special_bytes(end_of_word_suffix))
         longer = sorted((token for token in ids if len(token) != 1), key=ids.__getitem__)
         symbols = [*every_byte, *longer]
         self._id_of_symbol = np.array([ids[token] for token in symbols], dtype=np.int32)

@@ -115,8 +115,8 @@ def from_json(content: Mapping[str, Any]) -> Content:
         supported = _MODEL.get(key, ())
         if supported is not None and (value not in supported or type(value) not in map(type, supported)):
             raise InputError(f"model.{key} is {shown(value)}, which is not supported")
-    suffix, unknown = model.get("end_of_word_suffix") or "", model.get("unk_token")
-    if not isinstance(suffix, str) or not isinstance(unknown, str | None):
+    suffix, unknown = model.get("end_of_word_suffix"), model.get("unk_token")
+    if not isinstance(suffix, str | None) or not isinstance(unknown, str | None):
         raise InputError(
             f"model has the suffix {shown(suffix)} and unk_token {shown(unknown)}; they must be texts"
         )
@@ -135,7 +135,7 @@ def from_json(content: Mapping[str, Any]) -> Content:
     vocab = parse_vocab(model.get("vocab"), added, parts)
     # Of a merge that stands twice, the tokenizers library knows the last place.
     once = [*dict.fromkeys(reversed(merges))][::-1]
-    return Content(vocab, once, surroundings, bool(model.get("ignore_merges")), suffix)
+    return Content(vocab, once, surroundings, bool(model.get("ignore_merges")), suffix or "")
 
 
 def parse_vocab(

@@ -101,7 +101,9 @@ def read_steps(content: Any, where: str, kinds: Mapping[str, type[S]]) -> tuple[
     if kind == "Sequence":
         ((_, steps),) = [item for item in content.items() if item[0] != "type"] or [("", None)]
         if isinstance(steps, list):
-            return tuple(step for one in steps for step in read_steps(one, where, kinds))
+            return tuple(
+                step for one in steps for step in read_steps(one if one is not None else {}, where, kinds)
+            )
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{where} has {shown(content)}; supported: {', '.join(kinds)}")
     return (kinds[kind].from_json(content),)

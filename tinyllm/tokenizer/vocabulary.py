@@ -20,13 +20,11 @@ def by_id(vocab: Mapping[bytes, int], added: Sequence[AddedToken]) -> list[bytes
         InputError: an id that is no number or far too large, two tokens with one id, an empty token.
     """
     named: list[tuple[object, bytes, int]] = [(token, token, id) for token, id in vocab.items()]
-    written = (
-        {(to_characters(token), id) for token, id in vocab.items() if type(token) is bytes} if added else {}
-    )
+    written = {to_characters(token): id for token, id in vocab.items()} if added else {}
     for token in added:
         string = special_bytes(token.content)
         # One that is also in the vocabulary stands for what it does there.
-        if (token.content, token.id) not in written:
+        if token.content not in written or written[token.content] != token.id:
             named.append((token.content, string, token.id))
     # So few gaps that a wrong number cannot make us ask for more memory than the vocabulary deserves.
     limit = 2 * len(named) + (1 << 16)
