@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tinyllm import generate, generate_text, inspection
 from tinyllm.errors import InputError
+from tinyllm.incidents import worst_tokens
 from tinyllm.nn import ModelConfig, TransformerLM
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from tinyllm.tokenizer.sentencepiece_pieces import Kind, Piece
@@ -142,6 +144,15 @@ def test_what_a_token_stands_for_inside_a_text() -> None:
     pieces = sentence_pieces(prefix=True)
     assert (pieces.token_bytes(259), pieces.decode([259])) == (b" to", "to")
     assert inspection.token_strings(pieces)[258:261] == [b" ", b" to", "日".encode()]
+
+
+def test_reports_of_incidents_name_a_token_with_its_space() -> None:
+    step: Any = SimpleNamespace(
+        inputs=np.array([[260, 259]]),
+        targets=np.array([[259, 258]]),
+        token_losses=lambda: np.array([[2.0, 1.0]]),
+    )
+    assert [found["text"] for found in worst_tokens(step, sentence_pieces(prefix=True))] == [" to", " "]
 
 
 @pytest.mark.parametrize("prompt", ["to", " to", "to to <s>", "日", "a\n"])
