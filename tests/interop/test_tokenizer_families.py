@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ decoders, normalizers = tokenizers.decoders, tokenizers.normalizers
 pre_tokenizers, processors = tokenizers.pre_tokenizers, tokenizers.processors
 
 # Characters that every version of Unicode in use knows, with and without composition.
-WORDS = (
-    "the The THE them don't I'LL it's low lower 12345 1st 3.14 ½²³ ٣٤ naïve na\u0308ıve Å A\u030a ﬁ Σίσυφος ΟΔΟΣ"
-    " İstanbul 日本語 中文字 ひらがな カタカナ 한국어 русский текст हिन्दी العربية שלום ไทย \U0001f600 \U0001f469\u200d\U0001f4bb foo_bar"
-    " x+=1; <b> {} [] ... --- $5 a/b \\n '' ’s fOOBarBaz"
-).split()  # noqa: SIM905 (a list of them would be longer than the file)
+WORDS = re.findall(
+    r"\S+",
+    "the The THE them don't I'LL it's low lower 12345 1st 3.14 ½²³ ٣٤ naïve "
+    "na\u0308\u0131ve Å A\u030a ﬁ Σίσυφος ΟΔΟΣ İstanbul 日本語 中文字 ひらがな カタカナ 한국어 русский "
+    "текст हिन्दी العربية שלום ไทย \U0001f600 \U0001f469\u200d\U0001f4bb foo_bar "
+    "x+=1; <b> {} [] ... --- $5 a/b \\n '' ’s fOOBarBaz",
+)
 SPACES = [" ", " ", " ", "  ", "\n", "\n\n", " \n", "\t", "\r\n", "\u3000", "\xa0", "   "]
 # What is special to some of the families.
 MARKS = [

@@ -6,7 +6,7 @@ from typing import Any
 from tinyllm.config import StrPath, read_json, shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
-from tinyllm.tokenizer.bpe import BPETokenizer, VocabularyWarning
+from tinyllm.tokenizer.bpe import BPETokenizer
 from tinyllm.tokenizer.bpe_files import (
     read_gpt2,
     read_sentencepiece,
@@ -14,9 +14,11 @@ from tinyllm.tokenizer.bpe_files import (
     write_gpt2,
     write_tiktoken,
 )
+from tinyllm.tokenizer.bpe_learning import VocabularyWarning
 from tinyllm.tokenizer.byte import ByteTokenizer
 from tinyllm.tokenizer.char import CharTokenizer
 from tinyllm.tokenizer.sentencepiece import SentencePieceTokenizer
+from tinyllm.tokenizer.surroundings import TokenizerFileWarning
 
 __all__ = [
     "BPETokenizer",
@@ -24,6 +26,7 @@ __all__ = [
     "CharTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "TokenizerFileWarning",
     "VocabularyWarning",
     "load_tokenizer",
     "parse_tokenizer",
@@ -60,6 +63,8 @@ def parse_tokenizer(content: dict[str, Any], where: StrPath) -> Tokenizer:
     """
     model = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
+    if kind is None and isinstance(model, dict) and "merges" in model:
+        kind = "BPE"  # what the tokenizers library takes it for
     if not isinstance(model, dict) or not isinstance(kind, str) or kind not in _CLASSES:
         raise InputError(
             f"{where}: the tokenizer's model type is {shown(kind)}; supported: {', '.join(_CLASSES)}"

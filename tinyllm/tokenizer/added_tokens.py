@@ -64,8 +64,8 @@ class AddedToken:
         if unknown or wrong or type(content.get("id")) is not int:
             key = (unknown or wrong or ["id"])[0]
             raise InputError(
-                f"the added token {shown(token)} has {key} {shown(content.get(key))}, which is not understood; known are "
-                f"an integer id and, true or false, {', '.join(names[2:])}"
+                f"the added token {shown(token)} has {key} {shown(content.get(key))}, which is not understood; known "
+                f"are an integer id and, true or false, {', '.join(names[2:])}"
             )
         return cls(**{"special": False, **content})
 

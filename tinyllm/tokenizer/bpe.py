@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -15,21 +13,22 @@ import numpy.typing as npt
 
 from tinyllm.config import shown
 from tinyllm.errors import InputError
-from tinyllm.progress import Bar
 from tinyllm.tokenizer import bpe_json
 from tinyllm.tokenizer.added_tokens import AddedToken, AddedTokens
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
-from tinyllm.tokenizer.bpe_training import NUM_BYTES, count_pieces, learn_merges
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
+from tinyllm.tokenizer.bpe_learning import learned, require_count
+from tinyllm.tokenizer.bpe_training import NUM_BYTES
 from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.oniguruma import require_same
 from tinyllm.tokenizer.parallel import ordered_map
-from tinyllm.tokenizer.patterns import Pattern, chosen_pattern
+from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
-from tinyllm.tokenizer.sources import Special, collection_of, joined_at_borders, lists_of_parts
+from tinyllm.tokenizer.sources import Special, joined_at_borders
 from tinyllm.tokenizer.splits import Split, Splits, as_pattern
 from tinyllm.tokenizer.steps import Expression
 from tinyllm.tokenizer.surroundings import Surroundings
+from tinyllm.tokenizer.token_strings import TokenStrings
 from tinyllm.tokenizer.vocabulary import END_BYTE, by_id, numbered, special_bytes, with_end_bytes
 
 DEFAULT_PATTERN = "llama3"
@@ -42,16 +41,6 @@ _MOST_KEPT = 1 << 16
 _CHUNKS_TOGETHER = 32
 # Below so many characters another process costs more than it saves.
 _WORTH_A_PROCESS = 1 << 23
-
-
-class VocabularyWarning(UserWarning):
-    """The text has fewer pairs of tokens to join than were asked for."""
-
-
-def require_count(name: str, value: int) -> None:
-    """Raise InputError unless `value` is an integer from 1."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name}={shown(value)}; it must be an integer, at least 1")
 
 
 class BPETokenizer(Tokenizer):
@@ -110,9 +99,10 @@ class BPETokenizer(Tokenizer):
         self.merges = list(merges)
         self.ignore_merges = ignore_merges
         self.end_of_word_suffix = end_of_word_suffix
-        self._tokens = by_id(self.vocab, self._added.tokens)
+        tokens = by_id(self.vocab, self._added.tokens)
         for id, text in self._added.changed().items():
-            self._tokens[id] = text.encode()
+            tokens[id] = text.encode()
+        self._strings = TokenStrings(tokens)
         # Inside, the bytes come first, so that a byte is its own symbol; the others follow by id.
         every_byte = [bytes([i]) for i in range(NUM_BYTES)]
         missing = [byte for byte in every_byte if byte not in self.vocab]
@@ -161,54 +151,14 @@ class BPETokenizer(Tokenizer):
             InputError: no text, a text that seems to be the name of a file, a file that cannot be read, or a
                 vocab_size below 256 and the special tokens.
         """
-        if isinstance(texts, str | os.PathLike):
-            texts = [texts]
-        texts_of(texts, "a text is a str, a file or folder a Path")
-        compiled = chosen_pattern(pattern)
-        require_count("workers", workers)
-        for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
-            if not isinstance(value, int | np.integer):
-                raise InputError(f"{name}={shown(value)}; it must be an integer")
-        special_tokens = list(collection_of("special_tokens", special_tokens))
-        least = NUM_BYTES + len(special_tokens)
-        if vocab_size < least:
-            raise InputError(
-                f"vocab_size={vocab_size}; it must be at least {least}: 256 bytes and {len(special_tokens)} "
-                "special tokens"
-            )
-        if min_frequency < 1:
-            raise InputError(f"min_frequency={min_frequency}; it must be at least 1")
-        for token in special_tokens:
-            special_bytes(token)
-        if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
-            raise InputError(f"special tokens must be different and not empty, got {shown(special_tokens)}")
-        parts = lists_of_parts(texts, compiled, special_tokens)
-        first = next(parts, None)
-        if first is None:
-            raise InputError("no text to learn from: all of it is empty; give text")
-        with Bar("counting", None, "characters") if progress else nullcontext(lambda _: None) as bar:
-            counts = count_pieces(itertools.chain([first], parts), compiled, workers, bar)
-        num_merges = vocab_size - least
-        with Bar("merging", num_merges, "merges") if progress else nullcontext(lambda _: None) as bar:
-            pairs = learn_merges(counts, num_merges, min_frequency, bar)
-        tokens = [bytes([i]) for i in range(NUM_BYTES)]
-        for left, right in pairs:
-            tokens.append(tokens[left] + tokens[right])
-        vocab = {token: id for id, token in enumerate(tokens)}
-        merges = [(tokens[left], tokens[right]) for left, right in pairs]
-        if len(pairs) < num_merges:
-            why = f"that occurs {min_frequency} times" if min_frequency > 1 else "to join"
-            warnings.warn(
-                f"{least + len(pairs):,} tokens, not {vocab_size:,}: no pair of tokens is left {why}; more text"
-                f"{' or a lower min_frequency' * (min_frequency > 1)} gives more",
-                VocabularyWarning,
-                stacklevel=2,
-            )
-        return cls(vocab, merges, pattern, {token: len(tokens) + i for i, token in enumerate(special_tokens)})
+        vocab, merges, special = learned(
+            texts, vocab_size, pattern, special_tokens, min_frequency, workers, progress
+        )
+        return cls(vocab, merges, pattern, special)
 
     @property
     def vocab_size(self) -> int:
-        return len(self._tokens)
+        return len(self._strings)
 
     @property
     def pattern(self) -> str:
@@ -219,6 +169,15 @@ class BPETokenizer(Tokenizer):
     def special_tokens(self) -> dict[str, int]:
         """The special tokens and their ids."""
         return dict(self._special)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a pattern, merges, and special tokens are all that there is."""
+        return (
+            isinstance(self._pattern, Pattern)
+            and self._surroundings.is_plain
+            and all(token.special for token in self._added.tokens)
+        )
 
     @property
     def added_tokens(self) -> tuple[AddedToken, ...]:
@@ -329,8 +288,8 @@ class BPETokenizer(Tokenizer):
         )
         if self.decode_bytes(ids) != text.encode():
             raise InputError(
-                "tokens have no places in this text, which the tokenizer changes before it splits it; offsets are those "
-                "of text that decodes to itself"
+                "tokens have no places in this text, which the tokenizer changes before it splits it; places are "
+                "those in a text that decodes to itself"
             )
         return self._places(text, ids)
 
@@ -353,7 +312,7 @@ class BPETokenizer(Tokenizer):
         They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own,
         or a normalizer, nothing is known of where it splits, so all parts are held in memory.
         """
-        held = texts if self._surroundings.local else ["".join(texts_of(texts))]
+        held = texts if self._surroundings.is_plain else ["".join(texts_of(texts))]
         for part in joined_at_borders(held, self._pattern, [token.content for token in self._added.tokens]):
             yield from self.encode(
                 part, allowed_special=allowed_special, disallowed_special=disallowed_special
@@ -412,7 +371,7 @@ class BPETokenizer(Tokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # What can be made again is not sent to other processes.
-        made_again = ("_bulk", "_kept", "_decoding")
+        made_again = ("_bulk", "_kept")
         return {name: value for name, value in self.__dict__.items() if name not in made_again}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -426,29 +385,7 @@ class BPETokenizer(Tokenizer):
         Raises:
             InputError: names the first id that is not in the vocabulary, and its position.
         """
-        if not isinstance(ids, np.ndarray | str) and isinstance(ids, Iterable):
-            ids = list(ids)
-            if len(ids) < _SHORT and {*map(type, ids)} <= {int}:  # few ids need no arrays
-                try:
-                    return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
-                except (IndexError, TypeError):
-                    pass  # the error is said below
-        ids = id_array(ids)
-        blob, starts, lengths = self._decoding
-        out = []
-        for begin in range(0, len(ids), 1 << 20):
-            part = ids[begin : begin + (1 << 20)].astype(np.int64)
-            wrong = (part < 0) | (part >= len(lengths)) | (lengths[np.clip(part, 0, len(lengths) - 1)] == 0)
-            if wrong.any():
-                place = int(np.argmax(wrong))
-                raise InputError(
-                    f"the id {part[place]} at position {begin + place} is not in the vocabulary, whose ids are 0 to "
-                    f"{self.vocab_size - 1}; is it the tokenizer of this model?"
-                )
-            sizes = lengths[part]
-            within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            out.append(blob[np.repeat(starts[part], sizes) + within].tobytes())
-        return b"".join(out)
+        return self._strings.joined(ids)
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> str:
         """The text of `ids`; bytes that are not UTF-8, such as a part of a character, become U+FFFD.
@@ -457,13 +394,6 @@ class BPETokenizer(Tokenizer):
             InputError: names the first id that is not in the vocabulary, and its position.
         """
         return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    @functools.cached_property
-    def _decoding(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """All tokens end to end, where each begins, and its length; ids without a token have length 0."""
-        strings = [token or b"" for token in self._tokens]
-        lengths = np.fromiter(map(len, strings), np.int64, len(strings))
-        return np.frombuffer(b"".join(strings), np.uint8), np.cumsum(lengths) - lengths, lengths
 
     # ---- files ----
 

@@ -1,7 +1,7 @@
 """Which regular expressions mean the same to `regex` and to Oniguruma, the engine of the tokenizers library.
 
-Much that both accept differs: `^` is the start of each line to Oniguruma, `\\h` a hexadecimal digit, `{1,3}+` a repeat of
-a repeat, `&&` in a class an intersection. So what is known to be the same is read, and all else is refused.
+Much that both accept differs: `^` is the start of each line to Oniguruma, `\\h` a hexadecimal digit, `{1,3}+` a
+repeat of a repeat, `&&` in a class an intersection. So what is known to be the same is read, and all else refused.
 """
 
 from __future__ import annotations
@@ -14,56 +14,9 @@ from tinyllm.errors import InputError
 # Of the classes, \w and \b are left out: to `regex` a half is a character of a word.
 _CLASS_ESCAPES = "sSdD"
 _CHARACTER_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v"}
-_CATEGORIES = [
-    "L",
-    "Lu",
-    "Ll",
-    "Lt",
-    "Lm",
-    "Lo",
-    "M",
-    "Mn",
-    "Mc",
-    "Me",
-    "N",
-    "Nd",
-    "Nl",
-    "No",
-    "P",
-    "Pc",
-    "Pd",
-    "Ps",
-    "Pe",
-    "Pi",
-    "Pf",
-    "Po",
-    "S",
-    "Sm",
-    "Sc",
-    "Sk",
-    "So",
-    "Z",
-    "Zs",
-    "Zl",
-    "Zp",
-]
-_SCRIPTS = [
-    "Arabic",
-    "Armenian",
-    "Bengali",
-    "Cyrillic",
-    "Devanagari",
-    "Georgian",
-    "Greek",
-    "Han",
-    "Hangul",
-    "Hebrew",
-    "Hiragana",
-    "Katakana",
-    "Latin",
-    "Thai",
-]
-_PROPERTY = re.compile(rf"[pP]\{{(?:{'|'.join([*_CATEGORIES, *_SCRIPTS])})\}}")
+_CATEGORIES = "L[ultmo]?|M[nce]?|N[dlo]?|P[cdseifo]?|S[mcko]?|Z[slp]?"
+_SCRIPTS = "Arabic|Cyrillic|Devanagari|Greek|Han|Hangul|Hebrew|Hiragana|Katakana|Latin|Thai"
+_PROPERTY = re.compile(rf"[pP]\{{(?:{_CATEGORIES}|{_SCRIPTS})\}}")
 _CODE = re.compile(r"x[0-7][0-9A-Fa-f]|u[0-9A-Fa-f]{4}")
 _GROUP = re.compile(r"\?(:|>|=|!|<=|<!|i:)")
 _QUANTIFIER = re.compile(r"[*+?][?+]?|\{(\d{1,4})\}(?![?+])|\{(\d{1,4}),(\d{0,4})\}\??")

@@ -36,6 +36,8 @@ PATTERNS: dict[str, str] = {
     "gpt4": _LLAMA3.replace(r"|\s*[\r\n]+", r"|\s+(?![\s\S])|\s*[\r\n]+"),
     # Dubey et al. (2024), Llama 3; llama.cpp calls it llama-bpe
     "llama3": _LLAMA3,
+    # Qwen 2 and 3: each numeral on its own
+    "qwen2": _LLAMA3.replace("{1,3}", ""),
     # o200k_base: words split where a capital follows a small letter
     "o200k": "|".join(
         (
@@ -58,6 +60,8 @@ _ALIASES: dict[str, str] = {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt2",
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s": "gpt4",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+": "llama3",
 }
 
 # What else people call them, in small letters and digits alone: other name -> name.
@@ -65,6 +69,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("r50k", "r50kbase", "p50k", "p50kbase", "gpt3", "roberta"), "gpt2"),
     **dict.fromkeys(("cl100k", "cl100kbase", "gpt35", "gpt35turbo", "gpt4turbo"), "gpt4"),
     **dict.fromkeys(("llamabpe", "llama31", "llama32", "llama33"), "llama3"),
+    **dict.fromkeys(("qwen", "qwen15", "qwen25", "qwen3"), "qwen2"),
     **dict.fromkeys(("o200kbase", "o200kharmony", "gpt4o", "gpt4omini", "gpt41", "gpt5"), "o200k"),
     **{name: name for name in PATTERNS},
 }

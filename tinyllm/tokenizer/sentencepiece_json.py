@@ -117,7 +117,8 @@ def _pieces(model: Mapping[str, Any], surroundings: Surroundings) -> list[Piece]
     vocab, unknown = model.get("vocab"), model.get("unk_token")
     if not isinstance(vocab, dict) or not isinstance(unknown, str | None):
         raise InputError(
-            f"model.vocab must be an object, got {shown(vocab)}, and model.unk_token a text or null, got {shown(unknown)}"
+            f"model.vocab must be an object, got {shown(vocab)}, and model.unk_token a text or null, got "
+            f"{shown(unknown)}"
         )
     kinds = {text: Kind.BYTE for text in vocab if BYTE_NAME.fullmatch(text)}
     ids: dict[str, Any] = dict(vocab)

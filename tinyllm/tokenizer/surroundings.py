@@ -48,8 +48,8 @@ class Surroundings:
         return cls(_by_id(tokens), (), splitters, {"decoder": decoder.to_json()})
 
     @property
-    def local(self) -> bool:
-        """Whether the tokens of a text that is split at a border are those of its parts."""
+    def is_plain(self) -> bool:
+        """Whether a text stays as it is, and each added token is what stands in it."""
         return not self.normalizers and all(token.plain for token in self.added_tokens) and not self._prefixes
 
     @property
