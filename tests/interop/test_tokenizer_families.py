@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyllm.errors import InputError
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 from tinyllm.tokenizer.patterns import PATTERNS
 
@@ -347,3 +348,24 @@ def test_saved_again(name: str) -> None:
     before, after = json.loads(theirs.to_str()), json.loads(reopened.to_str())
     for section in ("post_processor", "decoder"):
         assert after[section] == before[section]
+
+
+@pytest.mark.parametrize("name", [*FORMS, *PIECES])
+def test_parts_of_a_text(name: str) -> None:
+    """A stream in parts gives the ids of the whole, half of a UTF-16 pair is refused, and so are wrong places."""
+    _, ours, _, _ = family(name)
+    text = "The low 123 na\u0308\u0131ve\n 日本語  Å<tool>'s " * 3
+    assert list(ours.encode_iterable([text[:7], "", text[7:20], text[20:]])) == ours.encode(text)
+    for broken in ("a\udc80b", "\ud800"):
+        for encode in (ours.encode, ours.encode_to_array):
+            with pytest.raises(InputError, match="half of a UTF-16 pair"):
+                encode(broken)
+    ids = ours.encode(text)
+    if ours.decode_bytes(ids) != text.encode():
+        with pytest.raises(InputError, match="have no places in this text"):
+            ours.offsets(text)
+        return
+    places = ours.offsets(text)
+    assert len(places) == len(ids)
+    for (start, end), id in zip(places.tolist(), ids, strict=True):
+        assert ours.token_bytes(id).decode("utf-8", "ignore").strip() in text[start:end]

@@ -154,9 +154,9 @@ class _Search:
             ):
                 continue
             if found.lstrip:
-                begin = max(start, _SPACES_BEFORE.match(text, 0, begin).start())  # type: ignore[union-attr]
+                begin = max(start, _SPACES_BEFORE.match(text, 0, begin).start())
             if found.rstrip:
-                end = _SPACES.match(text, end).end()  # type: ignore[union-attr]
+                end = _SPACES.match(text, end).end()
             if begin > start:
                 yield text[start:begin], None
             yield text[begin:end], found.id

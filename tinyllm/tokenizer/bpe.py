@@ -14,10 +14,9 @@ import numpy.typing as npt
 from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer import bpe_json
-from tinyllm.tokenizer.added_tokens import AddedToken, AddedTokens
+from tinyllm.tokenizer.added_tokens import AddedTokens
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
 from tinyllm.tokenizer.bpe_learning import learned, require_count
-from tinyllm.tokenizer.bpe_training import NUM_BYTES
 from tinyllm.tokenizer.bulk import BulkEncoder
 from tinyllm.tokenizer.merging import Merges
 from tinyllm.tokenizer.oniguruma import require_same
@@ -29,7 +28,7 @@ from tinyllm.tokenizer.splits import Split, Splits, as_pattern
 from tinyllm.tokenizer.steps import Expression
 from tinyllm.tokenizer.surroundings import Surroundings
 from tinyllm.tokenizer.token_strings import TokenStrings
-from tinyllm.tokenizer.vocabulary import END_BYTE, by_id, numbered, special_bytes, with_end_bytes
+from tinyllm.tokenizer.vocabulary import END_BYTE, NumberedTokens, by_id
 
 DEFAULT_PATTERN = "llama3"
 
@@ -91,7 +90,9 @@ class BPETokenizer(Tokenizer):
         if end_of_word_suffix and ignore_merges:
             raise InputError("end_of_word_suffix with ignore_merges is not supported")
         single = None if end_of_word_suffix else as_pattern(surroundings.splitters)
-        self._pattern: Pattern | Splits = single or Splits(surroundings.splitters)
+        # Where several steps split a text, nothing is known of where it may be cut.
+        self._pattern = single or Pattern(r"[\s\S]+")
+        self._splits = None if single else Splits(surroundings.splitters)
         self._surroundings = surroundings
         self._added = AddedTokens(surroundings.added_tokens, surroundings.normalized)
         self._special = self._added.special
@@ -103,23 +104,9 @@ class BPETokenizer(Tokenizer):
         for id, text in self._added.changed().items():
             tokens[id] = text.encode()
         self._strings = TokenStrings(tokens)
-        # Inside, the bytes come first, so that a byte is its own symbol; the others follow by id.
-        every_byte = [bytes([i]) for i in range(NUM_BYTES)]
-        missing = [byte for byte in every_byte if byte not in self.vocab]
-        if missing:
-            raise InputError(
-                f"the vocabulary lacks {len(missing)} of the 256 bytes, such as {missing[0]!r}: it is not one of "
-                "byte-level byte-pair encoding"
-            )
-        ids, merges = self.vocab, self.merges
-        if end_of_word_suffix:
-            ids, merges = with_end_bytes(self.vocab, self.merges, special_bytes(end_of_word_suffix))
-        longer = sorted((token for token in ids if len(token) != 1), key=ids.__getitem__)
-        symbols = [*every_byte, *longer]
-        self._id_of_symbol = np.array([ids[token] for token in symbols], dtype=np.int32)
-        number = {token: symbol for symbol, token in enumerate(symbols)}
-        pairs, results = numbered(merges, number)
-        self._merges = Merges(pairs, results, [len(token) for token in symbols])
+        numbered = NumberedTokens.of(self.vocab, self.merges, end_of_word_suffix)
+        self._id_of_symbol = np.array(numbered.ids, dtype=np.int32)
+        self._merges = Merges(numbered.pairs, numbered.results, numbered.lengths)
         self._kept: dict[str, list[int]] = {}
 
     @classmethod
@@ -163,7 +150,7 @@ class BPETokenizer(Tokenizer):
     @property
     def pattern(self) -> str:
         """The regular expression that splits text into pieces."""
-        return self._pattern.expression
+        return self._pattern.expression if self._splits is None else self._splits.expression
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -173,22 +160,13 @@ class BPETokenizer(Tokenizer):
     @property
     def is_plain(self) -> bool:
         """Whether a pattern, merges, and special tokens are all that there is."""
-        return (
-            isinstance(self._pattern, Pattern)
-            and self._surroundings.is_plain
-            and all(token.special for token in self._added.tokens)
-        )
+        special = all(token.special for token in self._added.tokens)
+        return special and self._splits is None and self._surroundings.is_plain
 
     @property
-    def added_tokens(self) -> tuple[AddedToken, ...]:
-        """All tokens that are found in a text before it is split, special or not."""
-        return self._added.tokens
-
-    @property
-    def tokens_around(self) -> tuple[list[int], list[int]]:
+    def tokens_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the post-processor of the file puts before and after a text; encode does not add them."""
-        before, after = self._surroundings.around
-        return list(before), list(after)
+        return self._surroundings.around
 
     # ---- text to tokens ----
 
@@ -214,10 +192,7 @@ class BPETokenizer(Tokenizer):
             code_points(text)
         ids: list[int] = []
         for part, special in self._split(text, allowed_special, disallowed_special):
-            if special is not None:
-                ids.append(special)
-            else:
-                self._encode_short(part, ids)
+            ids += [special] if special is not None else self._encode_short(part)
         return ids
 
     def encode_to_array(
@@ -245,7 +220,7 @@ class BPETokenizer(Tokenizer):
     def _split(self, text: str, allowed: Special, disallowed: Special) -> Iterator[tuple[str, int | None]]:
         """(text, None) for text that is ready to be split into pieces, (token, id) for added tokens."""
         for part, id in self._added.split(text, allowed, disallowed):
-            if id is None and not isinstance(self._pattern, Splits):
+            if id is None and self._splits is None:
                 part = self._surroundings.prefixed(part)
             yield part, id
 
@@ -255,10 +230,9 @@ class BPETokenizer(Tokenizer):
         for part, special in parts:
             if special is not None:
                 yield np.array([special], dtype)
-            elif isinstance(self._pattern, Splits):
-                ids: list[int] = []
-                self._encode_short(part, ids)
-                yield np.array(ids, dtype)
+            elif self._splits is not None:
+                code_points(part)  # whose half pairs would stand for bytes
+                yield np.array(self._encode_short(part), dtype)
             elif not self.merges and not self._whole:
                 yield self._id_of_symbol[np.frombuffer(part.encode(), np.uint8)].astype(dtype)
             elif part:
@@ -266,9 +240,8 @@ class BPETokenizer(Tokenizer):
                 yield from ordered_map(self._encode_chunks, self._groups(part, useful), useful)
 
     def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:
-        return self.encode_to_array(
-            text, allowed_special="all" if special_tokens else (), disallowed_special=()
-        )
+        allowed = "all" if special_tokens else ()
+        return self.encode_to_array(text, allowed_special=allowed, disallowed_special=())
 
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: Special = (), disallowed_special: Special = "all"
@@ -283,15 +256,14 @@ class BPETokenizer(Tokenizer):
         self, text: str, *, allowed_special: Special = (), disallowed_special: Special = "all"
     ) -> npt.NDArray[np.int64]:
         """Where each token of `text` lies, like Tokenizer.offsets; special tokens as in encode."""
-        ids = self.encode_to_array(
-            text, allowed_special=allowed_special, disallowed_special=disallowed_special
+        (ids,) = self.encode_batch(
+            [text], allowed_special=allowed_special, disallowed_special=disallowed_special
         )
         if self.decode_bytes(ids) != text.encode():
             raise InputError(
-                "tokens have no places in this text, which the tokenizer changes before it splits it; places are "
-                "those in a text that decodes to itself"
+                "tokens have no places in this text, which the tokenizer changes before it splits it"
             )
-        return self._places(text, ids)
+        return self._places(text, np.array(ids, self.dtype))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of `data`, which need not be UTF-8; special tokens are not recognised in it.
@@ -300,7 +272,7 @@ class BPETokenizer(Tokenizer):
         """
         ids: list[int] = []
         text = data.decode("utf-8", "surrogateescape")
-        for piece in self._pattern.split(text):
+        for piece in self._pieces(text):
             ids += self._merge_one(piece.encode("utf-8", "surrogateescape"))
         return ids
 
@@ -318,10 +290,14 @@ class BPETokenizer(Tokenizer):
                 part, allowed_special=allowed_special, disallowed_special=disallowed_special
             )
 
-    def _encode_short(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`, piece by piece."""
+    def _pieces(self, text: str) -> list[str]:
+        return self._pattern.split(text) if self._splits is None else self._splits.split(text)
+
+    def _encode_short(self, text: str) -> list[int]:
+        """The ids of `text`, piece by piece."""
         kept = self._kept
-        for piece in self._pattern.split(text):
+        ids: list[int] = []
+        for piece in self._pieces(text):
             found = kept.get(piece)
             if found is None:
                 found = self._merge_one(piece.encode("utf-8", "surrogateescape"))
@@ -329,6 +305,7 @@ class BPETokenizer(Tokenizer):
                     kept.clear()
                 kept[piece] = found
             ids += found
+        return ids
 
     def _merge_one(self, piece: bytes) -> list[int]:
         if self.end_of_word_suffix:
@@ -403,13 +380,10 @@ class BPETokenizer(Tokenizer):
         Raises:
             InputError: the tokenizers library would number or split it otherwise.
         """
-        if isinstance(self._pattern, Pattern) and self._pattern.name is None:
+        if self._splits is None and self._pattern.name is None:
             require_same(self.pattern)
-        return bpe_json.to_json(
-            bpe_json.Content(
-                self.vocab, self.merges, self._surroundings, self.ignore_merges, self.end_of_word_suffix
-            )
-        )
+        around, suffix = self._surroundings, self.end_of_word_suffix
+        return bpe_json.to_json(bpe_json.Content(self.vocab, self.merges, around, self.ignore_merges, suffix))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -424,4 +398,5 @@ class BPETokenizer(Tokenizer):
 
     def __repr__(self) -> str:
         special = f", special_tokens={list(self._special)}" if self._special else ""
-        return f"BPETokenizer(vocab_size={self.vocab_size}, pattern={self._pattern.name or self.pattern!r}{special})"
+        pattern = self.pattern if self._splits is not None else self._pattern.name or self.pattern
+        return f"BPETokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}{special})"

@@ -35,6 +35,7 @@ class _Reader:
     def __init__(self, expression: str) -> None:
         self.text = expression
         self.at = 0
+        self.sets: set[str] = set()  # the classes in the brackets that are being read
 
     def read(self) -> None:
         if self.alternatives() == 0:
@@ -119,7 +120,9 @@ class _Reader:
         rest = self.text[self.at : self.at + 24]
         found = _PROPERTY.match(rest)
         if found is not None or (rest and rest[0] in _CLASS_ESCAPES):
-            self.at += found.end() if found is not None else 1
+            end = found.end() if found is not None else 1
+            self.at += end
+            self.sets.add(rest[:end])
             return None
         code = _CODE.match(rest)
         if code is not None:
@@ -131,8 +134,10 @@ class _Reader:
         return _CHARACTER_ESCAPES.get(rest[0], rest[0])
 
     def character_class(self) -> None:
-        self.at += self.text[self.at :][:1] == "^"
+        negated = self.text[self.at :][:1] == "^"
+        self.at += negated
         start = self.at
+        self.sets = set()
         before: str | None = None  # the character that a range may begin with
         while self.at < len(self.text) and (self.text[self.at] != "]" or self.at == start):
             character: str | None = self.text[self.at]
@@ -155,3 +160,5 @@ class _Reader:
                 continue
             before = self.escape() if character == "\\" else character
         self.at += 1
+        if negated and any(name[0].swapcase() + name[1:] in self.sets for name in self.sets):
+            self.refuse("with a class and its opposite in [^]")  # nothing, but to `regex` everything

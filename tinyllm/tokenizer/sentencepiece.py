@@ -14,10 +14,10 @@ import numpy.typing as npt
 from tinyllm.config import shown
 from tinyllm.errors import InputError
 from tinyllm.tokenizer import sentencepiece_json
-from tinyllm.tokenizer.added_tokens import AddedToken, AddedTokens
+from tinyllm.tokenizer.added_tokens import AddedTokens
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
 from tinyllm.tokenizer.pretokenize import code_points
-from tinyllm.tokenizer.sentencepiece_json import isolating, longest_first, spaces
+from tinyllm.tokenizer.sentencepiece_json import longest_first, merges_of_scores, of_pieces, spaces
 from tinyllm.tokenizer.sentencepiece_pieces import (
     SPACE,
     UNKNOWN_SURFACE,
@@ -83,7 +83,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._defined_regex = re.compile("|".join(map(re.escape, longest_first(defined))))
         self._id = {p.text: id for id, p in enumerate(self.pieces)}
         self._longest_defined = max(map(len, defined), default=0)
-        self._surroundings = surroundings or self._of_pieces(defined)
+        self._surroundings = surroundings or of_pieces(self.pieces, add_dummy_prefix, self._space)
         # Else nothing is known of where a text may be cut before it is normalized.
         self._simple = (surroundings is None or not surroundings.splitters) and (
             self._surroundings.normalizers == spaces(add_dummy_prefix, self._space)
@@ -117,15 +117,9 @@ class SentencePieceTokenizer(Tokenizer):
         return dict(self._added.special)
 
     @property
-    def added_tokens(self) -> tuple[AddedToken, ...]:
-        """All tokens that are found in a text before it is split, special or not."""
-        return self._added.tokens
-
-    @property
-    def tokens_around(self) -> tuple[list[int], list[int]]:
+    def tokens_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the post-processor of the file puts before and after a text; encode does not add them."""
-        before, after = self._surroundings.around
-        return list(before), list(after)
+        return self._surroundings.around
 
     # ---- text to tokens ----
 
@@ -280,7 +274,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _joined_parts(self, text: str) -> str:
         """The normalized text, with the added tokens that are in it."""
-        parts = []
+        parts: list[str] = []
         for part, id in self._added.split(text, (), ()):
             parts += [part] if id is not None else split(self._surroundings.splitters, part, not parts)
         return "".join(parts)
@@ -352,8 +346,9 @@ class SentencePieceTokenizer(Tokenizer):
         """
         merges = self._given_merges
         if merges is None:
-            self._check_expressible()
-            merges = self._merges()
+            merges = merges_of_scores(self.pieces)
+            if self._longest_defined:
+                self._check_merged()
         return sentencepiece_json.to_json(
             sentencepiece_json.Content(
                 self.pieces,
@@ -364,6 +359,15 @@ class SentencePieceTokenizer(Tokenizer):
                 self.add_dummy_prefix,
             )
         )
+
+    def _check_merged(self) -> None:
+        """Raise InputError for a piece that tokenizer.json would take whole, and that is not merged to be whole."""
+        for text, id in self._normal.items():
+            if self._merge(text) != [id] and not self._defined_regex.search(text):
+                raise InputError(
+                    f"merging never makes the piece {shown(text)}, and tokenizer.json would take it whole beside "
+                    "user-defined pieces; keep the .model file"
+                )
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -377,50 +381,6 @@ class SentencePieceTokenizer(Tokenizer):
             surroundings=parsed.surroundings,
             ignore_merges=parsed.ignore_merges,
         )
-
-    def _of_pieces(self, defined: Iterable[str]) -> Surroundings:
-        """What stands around the pieces of a .model in tokenizer.json."""
-        special = {p.text: id for id, p in enumerate(self.pieces) if p.kind in (Kind.CONTROL, Kind.UNKNOWN)}
-        strips = self.add_dummy_prefix and self._space == SPACE
-        return Surroundings(
-            tuple(AddedToken(text, id) for text, id in special.items()),
-            spaces(self.add_dummy_prefix, self._space),
-            isolating(defined),
-            {
-                "decoder": sentencepiece_json.decoder(strips),
-                "unk_token": next(p.text for p in self.pieces if p.kind == Kind.UNKNOWN),
-            },
-        )
-
-    def _merges(self) -> list[tuple[str, str]]:
-        """All pairs of pieces that are a piece, the best score first."""
-        normal = self._normal
-        pairs = (
-            (text[:i], text[i:])
-            for text in sorted(normal, key=self._priority.__getitem__)
-            for i in range(1, len(text))
-        )
-        return [pair for pair in pairs if pair[0] in normal and pair[1] in normal]
-
-    def _check_expressible(self) -> None:
-        """Raise InputError where tokenizer.json means something other than these pieces."""
-        made = list(dict.fromkeys("".join(pair) for pair in self._merges()))
-        for one, other in itertools.pairwise(made):
-            if self._priority[one] == self._priority[other]:
-                raise InputError(
-                    f"{shown(one)} and {shown(other)} have the same score, and tokenizer.json needs an order"
-                )
-        for text, id in self._normal.items():
-            lost = [c for c in text if c not in self._id]
-            if lost and len(text) > 1:
-                raise InputError(
-                    f"the piece {shown(text)} holds {lost[0]!r}, no piece, which tokenizer.json cannot say"
-                )
-            if self._longest_defined and self._merge(text) != [id] and not self._defined_regex.search(text):
-                raise InputError(
-                    f"merging never makes the piece {shown(text)}, and tokenizer.json would take it whole beside "
-                    "user-defined pieces; keep the .model file"
-                )
 
     def __repr__(self) -> str:
         return (

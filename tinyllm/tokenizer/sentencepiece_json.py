@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from tinyllm.config import shown
 from tinyllm.errors import InputError
+from tinyllm.tokenizer.added_tokens import AddedToken
 from tinyllm.tokenizer.normalizers import Normalizer, Prepend, Replace
 from tinyllm.tokenizer.sentencepiece_pieces import BYTE_NAME, SPACE, Kind, Piece
 from tinyllm.tokenizer.splits import Split, Splitter
@@ -64,6 +66,46 @@ def longest_first(texts: Iterable[str]) -> list[str]:
 def decoder(strips_space: bool) -> dict[str, Any]:
     """The decoder that joins pieces, their bytes and spaces, and takes the space in front away."""
     return {"type": "Sequence", "decoders": [*_DECODERS, *[_STRIP] * strips_space]}
+
+
+def of_pieces(pieces: Sequence[Piece], add_dummy_prefix: bool, space: str) -> Surroundings:
+    """What stands around the pieces of a .model in tokenizer.json."""
+    special = (Kind.CONTROL, Kind.UNKNOWN)
+    return Surroundings(
+        tuple(AddedToken(p.text, id) for id, p in enumerate(pieces) if p.kind in special),
+        spaces(add_dummy_prefix, space),
+        isolating(p.text for p in pieces if p.kind == Kind.USER_DEFINED),
+        {
+            "decoder": decoder(add_dummy_prefix and space == SPACE),
+            "unk_token": next(p.text for p in pieces if p.kind == Kind.UNKNOWN),
+        },
+    )
+
+
+def merges_of_scores(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
+    """All pairs of pieces that are a piece, the best score first.
+
+    Raises:
+        InputError: two pieces that are made have one score, or a piece has a character that is none.
+    """
+    score = {p.text: p.score for p in pieces if p.kind == Kind.NORMAL}
+    known = {p.text for p in pieces}
+    for text in score:
+        lost = [c for c in text if c not in known]
+        if lost and len(text) > 1:
+            raise InputError(
+                f"the piece {shown(text)} holds {lost[0]!r}, no piece, which tokenizer.json cannot say"
+            )
+    best_first = sorted(score, key=lambda text: -score[text])
+    pairs = [(text[:i], text[i:]) for text in best_first for i in range(1, len(text))]
+    merges = [pair for pair in pairs if pair[0] in score and pair[1] in score]
+    made = dict.fromkeys(left + right for left, right in merges)
+    for one, other in itertools.pairwise(made):
+        if score[one] == score[other]:
+            raise InputError(
+                f"{shown(one)} and {shown(other)} have the same score, and tokenizer.json needs an order"
+            )
+    return merges
 
 
 def to_json(content: Content) -> dict[str, Any]:

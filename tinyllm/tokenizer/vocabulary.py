@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
 
 from tinyllm.config import shown
 from tinyllm.errors import InputError
@@ -84,6 +85,40 @@ def with_end_bytes(
         raise InputError(f"the vocabulary needs {what}, since {shown(suffix)} marks the ends of pieces")
     ends = [(bytes([i]), END_BYTE) for i in range(256) if bytes([i]) + END_BYTE in ids]
     return ids, [*ends, *((inside(left), inside(right)) for left, right in merges)]
+
+
+class NumberedTokens(NamedTuple):
+    """Tokens numbered for merging: the bytes first, so that a byte is its own symbol, then the others by id."""
+
+    ids: list[int]
+    lengths: list[int]
+    pairs: list[tuple[int, int]]
+    results: list[int]
+
+    @classmethod
+    def of(cls, vocab: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], suffix: str) -> Self:
+        """Those of a vocabulary and its merges.
+
+        Args:
+            suffix: what ends the tokens that end a piece; inside, END_BYTE.
+
+        Raises:
+            InputError: a byte that is missing, a merge of or to an unknown token.
+        """
+        every_byte = [bytes([i]) for i in range(256)]
+        missing = [byte for byte in every_byte if byte not in vocab]
+        if missing:
+            raise InputError(
+                f"the vocabulary lacks {len(missing)} of the 256 bytes, such as {missing[0]!r}: it is not one of "
+                "byte-level byte-pair encoding"
+            )
+        if suffix:
+            vocab, merges = with_end_bytes(vocab, merges, special_bytes(suffix))
+        longer = sorted((token for token in vocab if len(token) != 1), key=vocab.__getitem__)
+        tokens = [*every_byte, *longer]
+        number = {token: symbol for symbol, token in enumerate(tokens)}
+        pairs, results = numbered(merges, number)
+        return cls([vocab[token] for token in tokens], [len(token) for token in tokens], pairs, results)
 
 
 def numbered(
