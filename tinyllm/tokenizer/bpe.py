@@ -62,8 +62,8 @@ class BPETokenizer(Tokenizer):
         surroundings: what else a tokenizer.json says, instead of `pattern` and `special_tokens`. With a normalizer,
             or splits that remove something, decoding gives the normalized text.
 
-    What is a letter depends on the version of Unicode that the installed `regex` follows, so the ids of characters
-    that are younger may differ between machines; the version of `regex` is saved.
+    What is a letter depends on the version of Unicode that the installed `regex` follows (and Python, for NFC), so the
+    ids of young characters may differ between machines; the version of `regex` is saved.
 
     Raises:
         InputError: ids that are no numbering, a byte that is missing, a merge of or to an unknown token.
