@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinyllm.errors import InputError
-from tinyllm.tokenizer import BPETokenizer, load_tokenizer, reference
+from tinyllm.tokenizer import BPETokenizer, load_tokenizer, parse_tokenizer, reference
 from tinyllm.tokenizer import bpe as bpe_module
 from tinyllm.tokenizer import bulk as bulk_module
 from tinyllm.tokenizer import merging as merging_module
@@ -589,8 +589,13 @@ def steps(*pretokenizers: Any) -> dict[str, Any]:
         (changed(continuing_subword_prefix="##"), "model.continuing_subword_prefix is"),
         (changed(byte_fallback=1), "model.byte_fallback is 1"),
         (changed(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer has"),
-        (steps(), "must have a step ByteLevel"),
-        (steps(SPLIT), "must have a step ByteLevel"),
+        (steps(), "must have one step ByteLevel"),
+        (steps(SPLIT), "must have one step ByteLevel"),
+        (steps(BYTES, BYTES), "must have one step ByteLevel"),
+        (changed(pre_tokenizer=lambda p: {**p, "x": 1}), "pre_tokenizer has"),
+        (changed(pre_tokenizer={"type": "Sequence", "normalizers": [BYTES]}), "pre_tokenizer has"),
+        (changed(normalizer={"type": "Prepend", "prepend": "a" * 17}), "at most 16 characters"),
+        (changed(normalizer={"type": "Prepend", "prepend": "\ud800"}), "half of a UTF-16 pair"),
         (steps({**SPLIT, "behavior": "Isolate"}, BYTES), "Split has behavior 'Isolate'"),
         (steps({**SPLIT, "invert": 1}, BYTES), "Split has invert 1"),
         (steps({"type": "Split", "pattern": {"String": "a"}}, BYTES), "Split lacks one of"),
@@ -619,6 +624,27 @@ def test_damaged_file_is_one_line(tmp_path: Path, content: dict[str, Any], words
     assert "\n" not in message
     assert len(message) < 900
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("section", "steps"),
+    [("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("post_processor", "processors")],
+)
+def test_sequences_in_each_other(section: str, steps: str) -> None:
+    inner: dict[str, Any] = {"type": "Sequence", steps: []}
+    for _ in range(5000):
+        inner = {"type": "Sequence", steps: [inner]}
+    with pytest.raises(InputError, match="file: it is nested too deeply"):
+        parse_tokenizer(changed(**{section: inner}), "file")
+
+
+def test_a_normalizer_that_lets_a_text_grow() -> None:
+    """A short file does not make a short text take all memory."""
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    tokenizer = BPETokenizer.from_json(changed(normalizer={"type": "Sequence", "normalizers": [double] * 60}))
+    assert tokenizer.encode("b") == [98]
+    with pytest.raises(InputError, match="times as long"):
+        tokenizer.encode("a" * 9)
 
 
 def test_numbers_too_long_and_nesting_too_deep(tmp_path: Path) -> None:

@@ -76,3 +76,5 @@ def parse_tokenizer(content: dict[str, Any], where: StrPath) -> Tokenizer:
         return reader.from_json(content)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    except RecursionError:
+        raise InputError(f"{where}: it is nested too deeply") from None

@@ -121,9 +121,9 @@ def from_json(content: Mapping[str, Any]) -> Content:
             f"model has the suffix {shown(suffix)} and unk_token {shown(unknown)}; they must be texts"
         )
     surroundings = Surroundings.from_json(content, unk_token=unknown, fuse_unk=bool(model.get("fuse_unk")))
-    if not any(isinstance(step, ByteLevel) for step in surroundings.splitters):
+    if sum(isinstance(step, ByteLevel) for step in surroundings.splitters) != 1:
         raise InputError(
-            f"pre_tokenizer is {shown(content.get('pre_tokenizer'))}; it must have a step ByteLevel, without which "
+            f"pre_tokenizer is {shown(content.get('pre_tokenizer'))}; it must have one step ByteLevel, without which "
             "tokens are not bytes"
         )
     decoders = read_steps(content.get("decoder"), "decoder", {"ByteLevel": ByteLevel})

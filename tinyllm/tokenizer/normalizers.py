@@ -6,7 +6,11 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinyllm.errors import InputError
 from tinyllm.tokenizer.steps import Expression, Step
+
+# No character becomes more than 18 by a normalization form.
+_MOST_GROWTH = 20
 
 
 class Normalizer(Step):
@@ -75,7 +79,16 @@ NORMALIZERS: dict[str, type[Normalizer]] = {
 
 
 def normalized(steps: Sequence[Normalizer], text: str) -> str:
-    """`text` after each of the steps."""
+    """`text` after each of the steps.
+
+    Raises:
+        InputError: they make far more of it than text is.
+    """
+    most = _MOST_GROWTH * (1 + len(text))
     for step in steps:
         text = step(text)
+        if len(text) > most:
+            raise InputError(
+                f"the normalizer makes a text more than {_MOST_GROWTH} times as long; is the file meant well?"
+            )
     return text

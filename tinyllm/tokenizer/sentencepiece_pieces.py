@@ -86,6 +86,8 @@ def check(pieces: Sequence[Piece], needs_unknown: bool = True) -> list[int]:
                 f"piece {id}, {shown(text)}, {came if text else 'is empty'}; is the file damaged?"
             )
         seen[text] = id
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"piece {id}, {shown(text)}, holds half of a UTF-16 pair")
         if kind == Kind.UNUSED:
             raise InputError(f"piece {id}, {shown(text)}, is an unused one; those are not supported")
         unknown += kind == Kind.UNKNOWN

@@ -90,6 +90,10 @@ class Metaspace(Splitter):
         for key, value in old.items():
             if content.get(key, value) != value:
                 raise InputError(f"Metaspace has {key} {shown(content[key])}, which is not understood")
+        if len(content.get("replacement", " ")) != 1:
+            raise InputError(
+                f"Metaspace has replacement {shown(content['replacement'])}; it must be a character"
+            )
         return super().from_json({key: value for key, value in content.items() if key not in old})
 
     def pieces(self, text: str, first: bool = True) -> Iterator[str]:

@@ -18,6 +18,11 @@ from tinyllm.tokenizer.patterns import Pattern
 
 S = TypeVar("S", bound="Step")
 
+# What the steps of a Sequence are called in each section.
+_LISTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+# A text that is put into another; longer ones would let a short text take all memory.
+_LONGEST_TEXT = 16
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -51,6 +56,10 @@ class Expression:
         return expression
 
 
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class Step:
     """A step, a dataclass whose fields are those of its JSON object; a field with a default may be left out there."""
 
@@ -79,6 +88,11 @@ class Step:
                 given[key] = Expression.from_json(value)
             elif (value not in choices) if choices else (type(value) is not types[key]):
                 raise InputError(f"{cls.__name__} has {key} {shown(value)}, which is not understood")
+            elif isinstance(value, str) and (len(value) > _LONGEST_TEXT or not _is_text(value)):
+                raise InputError(
+                    f"{cls.__name__} has {key} {shown(value)}; at most {_LONGEST_TEXT} characters are allowed, none of "
+                    "them half of a UTF-16 pair"
+                )
         try:
             return cls(**given)
         except TypeError:
@@ -99,8 +113,8 @@ def read_steps(content: Any, where: str, kinds: Mapping[str, type[S]]) -> tuple[
         return ()
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "Sequence":
-        ((_, steps),) = [item for item in content.items() if item[0] != "type"] or [("", None)]
-        if isinstance(steps, list):
+        steps = content.get(_LISTS[where])
+        if isinstance(steps, list) and len(content) == 2:
             return tuple(
                 step for one in steps for step in read_steps(one if one is not None else {}, where, kinds)
             )
@@ -109,8 +123,8 @@ def read_steps(content: Any, where: str, kinds: Mapping[str, type[S]]) -> tuple[
     return (kinds[kind].from_json(content),)
 
 
-def write_steps(steps: tuple[Step, ...], name: str) -> dict[str, Any] | None:
-    """The inverse of read_steps; `name`: of the list of steps in a Sequence."""
+def write_steps(steps: tuple[Step, ...], where: str) -> dict[str, Any] | None:
+    """The inverse of read_steps."""
     if len(steps) < 2:
         return steps[0].to_json() if steps else None
-    return {"type": "Sequence", name: [step.to_json() for step in steps]}
+    return {"type": "Sequence", _LISTS[where]: [step.to_json() for step in steps]}
