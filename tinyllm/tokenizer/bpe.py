@@ -256,14 +256,16 @@ class BPETokenizer(Tokenizer):
         self, text: str, *, allowed_special: Special = (), disallowed_special: Special = "all"
     ) -> npt.NDArray[np.int64]:
         """Where each token of `text` lies, like Tokenizer.offsets; special tokens as in encode."""
-        (ids,) = self.encode_batch(
-            [text], allowed_special=allowed_special, disallowed_special=disallowed_special
-        )
+        chosen: dict[str, Any] = {
+            "allowed_special": allowed_special,
+            "disallowed_special": disallowed_special,
+        }
+        ids = self.encode_to_array(text, **chosen)
         if self.decode_bytes(ids) != text.encode():
             raise InputError(
                 "tokens have no places in this text, which the tokenizer changes before it splits it"
             )
-        return self._places(text, np.array(ids, self.dtype))
+        return self._places(text, ids)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of `data`, which need not be UTF-8; special tokens are not recognised in it.
@@ -365,11 +367,7 @@ class BPETokenizer(Tokenizer):
         return self._strings.joined(ids)
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """The text of `ids`; bytes that are not UTF-8, such as a part of a character, become U+FFFD.
-
-        Raises:
-            InputError: names the first id that is not in the vocabulary, and its position.
-        """
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises what decode_bytes does."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     # ---- files ----
@@ -388,13 +386,8 @@ class BPETokenizer(Tokenizer):
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         parsed = bpe_json.from_json(content)
-        return cls(
-            parsed.vocab,
-            parsed.merges,
-            ignore_merges=parsed.ignore_merges,
-            end_of_word_suffix=parsed.end_of_word_suffix,
-            surroundings=parsed.surroundings,
-        )
+        rest = parsed.ignore_merges, parsed.end_of_word_suffix, parsed.surroundings
+        return cls(parsed.vocab, parsed.merges, DEFAULT_PATTERN, None, *rest)
 
     def __repr__(self) -> str:
         special = f", special_tokens={list(self._special)}" if self._special else ""

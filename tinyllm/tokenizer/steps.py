@@ -88,7 +88,7 @@ class Step:
                 given[key] = Expression.from_json(value)
             elif (value not in choices) if choices else (type(value) is not types[key]):
                 raise InputError(f"{cls.__name__} has {key} {shown(value)}, which is not understood")
-            elif isinstance(value, str) and (len(value) > _LONGEST_TEXT or not _is_text(value)):
+            elif types[key] is str and (len(value) > _LONGEST_TEXT or not _is_text(value)):
                 raise InputError(
                     f"{cls.__name__} has {key} {shown(value)}; at most {_LONGEST_TEXT} characters are allowed, none of "
                     "them half of a UTF-16 pair"
