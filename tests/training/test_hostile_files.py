@@ -416,10 +416,10 @@ EXPRESSIONS: dict[str, tuple[str, str | None]] = {
     "recursion": ("(?R)", "it calls itself"),
     "recursion of a group": ("((?1))", "it calls itself"),
     "recursion of a name": ("(?P<x>a(?&x))", "it calls itself"),
-    "exponential": ("(a+)+$", None),
-    "exponential alternatives": ("(a|aa)+$", None),
-    "back reference": (r"(a*)*\1$", None),
-    "fuzzy": ("(?:aaaaaaaaaaaaaaaaaaaa){e<=10}$", None),
+    "exponential": (r"(a+)+(?![\s\S])", None),
+    "exponential alternatives": (r"(a|aa)+(?![\s\S])", None),
+    "back reference": (r"(a+)\1b", "Oniguruma"),
+    "fuzzy": ("(?:aaaaaaaaaaaaaaaaaaaa){e<=10}", "Oniguruma"),
 }
 
 
