@@ -185,7 +185,7 @@ def test_dropout_of_a_step_is_that_of_its_seed_step_and_micro_batch(monkeypatch:
 
 def test_learning_rate_follows_the_schedule() -> None:
     for schedule, expected in {
-        "linear": [1 / 3, 2 / 3, *[1 - i / 7 for i in range(8)]],
+        "linear": [1 / 3, 2 / 3, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
         "cosine": [1 / 3, 2 / 3, *[(1 + math.cos(math.pi * i / 7)) / 2 for i in range(8)]],
     }.items():
         recorder = Recorder()
