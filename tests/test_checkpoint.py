@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tinyllm import InputError, checkpoint
+from tinyllm import InputError, checkpoint, storage
 from tinyllm.checkpoint import TrainingState
-from tinyllm.nn import ModelConfig, TransformerLM
+from tinyllm.nn import ModelConfig, Parameter, TransformerLM
+from tinyllm.tensor import Tensor
+from tinyllm.testing.faults import KILLED, KINDS, OPERATIONS, Faults, in_fork
 from tinyllm.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("\n abcdé")
@@ -372,11 +374,65 @@ def test_a_save_that_fails_leaves_nothing(
     checkpoint.load(checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state()))
 
 
-def test_a_save_never_writes_into_a_checkpoint_that_is_there(saved: Path) -> None:
-    before = (saved / "model.safetensors").read_bytes()
-    refused(lambda: checkpoint.save(saved, TransformerLM(CONFIG, 9), TOKENIZER), str(saved))
-    assert (saved / "model.safetensors").read_bytes() == before
+@pytest.fixture(params=[True, False], ids=["names are exchanged", "two renames"])
+def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With a system that exchanges two names in one step, and without."""
+    if not request.param:
+        monkeypatch.setattr(storage, "exchange", fail_on_call(None, 1, OSError(errno.ENOSYS, "no such call")))
+    return bool(request.param)
+
+
+def test_a_second_save_replaces_the_first(saved: Path, exchanges: bool) -> None:
+    model = TransformerLM(replace(CONFIG, num_layers=1), 9)
+    checkpoint.save(saved, model, TOKENIZER)
+    loaded, _ = checkpoint.load(saved)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, array in model.state_dict().items():
+        assert loaded.state_dict()[name].tobytes() == array.tobytes()
+    refused(lambda: checkpoint.load_training(saved), "no training state")  # that of the first is gone
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_second_save_that_fails_leaves_one_of_the_two(saved: Path, operation: str, kind: str) -> None:
+    """An error or a kill at each operation: under the name there is the old checkpoint or the new one, whole."""
+    seeds = (1, 9)
+    both = [TransformerLM(CONFIG, seed).embedding.weight.data.tobytes() for seed in seeds]
+
+    def save_again(number: int) -> None:
+        with Faults(operation, number, kind) as faults, contextlib.suppress(InputError):
+            checkpoint.save(saved, TransformerLM(CONFIG, 9), TOKENIZER, training_state())
+        if faults.calls < number:
+            raise ValueError("there is no such call")
+
+    for number in range(1, 20):
+        checkpoint.save(saved, TransformerLM(CONFIG, 1), TOKENIZER, training_state())
+        code = in_fork(lambda number=number: save_again(number))  # type: ignore[misc]
+        load_all(saved)
+        assert checkpoint.load(saved)[0].embedding.weight.data.tobytes() in both
+        if code not in (0, KILLED):
+            break
+        assert (code == KILLED) == kind.startswith("kill")
+    assert number == {"write_bytes": 8, "flush_file": 8, "flush_folder": 4, "exchange": 2}.get(operation, 1)
+
+
+def test_a_save_replaces_nothing_but_a_checkpoint(saved: Path) -> None:
+    """Notes beside the weights, a run, a folder of something else, a link, a file: all stay."""
+    again = lambda path: lambda: checkpoint.save(path, TransformerLM(CONFIG, 9), TOKENIZER)  # noqa: E731
+    link = saved.with_name("link")
+    link.symlink_to(saved)
+    refused(again(link), "link", "give the folder itself")
+    (saved / "training" / "notes.md").write_text("dear diary")
+    refused(again(saved), str(saved), "training/notes.md", "no part of a checkpoint")
+    (saved / "training" / "notes.md").unlink()
+    (saved / "elsewhere").symlink_to(saved.parent)
+    refused(again(saved), "holds elsewhere")
+    refused(again(saved.parent), "holds")
+    (saved.parent / "file").write_text("")
+    refused(again(saved.parent / "file"), "file", "cannot be written")
+    (saved.parent / "empty").mkdir()
+    checkpoint.load(again(saved.parent / "empty")())
 
 
 def test_a_save_below_a_file_is_refused(tmp_path: Path) -> None:

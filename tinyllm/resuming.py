@@ -46,7 +46,7 @@ def training_state(trainer: Trainer) -> TrainingState:
         "data": trainer.data_digests,
         "loss_scale": None if trainer.loss_scale is None else trainer.loss_scale.state_dict(),
         "callbacks": {name: state for name, state in states.items() if state},
-        "model": to_mapping(trainer.model.config),
+        "model": to_mapping(trainer.model.current_config),
         "train": to_mapping(trainer.config),
     }
     return TrainingState(trainer.optimizer.state_dict(), values)
@@ -112,7 +112,7 @@ def _check_same(trainer: Trainer, found: Checkpoint, saved: dict[str, Any]) -> N
     """Raise InputError naming all that differs from the saved run and matters."""
     run = trainer.run
     check_tokenizer(run, trainer.tokenizer, trainer.config.tokenizer, found)
-    now = {**to_mapping(trainer.model.config), **to_mapping(trainer.config)}
+    now = {**to_mapping(trainer.model.current_config), **to_mapping(trainer.config)}
     before = {**saved["model"], **saved["train"]}
     differing = [
         f"{name} was {before.get(name)!r} and is {value!r}"

@@ -64,6 +64,8 @@ class Trainer:
         model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers.
         config: how. run: the folder for checkpoints; None keeps none.
         callbacks: told of every step and evaluation.
+
+    Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Trainer:
         run: Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        if run is not None:
+            checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -250,6 +254,7 @@ class Trainer:
         """
         if self.run is None or (interrupted and self.step == self.saved_step):
             return
+        checkpoint.require_loadable(self.model, self.tokenizer)
         folder = checkpoint.folder_of(self.run, self.step, interrupted)
         there = (
             f"--resume goes on from step {self.saved_step}"
