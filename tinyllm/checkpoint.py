@@ -73,18 +73,15 @@ def save(
     target = Path(path)
     require_loadable(model, tokenizer)
     _require_replaceable(target)
-    parameters = {
-        llama.to_external(name): backend.to_numpy(array) for name, array in model.state_dict().items()
-    }
+    parameters = {llama.to_external(name): array for name, array in model.state_dict().items()}
     files = {
         CONFIG: _config_bytes(model),
-        MODEL: safetensors.numpy.save(parameters, metadata={"format": "pt"}),
+        MODEL: _safetensors_bytes(parameters),
         TOKENIZER: _json_bytes(tokenizer.to_json()),
         "tokenizer_config.json": _json_bytes({"tokenizer_class": "PreTrainedTokenizerFast"}),
     }
     if training is not None:
-        arrays = {name: backend.to_numpy(array) for name, array in training.arrays.items()}
-        files[OPTIMIZER] = safetensors.numpy.save(arrays)
+        files[OPTIMIZER] = _safetensors_bytes(training.arrays)
         files[STATE] = _json_bytes(training.values)
     manifest = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in files.items()}
     files[MANIFEST] = _json_bytes({"files": manifest})
@@ -163,6 +160,12 @@ def _require_replaceable(folder: Path) -> None:
 def _config_bytes(model: TransformerLM) -> bytes:
     dtype = model.embedding.weight.dtype
     return _json_bytes(llama.config_to_json(model.current_config, str(dtype)))
+
+
+def _safetensors_bytes(arrays: Mapping[str, Any]) -> bytes:
+    # The library writes the memory of an array as it lies there, which is its values in the order of C alone.
+    in_order = {name: np.asarray(backend.to_numpy(array), order="C") for name, array in arrays.items()}
+    return safetensors.numpy.save(in_order, metadata={"format": "pt"})  # transformers asks for the format
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from tinyllm.checkpoint import Checkpoint, TrainingState
 from tinyllm.config import to_mapping
 from tinyllm.errors import InputError
@@ -77,6 +79,9 @@ def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] =
         for callback in callbacks:
             callback.load_state_dict(dict(states.get(type(callback).__name__, {})))
         parameters = found.model().state_dict()
+        before, now = (next(iter(state.values())).dtype for state in (parameters, trainer.model.state_dict()))
+        if before != np.result_type(np.float32, now):  # float16 is read as float32
+            _refuse(trainer.run, [f"the weights were {before} and are {now}"])
         trainer.sampler.load_state_dict(values["sampler"])
         trainer.watch.load_state_dict(values["watch"])
         trainer.recovery.load_state_dict(values["recovery"])

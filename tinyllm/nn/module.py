@@ -14,6 +14,10 @@ from tinyllm.nn.hooks import Boundary, Hook
 from tinyllm.tensor import Tensor
 
 
+_LISTED = 3
+"""Faults of a kind that an error names; it counts the others."""
+
+
 class Parameter(Tensor):
     """A Tensor that an optimizer changes: a leaf that requires a gradient."""
 
@@ -173,13 +177,12 @@ class Module:
         """
         parameters = dict(self.named_parameters())
         require_fit({name: parameter.shape for name, parameter in parameters.items()}, state)
-        fixed = [name for name, parameter in parameters.items() if not _is_writeable(parameter.data)]
+        fixed = [name for name, p in parameters.items() if not getattr(p.data.flags, "writeable", True)]
         if fixed:
             raise InputError(f"the arrays of {_listed(fixed)} are read-only; assign copies of them to `.data`")
+        values = {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
         # All are converted before the first is copied, because any of them may fail.
-        arrays = {
-            name: backend.asarray(_array(state[name]), parameter.dtype) for name, parameter in parameters.items()
-        }
+        arrays = {name: backend.asarray(values[name], p.dtype) for name, p in parameters.items()}
         for name, parameter in parameters.items():
             parameter.data[...] = arrays[name]
 
@@ -194,36 +197,26 @@ def require_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]
         faults.append(f"unknown: {_listed(unknown)}" + (f" (did you mean {near!r}?)" if near else ""))
     unfit = []
     for name, shape in shapes.items():
-        array = arrays.get(name)
-        found = getattr(array, "shape", None)
-        kind = str(getattr(getattr(array, "dtype", None), "name", getattr(array, "dtype", None)))
-        if name in missing:
+        if name not in arrays:
             continue
-        elif found is None:
+        array = arrays[name]
+        dtype = getattr(array, "dtype", None)
+        if dtype is None:
             unfit.append(f"{name!r} is {shown(array)}, not an array")
-        elif tuple(found) != shape:
-            unfit.append(f"{name!r} has shape {shown(tuple(found))}, the model needs {shape}")
-        elif "float" not in kind:
-            unfit.append(f"{name!r} is of {kind}; weights must be floating-point numbers")
-    faults += unfit[:_LISTED] + ([f"{len(unfit) - _LISTED} more that do not fit"] if len(unfit) > _LISTED else [])
+        elif tuple(array.shape) != shape:
+            unfit.append(f"{name!r} has shape {shown(tuple(array.shape))}, the model needs {shape}")
+        elif "float" not in getattr(dtype, "name", str(dtype)):
+            unfit.append(f"{name!r} is of {dtype}; weights must be floating-point numbers")
+    faults += unfit[:_LISTED]
+    if len(unfit) > _LISTED:
+        faults.append(f"{len(unfit) - _LISTED:,} more that do not fit")
     if faults:
         raise InputError("; ".join(faults))
-
-
-_LISTED = 3
 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(map(shown, names[:_LISTED])) + more
-
-
-def _array(value: Any) -> Any:
-    return value.data if isinstance(value, Tensor) else value
-
-
-def _is_writeable(array: Any) -> bool:
-    return bool(getattr(getattr(array, "flags", None), "writeable", True))
 
 
 def _not_a_parameter(path: str, name: str, value: Any) -> InputError:
