@@ -311,7 +311,9 @@ def test_a_tokenizer_that_load_would_refuse_is_not_saved(tmp_path: Path) -> None
 def test_a_header_that_load_would_refuse_is_not_saved(tmp_path: Path) -> None:
     arrays = {f"{number:0100}": np.zeros(0, dtype=np.float32) for number in range(40_000)}
     state = TrainingState(arrays, {})
-    refused(lambda: checkpoint.save(tmp_path / "x", TransformerLM(CONFIG), TOKENIZER, state), "the header has")
+    refused(
+        lambda: checkpoint.save(tmp_path / "x", TransformerLM(CONFIG), TOKENIZER, state), "the header has"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -344,7 +346,9 @@ def test_a_tie_undone_by_hand_is_saved_as_none(tmp_path: Path) -> None:
         assert loaded.state_dict()[name].tobytes() == array.tobytes()
 
 
-@pytest.mark.parametrize(("dtype", "loads_as"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")])
+@pytest.mark.parametrize(
+    ("dtype", "loads_as"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
 def test_a_dtype_is_written_and_no_bit_is_lost(tmp_path: Path, dtype: str, loads_as: str) -> None:
     model = TransformerLM(replace(CONFIG, tie_embeddings=True), 1).astype(np.float64)
     for parameter in model.parameters():
@@ -369,7 +373,9 @@ def test_arrays_in_any_layout_are_saved_as_their_values(tmp_path: Path) -> None:
     model.norm.weight.data = np.broadcast_to(np.float32(2), 16)
     expected["norm.weight"][...] = 2
     moment = rng_array(3, 2)
-    state = TrainingState({"a.m": np.asfortranarray(moment), "b.v": moment[::-1, ::-1], "c": moment[0, 0]}, {})
+    state = TrainingState(
+        {"a.m": np.asfortranarray(moment), "b.v": moment[::-1, ::-1], "c": moment[0, 0]}, {}
+    )
     path = checkpoint.save(tmp_path / "x", model, TOKENIZER, state)
     arrays = checkpoint.load_training(path).arrays
     assert np.array_equal(arrays["a.m"], moment)

@@ -144,11 +144,20 @@ def test_state_dict_round_trip_copies_values() -> None:
         ),
         (lambda s: s.update({"head.weight": s["head.weight"] * 1j}), "^'head.weight' is of complex"),
         (lambda s: s.update({"head.weight": s["head.weight"].astype(str)}), "^'head.weight' is of <U"),
-        (lambda s: s.update({"head.weight": s["head.weight"].astype(int)}), "is of int64; weights must be floating"),
-        (lambda s: s.update({"head.weight": s["head.weight"].tolist()}), r"^'head.weight' is \[\[.*, not an array$"),
+        (
+            lambda s: s.update({"head.weight": s["head.weight"].astype(int)}),
+            "is of int64; weights must be floating",
+        ),
+        (
+            lambda s: s.update({"head.weight": s["head.weight"].tolist()}),
+            r"^'head.weight' is \[\[.*, not an array$",
+        ),
         (lambda s: s.update({"head.weight": None}), "^'head.weight' is None, not an array$"),
         (
-            lambda s: [s.pop("embedding.weight"), s.update({"x": s["norm.weight"], "norm.weight": np.ones(3)})],
+            lambda s: [
+                s.pop("embedding.weight"),
+                s.update({"x": s["norm.weight"], "norm.weight": np.ones(3)}),
+            ],
             r"^missing: 'embedding.weight'; unknown: 'x'; 'norm.weight' has shape \(3,\)",  # all at once
         ),
         (
@@ -227,10 +236,20 @@ def test_what_is_no_parameter_is_refused_in_its_place(owner: str, name: str, kin
     model = TransformerLM(TINY, seed=1)
     module = dict(model.named_modules())[owner]
     values = getattr(module, name).data if name == "weight" else np.zeros(11, dtype=np.float32)
-    new = {"array": values, "numbers": values.tolist(), "Tensor": Tensor(values), "product": Parameter(values) * 2}
+    new = {
+        "array": values,
+        "numbers": values.tolist(),
+        "Tensor": Tensor(values),
+        "product": Parameter(values) * 2,
+    }
     setattr(module, name, new[kind])
     message = f"^{owner}.{name} is of class .*where a Parameter must stand"
-    for action in (model.state_dict, model.num_parameters, lambda: model.astype(np.float64), lambda: list(model.parameters())):
+    for action in (
+        model.state_dict,
+        model.num_parameters,
+        lambda: model.astype(np.float64),
+        lambda: list(model.parameters()),
+    ):
         with pytest.raises(InputError, match=message):
             action()
     if kind in ("array", "numbers"):
@@ -240,17 +259,26 @@ def test_what_is_no_parameter_is_refused_in_its_place(owner: str, name: str, kin
     assert f"{owner}.{name}" in model.state_dict()
 
 
-@pytest.mark.parametrize("settings", [{}, {"qk_norm": False}, {"tie_embeddings": True}, {"head_dim": 6, "num_kv_heads": 1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"qk_norm": False}, {"tie_embeddings": True}, {"head_dim": 6, "num_kv_heads": 1}]
+)
 def test_a_config_knows_the_shapes_of_its_parameters(settings: dict[str, Any]) -> None:
     config = replace(TINY, **settings)
     shapes = config.parameter_shapes()
     model = TransformerLM(config)
     assert shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
-    assert sum(math.prod(shape) for shape in shapes.values()) == config.num_parameters == model.num_parameters()
+    assert (
+        sum(math.prod(shape) for shape in shapes.values()) == config.num_parameters == model.num_parameters()
+    )
 
 
 def test_numbers_of_numpy_in_a_config_are_plain_ones() -> None:
-    config = ModelConfig(vocab_size=np.arange(5).max() + 1, hidden_size=np.uint16(8), num_heads=np.int32(2), norm_eps=np.float32(0.5))  # type: ignore[arg-type]
+    config = ModelConfig(
+        vocab_size=np.arange(5).max() + 1,
+        hidden_size=np.uint16(8),
+        num_heads=np.int32(2),
+        norm_eps=np.float32(0.5),
+    )  # type: ignore[arg-type]
     assert {type(value) for value in vars(config).values()} == {int, float, bool, str}
 
 

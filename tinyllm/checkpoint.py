@@ -120,13 +120,17 @@ def require_loadable(model: TransformerLM, tokenizer: Tokenizer) -> None:
         dtypes = {str(array.dtype): name for name, array in arrays.items()}
         if len(dtypes) > 1 or not dtypes.keys() <= {"float16", "float32", "float64"}:
             found = ", ".join(f"{name!r} of {dtype}" for dtype, name in dtypes.items())
-            raise InputError(f"one dtype, float16, float32 or float64, for all; there are {found}; use model.astype")
+            raise InputError(
+                f"one dtype, float16, float32 or float64, for all; there are {found}; use model.astype"
+            )
         first: dict[int, str] = {}
         for name, array in arrays.items():
             place = array.ctypes.data if isinstance(array, np.ndarray) else id(array)
             other = first.setdefault(place, name)
             if other != name:
-                raise InputError(f"{name!r} and {other!r} are two parameters in the same memory; share the Parameter")
+                raise InputError(
+                    f"{name!r} and {other!r} are two parameters in the same memory; share the Parameter"
+                )
         if llama.config_from_json(parse_json(_config_bytes(model), CONFIG)) != config:
             raise InputError("config.json would not describe it")
         _check_vocabulary(config, tokenizer)
@@ -142,7 +146,9 @@ def require_loadable(model: TransformerLM, tokenizer: Tokenizer) -> None:
 def _require_readable(tokenizer: Tokenizer) -> None:
     content = _json_bytes(tokenizer.to_json())
     if parse_tokenizer(parse_json(content, TOKENIZER), TOKENIZER).to_json() != tokenizer.to_json():
-        raise InputError(f"not saved, because this {type(tokenizer).__name__} would be another one when it is loaded")
+        raise InputError(
+            f"not saved, because this {type(tokenizer).__name__} would be another one when it is loaded"
+        )
 
 
 def _require_replaceable(folder: Path) -> None:
@@ -154,7 +160,9 @@ def _require_replaceable(folder: Path) -> None:
     ]
     others = [path for path in others if path.as_posix() not in (*FILES, MANIFEST)]
     if others:
-        raise InputError(f"{folder}: holds {others[0]}, which is no part of a checkpoint; give another folder")
+        raise InputError(
+            f"{folder}: holds {others[0]}, which is no part of a checkpoint; give another folder"
+        )
 
 
 def _config_bytes(model: TransformerLM) -> bytes:
@@ -172,7 +180,7 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
     try:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise InputError(f"JSON cannot hold {', '.join(content)}: {error}") from None
+        raise InputError(f"not saved, because JSON cannot hold it: {error}") from None
 
 
 def _sha256(content: bytes) -> str:
@@ -287,7 +295,8 @@ def _read(path: Path, largest: int | None = None) -> bytes:
 def _check_weights(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
     """Refuse arrays that are not those of a model of this config, before memory is taken for it."""
     layers = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
-    if len(layers) != config.num_layers:  # first, because it may be a billion, whose names nobody wants to make
+    # First, because it may be a billion, whose names take more memory than there is.
+    if len(layers) != config.num_layers:
         raise InputError(f"the config says {config.num_layers} layers, the weights are of {len(layers)}")
     require_fit(config.parameter_shapes(), arrays)
 
@@ -295,7 +304,8 @@ def _check_weights(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; they do not belong together"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; they do not "
+            "belong together"
         )
 
 

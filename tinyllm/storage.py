@@ -1,7 +1,7 @@
 """Files written so that a crash leaves the old or the new, never half, and read without trusting what they are.
 
-Everything that changes a disk goes through `write_bytes`, `flush_file`, `flush_folder`, `rename`, `exchange` and `link`,
-so that a test can make each of them fail, at any call. All raise OSError.
+Everything that changes a disk goes through `write_bytes`, `flush_file`, `flush_folder`, `rename`, `exchange` and
+`link`, so that a test can make each of them fail, at any call. All raise OSError.
 """
 
 from __future__ import annotations

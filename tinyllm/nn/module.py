@@ -13,7 +13,6 @@ from tinyllm.mode import module_stack, observers
 from tinyllm.nn.hooks import Boundary, Hook
 from tinyllm.tensor import Tensor
 
-
 _LISTED = 3
 """Faults of a kind that an error names; it counts the others."""
 
@@ -179,7 +178,9 @@ class Module:
         require_fit({name: parameter.shape for name, parameter in parameters.items()}, state)
         fixed = [name for name, p in parameters.items() if not getattr(p.data.flags, "writeable", True)]
         if fixed:
-            raise InputError(f"the arrays of {_listed(fixed)} are read-only; assign copies of them to `.data`")
+            raise InputError(
+                f"the arrays of {_listed(fixed)} are read-only; assign copies of them to `.data`"
+            )
         values = {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
         # All are converted before the first is copied, because any of them may fail.
         arrays = {name: backend.asarray(values[name], p.dtype) for name, p in parameters.items()}
@@ -188,7 +189,7 @@ class Module:
 
 
 def require_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> None:
-    """Raise InputError, with all faults in one line, unless `arrays` are floating-point arrays of these shapes by name."""
+    """Raise InputError, with all faults in one line, unless `arrays` are of floating point and of these shapes."""
     missing = [name for name in shapes if name not in arrays]
     unknown = [name for name in arrays if name not in shapes]
     faults = [f"missing: {_listed(missing)}"] if missing else []

@@ -102,7 +102,11 @@ class ModelConfig:
             "attention.key.weight": (keys, D),
             "attention.value.weight": (keys, D),
             "attention.output.weight": (D, queries),
-            **({"attention.query_norm.weight": (K,), "attention.key_norm.weight": (K,)} if self.qk_norm else {}),
+            **(
+                {"attention.query_norm.weight": (K,), "attention.key_norm.weight": (K,)}
+                if self.qk_norm
+                else {}
+            ),
             "feed_forward_norm.weight": (D,),
             "feed_forward.gate.weight": (F, D),
             "feed_forward.up.weight": (F, D),
@@ -176,7 +180,7 @@ class TransformerLM(Module):
 
     @property
     def current_config(self) -> ModelConfig:
-        """The config of the model as it is: whoever assigned `head.weight` has tied it to the embedding, or untied it."""
+        """The config of the model as it is: assigning `head.weight` may have tied it to the embedding, or untied it."""
         tied = getattr(self.head, "weight", None) is self.embedding.weight
         return replace(self.config, tie_embeddings=tied)
 
