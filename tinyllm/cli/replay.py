@@ -106,7 +106,9 @@ def _model(before: Path) -> TransformerLM:
     settings = checkpoint.load_training(before).values.get("model")
     if not isinstance(settings, Mapping):
         raise InputError(f"{before}: the training state is damaged (it has no model settings)")
-    model = TransformerLM(from_mapping(ModelConfig, settings, str(before)))
+    model = TransformerLM(from_mapping(ModelConfig, settings, str(before))).astype(
+        saved.embedding.weight.dtype
+    )
     try:
         model.load_state_dict(saved.state_dict())
     except ValueError as error:

@@ -142,13 +142,17 @@ class Optimizer:
         self.steps = steps
 
     def check_state(self, arrays: Mapping[str, Array]) -> None:
-        """Raise ValueError when a state array is missing or has another shape."""
+        """Raise ValueError when a state array is missing, has another shape, or is of other numbers."""
         for key, array in self.state_dict().items():
             if key not in arrays:
                 raise ValueError(f"optimizer state {key!r} is missing")
             if tuple(arrays[key].shape) != tuple(array.shape):
                 raise ValueError(
                     f"optimizer state {key!r} has shape {tuple(arrays[key].shape)}, expected {array.shape}"
+                )
+            if arrays[key].dtype.kind != "f":
+                raise ValueError(
+                    f"optimizer state {key!r} is of {arrays[key].dtype}, expected floating-point numbers"
                 )
 
 

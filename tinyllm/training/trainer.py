@@ -13,15 +13,7 @@ from tinyllm import backend
 from tinyllm.backend import Array, current
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows, token_digest
 from tinyllm.models import TransformerLM
-from tinyllm.optim import (
-    OPTIMIZERS,
-    AdamW,
-    NonFiniteNormError,
-    OptimizerGroup,
-    clip_scale,
-    cosine_schedule,
-    linear_schedule,
-)
+from tinyllm.optim import (OPTIMIZERS, AdamW, NonFiniteNormError, OptimizerGroup, clip_scale, cosine_schedule, linear_schedule)
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, NoSpaceError
 from tinyllm.system.interrupts import HurriedInterrupt, Interrupts
@@ -65,6 +57,8 @@ class Trainer:
         model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers.
         config: how. run: the folder for checkpoints; None keeps none.
         callbacks: told of every step and evaluation.
+
+    Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
 
     def __init__(
@@ -77,6 +71,8 @@ class Trainer:
         run: Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        if run is not None:
+            checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -253,6 +249,7 @@ class Trainer:
         """
         if self.run is None or (interrupted and self.step == self.saved_step):
             return
+        checkpoint.require_loadable(self.model, self.tokenizer)
         folder = checkpoint.folder_of(self.run, self.step, interrupted)
         there = (
             f"--resume goes on from step {self.saved_step}"
