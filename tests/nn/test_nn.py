@@ -10,7 +10,16 @@ import pytest
 
 from tinyllm import InputError, Tensor, gradients, nn, no_grad, ops, use_formulas
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.nn import (Dropout, LayerNorm, Linear, Module, MultiHeadAttention, Parameter, RMSNorm, dropout_position)
+from tinyllm.nn import (
+    Dropout,
+    LayerNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Parameter,
+    RMSNorm,
+    dropout_position,
+)
 from tinyllm.optim import AdamW
 
 EPS32 = float(np.finfo(np.float32).eps)

@@ -15,23 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from support.faults import KILLED, KINDS, OPERATIONS, Faults, in_fork
 
 from tinyllm import InputError
-from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.checkpoints import checkpoint
-from tinyllm.training.checkpoints.checkpoint import TrainingState
-from tinyllm import InputError
-from tinyllm.training.checkpoints import checkpoint
-from tinyllm.system import storage
-from tinyllm.training.checkpoints.checkpoint import TrainingState
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import Parameter
-from tinyllm.autograd.tensor import Tensor
-from support.faults import KILLED, KINDS, OPERATIONS, Faults, in_fork
+from tinyllm.system import storage
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.trainer import Trainer
+from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints.checkpoint import TrainingState
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.trainer import Trainer
 
 TOKENIZER = CharTokenizer("\n abcdé")
 CONFIG = ModelConfig(

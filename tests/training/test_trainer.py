@@ -21,7 +21,17 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training import runs
-from tinyllm.training.callbacks import (Callback, Evaluation, LossCurve, MetricsFile, Progress, StepMetrics, duration, read_metrics, running_mean)
+from tinyllm.training.callbacks import (
+    Callback,
+    Evaluation,
+    LossCurve,
+    MetricsFile,
+    Progress,
+    StepMetrics,
+    duration,
+    read_metrics,
+    running_mean,
+)
 from tinyllm.training.checkpoints import checkpoint, resuming
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.trainer import Trainer

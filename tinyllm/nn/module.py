@@ -9,11 +9,9 @@ from typing import Any, ClassVar, TypeVar
 from tinyllm import backend
 from tinyllm.autograd.mode import module_stack, observers
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.system.wording import nearest, shown
-from tinyllm.system.errors import InputError
-from tinyllm.autograd.mode import module_stack, observers
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.system.wording import nearest
+from tinyllm.system.errors import InputError
+from tinyllm.system.wording import nearest, shown
 
 _LISTED = 3
 """Faults of a kind that an error names; it counts the others."""

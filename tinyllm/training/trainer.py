@@ -13,7 +13,15 @@ from tinyllm import backend
 from tinyllm.backend import Array, current
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows, token_digest
 from tinyllm.models import TransformerLM
-from tinyllm.optim import (OPTIMIZERS, AdamW, NonFiniteNormError, OptimizerGroup, clip_scale, cosine_schedule, linear_schedule)
+from tinyllm.optim import (
+    OPTIMIZERS,
+    AdamW,
+    NonFiniteNormError,
+    OptimizerGroup,
+    clip_scale,
+    cosine_schedule,
+    linear_schedule,
+)
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, NoSpaceError
 from tinyllm.system.interrupts import HurriedInterrupt, Interrupts

@@ -30,23 +30,13 @@ from tinyllm import backend
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.formats import hugging_face as llama
 from tinyllm.models.formats.safetensors_reader import read_safetensors
-from tinyllm.system import storage
-from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
-from tinyllm.system.json_files import parse_json
-from tinyllm.system.progress import print_status
-from tinyllm.system.storage import StrPath
-from tinyllm.system.text_files import LARGEST_FILE
-from tinyllm import backend
-from tinyllm.system import storage
-from tinyllm.system.json_files import parse_json
-from tinyllm.system.storage import StrPath
-from tinyllm.system.text_files import LARGEST_FILE
-from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
-from tinyllm.models.formats import hugging_face as llama
-from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn.module import require_fit
+from tinyllm.system import storage
+from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
+from tinyllm.system.json_files import parse_json
 from tinyllm.system.progress import print_status
-from tinyllm.models.formats.safetensors_reader import read_safetensors
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import LARGEST_FILE
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
 CONFIG = "config.json"

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tinyllm.system.errors import InputError
-from tinyllm.system.settings import to_mapping
 import numpy as np
 
-from tinyllm.training.checkpoints.checkpoint import Checkpoint, TrainingState
-from tinyllm.system.settings import to_mapping
 from tinyllm.system.errors import InputError
+from tinyllm.system.settings import to_mapping
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.checkpoints.checkpoint import Checkpoint, TrainingState
 
