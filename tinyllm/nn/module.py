@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from tinyllm import backend
-from tinyllm.autograd.mode import module_stack, no_grad, observers
+from tinyllm.autograd.mode import module_stack, no_grad
+from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.hooks import Boundary, Hook
 from tinyllm.system.errors import InputError

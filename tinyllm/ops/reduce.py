@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
 from tinyllm.backend import current
 from tinyllm.ops.elementwise import sqrt
-
-Axis = int | tuple[int, ...] | None
 
 
 def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0) -> tuple[Case, ...]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import no_grad, observers
+from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
 from tinyllm.data import SequentialWindows

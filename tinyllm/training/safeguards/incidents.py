@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, no_grad, observe
+from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
 from tinyllm.debug import AnomalyError, detect_anomaly
