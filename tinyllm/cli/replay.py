@@ -16,7 +16,8 @@ from tinyllm.debug import AnomalyError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import from_mapping, read_json, shown
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
+from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards.incidents import Step, describe, findings
 
 
@@ -95,12 +96,12 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
         raise InputError(f"{folder / 'batch.json'}: ids must be from 0 to {V - 1}")
     if not 1 <= numbers["workers"] <= 4096 or numbers["position"] < 0 or not 0 <= numbers["seed"] < 2**32:
         raise InputError(f"{folder}: the report is damaged ({json.dumps(numbers)})")
-    return report, Step(model, inputs, targets, z_loss=z_loss, **numbers)
+    return report, Step(model, NextToken(z_loss), (inputs, targets), **numbers)
 
 
 def _model(before: Path) -> TransformerLM:
     """The model of the checkpoint with the dropout that it was trained with."""
-    saved, _ = checkpoint.load(before)
+    saved, _ = keeping.load(before)
     settings = checkpoint.load_training(before).values.get("model")
     if not isinstance(settings, Mapping):
         raise InputError(f"{before}: the training state is damaged (it has no model settings)")
@@ -134,11 +135,11 @@ def stop_in_op(anomaly: AnomalyError) -> None:
         trace = trace.tb_next
 
 
-def stop_with(step: Step, loss: float, norm: float, gradients: dict[str, Any]) -> None:
+def stop_with(step: Step, loss: float, norm: float, gradients: Mapping[str, Any]) -> None:
     """Stop in pdb where nothing is non-finite, with the step and all that it gave at hand."""
 
-    def look(step: Step, loss: float, norm: float, gradients: dict[str, Any], losses: Any) -> None:
+    def look(step: Step, loss: float, norm: float, gradients: Mapping[str, Any], losses: Any) -> None:
         """The step, its loss and gradient norm, the gradients by name, and the loss of each token (B, T)."""
         return
 
-    pdb.Pdb().runcall(look, step, loss, norm, gradients, step.token_losses())
+    pdb.Pdb().runcall(look, step, loss, norm, gradients, step.each_loss())
