@@ -73,6 +73,13 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
     if not (folder / "report.json").exists():
         raise InputError(f"{folder}: no incident here; give a folder in runs/NAME/incidents")
     report, batch = read_json(folder / "report.json"), read_json(folder / "batch.json")
+    objective = report.get("objective", NextToken.__name__)
+    if objective != NextToken.__name__:
+        raise InputError(
+            f"{folder}: the step was trained for {shown(objective)}, and this command knows "
+            f"{NextToken.__name__} alone; "
+            "in Python, tinyllm.training.safeguards.incidents.Step runs it again"
+        )
     try:
         before = folder / str(report["before"])
         for name in ("step", "reason", "done", "loss", "grad_norm"):

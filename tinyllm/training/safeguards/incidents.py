@@ -139,6 +139,7 @@ def record(
             "position": rejection.position,
             "seed": step.seed,
             "workers": step.workers,
+            "objective": type(step.objective).__name__,
             "z_loss": values["train"]["z_loss"],
             "loss": _plain(rejection.loss),
             "grad_norm": _plain(rejection.grad_norm),
