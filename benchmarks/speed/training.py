@@ -39,7 +39,8 @@ from tinyllm.system.cores import physical_cores
 from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.trainer import SCHEDULES, Trainer
+from tinyllm.training.optimization import SCHEDULES
+from tinyllm.training.trainer import Trainer
 
 # Model settings, windows in a batch, steps in a round, rounds.
 SIZES: dict[str, tuple[dict[str, Any], int, int, int]] = {

@@ -26,9 +26,9 @@ from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines import Processes
 from tinyllm.training.objectives import NextToken
+from tinyllm.training.optimization import build_optimizer
 from tinyllm.training.profile_report import WIDTH, alike_together, report
 from tinyllm.training.step_profile import TrainingProfile, profile_training
-from tinyllm.training.trainer import build_optimizer
 
 CONFIG = ModelConfig(
     vocab_size=11, context_length=8, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16, dropout=0.1

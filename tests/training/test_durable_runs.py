@@ -638,7 +638,7 @@ def test_older_checkpoints_make_room_on_a_full_disk(tmp_path: Path, monkeypatch:
     at = At({2: lambda: setattr(quota, "limit", 3.2 * quota.used())})
     trainer = make(tmp_path, at)
     trainer.fit()
-    assert trainer.saved_step == TRAIN.steps
+    assert trainer.checkpoints.saved_step == TRAIN.steps
     assert sum("older checkpoints were removed to make room" in line for line in at.messages) >= 1
     names = {keeping.step_of(folder) for folder in keeping.checkpoints(tmp_path)}
     assert TRAIN.steps in names

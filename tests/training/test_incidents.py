@@ -26,7 +26,6 @@ from tinyllm.training.config import TrainConfig
 from tinyllm.training.events import Rejection
 from tinyllm.training.metrics import MetricsFile, read_metrics
 from tinyllm.training.safeguards import incidents
-from tinyllm.training.safeguards.recovery import Remedy
 from tinyllm.training.trainer import Trainer
 
 MODEL = ModelConfig(vocab_size=12, context_length=8, num_layers=2, num_heads=2, hidden_size=16, dropout=0.1)
@@ -411,8 +410,10 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
             for _ in range(10):
                 made = next(trainer.train_steps())
                 if run is not None and isinstance(made, Rejection):
-                    remedy = Remedy("skip", "nothing")
-                    assert trainer._with_report(run, made, remedy).incident is not None
+                    step = incidents.Step(trainer.model, trainer.objective, made.batch, made.position, 1, 2)
+                    incidents.record(
+                        run, made, "nothing", step, trainer.engine.total, TOKENIZER, trainer._collect()
+                    )
         found.append({name: array.tobytes() for name, array in trainer.model.state_dict().items()})
     assert found[0] == found[1]
     assert names(tmp_path) == ["00000006-00000005"]

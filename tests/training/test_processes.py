@@ -25,7 +25,7 @@ from tinyllm.training.engines import Processes
 from tinyllm.training.evaluation import mean_loss
 from tinyllm.training.micro_batches import MICRO_BATCH_LOGITS, MICRO_BATCH_TOKENS, count_micro_batches
 from tinyllm.training.objectives import NextToken
-from tinyllm.training.trainer import build_optimizer
+from tinyllm.training.optimization import build_optimizer
 
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=16)
 ADAMW = TrainConfig(learning_rate=5e-3)

@@ -37,9 +37,9 @@ from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.micro_batches import count_micro_batches
 from tinyllm.training.objectives import NextToken
+from tinyllm.training.optimization import build_optimizer
 from tinyllm.training.profile_report import draw, report
 from tinyllm.training.step_profile import TrainingProfile, profile_training
-from tinyllm.training.trainer import build_optimizer
 
 
 @dataclass(frozen=True)

@@ -169,13 +169,13 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
     except MemoryError as error:
         raise InputError(_out_of_memory(trainer, error)) from error
     except WorkerEndedError as error:
-        there = f"; go on with: {_resume_command(folder)}" if trainer.saved_step >= 0 else ""
+        there = f"; go on with: {_resume_command(folder)}" if trainer.checkpoints.saved_step >= 0 else ""
         raise InputError(f"{error}{there}") from None
     except KeyboardInterrupt:
-        if trainer.saved_step < 0:
+        if trainer.checkpoints.saved_step < 0:
             say("stopped; nothing is saved yet")
         else:
-            say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
+            say(f"stopped; go on from step {trainer.checkpoints.saved_step} with: {_resume_command(folder)}")
         raise
     if not math.isfinite(trainer.best_loss):
         raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")

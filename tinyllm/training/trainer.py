@@ -5,49 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinyllm import backend
-from tinyllm.backend import Array, current
+from tinyllm.backend import Array
 from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
 from tinyllm.models import TransformerLM
-from tinyllm.optim import OPTIMIZERS, AdamW, OptimizerGroup, cosine_schedule, linear_schedule
 from tinyllm.system.cores import physical_cores
-from tinyllm.system.errors import InputError, NoSpaceError
+from tinyllm.system.errors import InputError
 from tinyllm.system.interrupts import HurriedInterrupt, Interrupts
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.checkpoints.checkpoint import Checkpoint, TrainingState
 from tinyllm.training.checkpoints.resuming import Numbers, Part, RunState, TextDigests
+from tinyllm.training.checkpoints.run_checkpoints import RunCheckpoints
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines import build_engine
 from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
 from tinyllm.training.objectives import NextToken, Objective
+from tinyllm.training.optimization import build_optimizer, clip_limit, rate_factor
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.safeguards.recovery import Recovery, Remedy
 from tinyllm.training.safeguards.watch import Watch
 
-SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
 SAMPLERS: dict[str, type[BatchSampler]] = {"windows": RandomWindows, "offsets": RandomOffsets}
-
-
-def build_optimizer(model: TransformerLM, config: TrainConfig) -> OptimizerGroup:
-    """The optimizer of the config; where it is for matrices only, AdamW changes the other parameters."""
-    chosen = OPTIMIZERS[config.optimizer]
-    named = dict(model.named_parameters())
-    rest = {
-        name: parameter
-        for name, parameter in named.items()
-        if chosen.matrices_only and not (name.startswith("blocks.") and parameter.ndim == 2)
-    }
-    mine = {name: parameter for name, parameter in named.items() if name not in rest}
-    optimizers = [chosen.from_settings(mine.items(), config)]
-    if rest:
-        optimizers.append(AdamW.from_settings(rest.items(), config))
-    return OptimizerGroup(optimizers)
 
 
 class Trainer:
@@ -65,7 +48,6 @@ class Trainer:
     Attributes:
         step: how many steps were made. evaluated_step: the step of the last evaluation. best_loss, best_step: of the
             evaluation with the lowest loss whose checkpoint could be written.
-        saved: the last checkpoint that was written, or resumed from.
     """
 
     def __init__(
@@ -97,7 +79,9 @@ class Trainer:
         self.interrupts = Interrupts()
         self.step, self.evaluated_step = 0, -1
         self.best_loss, self.best_step = math.inf, -1
-        self.saved: Path | None = None
+        self.checkpoints = RunCheckpoints(
+            run, model, tokenizer, config.checkpoint_every, config.keep_checkpoints, self._notify
+        )
         text = TextDigests(run, {"training": self.sampler.tokens, "validation": self.validation.tokens})
         parts: dict[str, Part] = {
             "sampler": self.sampler,
@@ -158,7 +142,7 @@ class Trainer:
 
     def _begin(self) -> None:
         self._notify("on_start", self.step, self.config.steps)
-        if self.saved is None:
+        if self.checkpoints.saved is None:
             with self.interrupts.put_off():
                 self.save()  # so that there is always one
         if self.step and self.evaluated_step < self.step:
@@ -175,8 +159,9 @@ class Trainer:
         position = self.sampler.step
         count = min(self.engine.most_steps, self._steps_to_next_look())
         batches = [self.sampler.batch(position + number) for number in range(count)]
-        factors = [self._factor(self.step + number) for number in range(count)]
-        outcomes = self.engine.run(position, batches, factors, self._largest_norm(), self.watch.limits)
+        factors = [rate_factor(self.config, self.step + number) for number in range(count)]
+        largest_norm = clip_limit(self.config, self.watch.usual_norm)
+        outcomes = self.engine.run(position, batches, factors, largest_norm, self.watch.limits)
         reasons = [
             None if outcome.made else self.watch.judge(outcome.loss, outcome.norm).reason
             for outcome in outcomes
@@ -203,25 +188,23 @@ class Trainer:
         periods = (config.log_every, config.eval_every, config.checkpoint_every)
         return min(config.steps - self.step, *[period - self.step % period for period in periods])
 
-    def _factor(self, step: int) -> float:
-        """The schedule's factor of the learning rate in the step after `step`."""
-        config = self.config
-        return SCHEDULES[config.schedule](step, config.steps, config.warmup_steps, config.final_factor)
-
-    def _largest_norm(self) -> float:
-        """To which gradients are clipped in the next step."""
-        if not self.config.clip_running:
-            return self.config.clip_norm
-        return min(self.config.clip_norm, self.config.clip_running * self.watch.usual_norm)
-
     # ---- After a rejected step -----------------------------------------------------------------
 
     def _recover(self, rejection: Rejection) -> Remedy:
         """Do what is to be done after a rejected step; raises InputError when nothing is left to try."""
-        folders = [] if self.run is None else self.scheduled()
-        remedy = self.recovery.reject(self.step, folders)
+        remedy = self.recovery.reject(self.step, self.checkpoints.scheduled())
         if self.run is not None and rejection.replayable:
-            rejection = self._with_report(self.run, rejection, remedy)
+            step = incidents.Step(
+                self.model,
+                self.objective,
+                rejection.batch,
+                rejection.position,
+                self.config.seed,
+                self.threads,
+            )
+            rejection = incidents.with_report(
+                self.run, rejection, remedy.in_words, step, self.engine.total, self.tokenizer, self._collect()
+            )
         self._notify("on_rejected", rejection)
         if remedy.action == "roll back":
             self._roll_back(remedy)
@@ -236,23 +219,8 @@ class Trainer:
             )
         return remedy
 
-    def _with_report(self, run: Path, rejection: Rejection, remedy: Remedy) -> Rejection:
-        """The rejection with the folder that tells more, or in its reason why there is none."""
-        step = incidents.Step(
-            self.model, self.objective, rejection.batch, rejection.position, self.config.seed, self.threads
-        )
-        try:
-            folder = incidents.record(
-                run, rejection, remedy.in_words, step, self.engine.total, self.tokenizer, self._collect()
-            )
-        except Exception as error:  # whatever it is: a report is never worth a run
-            line = str(error).partition("\n")[0]
-            return replace(rejection, reason=f"{rejection.reason} (there is no report: {line})")
-        return replace(rejection, incident=folder)
-
     def _roll_back(self, remedy: Remedy) -> None:
         """Go back to the first of the candidates that can be used, and on with batches that were not seen yet."""
-        assert self.run is not None
         counts, position, best_loss = self.recovery.state_dict(), self.sampler.step, self.best_loss
         for folder in remedy.candidates:
             try:
@@ -265,9 +233,8 @@ class Trainer:
         self.sampler.step = position + remedy.skipped
         # The best checkpoint stays, under another name than its step's.
         self.best_loss, self.best_step = best_loss, -1
-        self.saved = folder
         self.recovery.load_state_dict(counts)
-        keeping.go_back(self.run, folder)
+        self.checkpoints.go_back(folder)
 
     # ---- Evaluating and saving -----------------------------------------------------------------
 
@@ -315,48 +282,8 @@ class Trainer:
         return True
 
     def save(self, best: bool = False, interrupted: bool = False) -> None:
-        """Write a checkpoint of this step, make it `latest` (and `best`), and delete those that are not to be kept.
-
-        interrupted: the step may not be evaluated yet; a checkpoint of it that is there already will do. Raises
-        InputError when it cannot be written, saying what there is instead.
-        """
-        if self.run is None or (interrupted and self.step == self.saved_step):
-            return
-        folder = keeping.folder_of(self.run, self.step, interrupted)
-        there = (
-            f"--resume goes on from step {self.saved_step}"
-            if self.saved_step >= 0
-            else "nothing is saved yet"
-        )
-        if not all(backend.read(current.xp.isfinite(p.data).all()) for p in self.parameters.values()):
-            raise InputError(
-                f"the parameters after step {self.step} are not finite, so they are not saved; {there}"
-            )
-        try:
-            if folder != self.saved or not folder.exists():
-                self._notify("on_save", self.step)
-                self._write_or_make_room(folder)
-                self.saved = folder
-            if best:
-                keeping.link_to(self.run, "best", folder)
-            keeping.link_to(self.run, "latest", folder)
-            keeping.prune(self.run, self.scheduled())
-        except InputError as error:
-            raise InputError(f"{error}; free space or mend the folder; {there}") from None
-
-    def _write_or_make_room(self, folder: Path) -> None:
-        """Write a checkpoint; on a full disk older ones make room, but for the newest and the best."""
-        state = self._collect()
-        try:
-            checkpoint.save(folder, self.model, self.tokenizer, state)
-        except NoSpaceError:
-            if self.run is None or self.saved is None or not self.saved.exists():
-                raise
-            keeping.prune(self.run, [self.saved])
-            checkpoint.save(folder, self.model, self.tokenizer, state)
-            self._notify(
-                "on_message", "the disk is full: older checkpoints were removed to make room for a new one"
-            )
+        """Write a checkpoint of this step, as the best one too where it is; see `RunCheckpoints.save`."""
+        self.checkpoints.save(self.step, self._collect, best, interrupted)
 
     def _collect(self) -> TrainingState:
         """What a checkpoint of this moment holds beside the model."""
@@ -367,16 +294,6 @@ class Trainer:
         """Go on counting from the numbers of a checkpoint."""
         self.step, self.evaluated_step = numbers.step, numbers.evaluated_step
         self.best_loss, self.best_step = numbers.best_loss, numbers.best_step
-
-    @property
-    def saved_step(self) -> int:
-        """The step of the last checkpoint, -1 if there is none or it is gone."""
-        return keeping.step_of(self.saved) if self.saved is not None and self.saved.exists() else -1
-
-    def scheduled(self) -> list[Path]:
-        """The checkpoints that do not depend on interrupts and on the best loss, oldest first."""
-        assert self.run is not None
-        return keeping.scheduled(self.run, self.config.checkpoint_every)[-self.config.keep_checkpoints :]
 
     def resume(self, found: Checkpoint | None = None) -> None:
         """Go on from `found`, by default the newest checkpoint of the run folder that verifies.
@@ -390,14 +307,12 @@ class Trainer:
         numbers = self.state.restore(found, self.callbacks)
         self._apply(numbers)
         threads = numbers.threads
-        self.saved = found.folder
         if self.threads != (self.config.threads or threads):
             self.use_threads(threads)
         if self.threads != threads:
             line = f"the run had {threads} threads and goes on with {self.threads}: the same steps, rounded otherwise"
             self._notify("on_message", line)
-        keeping.remove_after(self.run, found.folder)
-        keeping.mend_best(self.run, keeping.folder_of(self.run, self.best_step))
+        self.checkpoints.go_on_from(found.folder, self.best_step)
 
     def _notify(self, event: str, *values: Any) -> None:
         """Call the method of this name of each callback."""

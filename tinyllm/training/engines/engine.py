@@ -15,13 +15,13 @@ class Engine(Protocol):
     """Makes the steps of one model, to be used as a context.
 
     most_steps: how many it makes at most without anybody looking at a number between them.
-    total: the gradients of the last step by name, where it was the only one of its call.
     """
 
     most_steps: int
 
     @property
-    def total(self) -> Mapping[str, Array]: ...
+    def total(self) -> Mapping[str, Array]:
+        """The gradients of the last step by name, where it was the only one of its call."""
 
     def __enter__(self) -> Self: ...
 

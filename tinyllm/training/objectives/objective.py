@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Objective(Protocol):
     it says of a batch in the report of a rejected step it may leave as it is here.
     """
 
-    names: tuple[str, ...]
+    names: ClassVar[tuple[str, ...]]
 
     def __call__(self, model: TransformerLM, batch: Batch) -> tuple[Tensor, Array | int]:
         """The sum of the losses of a batch, of shape (), and how many losses these are.

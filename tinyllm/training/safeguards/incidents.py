@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -98,6 +98,24 @@ class Step:
                 with dropout_position(self.seed, self.position, number):
                     losses.append(self.objective.each_loss(self.model, micro_batch))
         return np.concatenate(losses)
+
+
+def with_report(
+    run: Path,
+    rejection: Rejection,
+    done: str,
+    step: Step,
+    gradients: Mapping[str, Array],
+    tokenizer: Tokenizer,
+    state: TrainingState,
+) -> Rejection:
+    """The rejection with the folder that `record` has written, or in its reason why there is none."""
+    try:
+        folder = record(run, rejection, done, step, gradients, tokenizer, state)
+    except Exception as error:  # whatever it is: a report is never worth a run
+        line = str(error).partition("\n")[0]
+        return replace(rejection, reason=f"{rejection.reason} (there is no report: {line})")
+    return replace(rejection, incident=folder)
 
 
 def record(

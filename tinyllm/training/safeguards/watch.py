@@ -133,8 +133,7 @@ class Watch:
             return Limits(math.inf, math.inf)
         loss = self.losses.median + self.loss_threshold * self._loss_spread
         norm = self.norms.median + self.norm_threshold * self._norm_spread
-        with np.errstate(over="ignore"):
-            return Limits(float(np.float32(loss)), float(np.float32(norm)))
+        return Limits(_up_to_float32(loss), _up_to_float32(norm))
 
     @property
     def _loss_spread(self) -> float:
@@ -188,6 +187,13 @@ class Watch:
 def _remove(values: list[float], value: float) -> None:
     """Take one value out of sorted ones."""
     del values[bisect_left(values, value)]
+
+
+def _up_to_float32(value: float) -> float:
+    """The smallest number of float32 that is not below this one, so that a median is within its own limit."""
+    with np.errstate(over="ignore"):
+        nearest = np.float32(value)
+    return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
 
 
 def _middle(values: list[float]) -> float:
