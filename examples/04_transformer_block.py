@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinyllm import Tensor, no_grad, ops, use_reference
+from tinyllm import Tensor, no_grad, ops, use_formulas
 from tinyllm.models import ModelConfig, TransformerLM
 
 config = ModelConfig(
@@ -38,9 +38,9 @@ with no_grad():
 print("\nlogits before position 10 unchanged:", np.array_equal(before[:, :10], after[:, :10]))
 assert np.array_equal(before[:, :10], after[:, :10])
 
-# With use_reference() every fused op runs as a composition of primitives: the mode for a debugger.
+# With use_formulas() every op runs as its formula: the mode for a debugger.
 loss = ops.cross_entropy(model(tokens), np.roll(tokens, -1, axis=1))
-with use_reference():
-    reference: Tensor = ops.cross_entropy(model(tokens), np.roll(tokens, -1, axis=1))
-print(f"loss {loss.item():.6f}, by references {reference.item():.6f}, log V {np.log(50):.6f}")
-assert np.isclose(loss.item(), reference.item(), rtol=1e-5)
+with use_formulas():
+    by_formula: Tensor = ops.cross_entropy(model(tokens), np.roll(tokens, -1, axis=1))
+print(f"loss {loss.item():.6f}, by formula {by_formula.item():.6f}, log V {np.log(50):.6f}")
+assert np.isclose(loss.item(), by_formula.item(), rtol=1e-5)

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tinyllm import data
 from tinyllm.tokenizer import BPETokenizer
-from tinyllm.tokenizer.bpe.tokenizer import reference
+from tinyllm.tokenizer.bpe import reference
 from tinyllm.tokenizer.patterns import Pattern
 
 text = "low lower lowest, new newer newest, wide wider widest; the newest is the lowest"

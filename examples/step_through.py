@@ -4,8 +4,8 @@ python examples/step_through.py
 
 It stops inside the ops of a small model, in the debugger that `breakpoint()` starts (pdb, or what PYTHONBREAKPOINT
 names), and says at each stop what the arrays are. Useful there: `where` (the way here), `n` (next line),
-`p self.p.shape` (look at something), `c` (on to the next stop). With --no-stop, or without a terminal, it walks
-through the same stops alone and prints the arrays.
+`p self.p.shape` (look at something), `import tinyllm.debug as d; d.shapes()` (all arrays here), `c` (on to the next
+stop). With --no-stop, or without a terminal, it walks through the same stops alone and prints the arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm import Tensor, ops, use_reference
+from tinyllm import Tensor, ops
 from tinyllm.autograd.mode import Observer, observe
 from tinyllm.autograd.tensor import Op
 from tinyllm.debug import break_on
@@ -31,26 +31,47 @@ FORWARD_STOPS = {
         A token is an integer, and its vector a row of a table. `weight` is the table, (V, D): one row for each of
         the V characters. `self.indices` are the tokens, (B, T). What is returned is (B, T, D).""",
     "blocks.0.attention": """
-        The attention of the first block. `x` is the residual stream after the norm, (B, T, D): B texts, T tokens,
-        D numbers for each. It makes queries, keys and values of x, H heads of width K.""",
-    "scaled_dot_product_attention.forward": """
-        Each token looks at itself and at earlier ones. `q`, `k`, `v` are (B, H, T, K). After the lines ahead,
-        `self.p`, (B, H, T, T), holds the weights: row t says how much token t takes from each; a row sums to 1.""",
+        The attention of the first block. `x` is the residual stream after the norm, (B, T, D): B texts, T tokens, D
+        numbers for each. It makes queries, keys and values of x, H heads of width K.""",
+    "rope.forward": """
+        Where a token stands: the numbers of a query or key, taken in pairs, are turned by an angle that grows with
+        the position t. `x` is (B, H, T, K), `self.cos` and `self.sin` are (T, K/2). Row 0 is not turned at all.""",
+    "scores.forward": """
+        How well each query fits each key: S = Q K^T / sqrt(K), (B, H, T, T). Without the root, scores would grow
+        with the width of a head, and the softmax that comes next would look at one token alone.""",
+    "softmax.forward": """
+        From scores to weights. `self.mask` hides what comes later, so row t has t + 1 scores that count. After the
+        lines ahead, `self.p` holds the weights, (B, H, T, T): each row sums to 1.""",
+    "attention.forward": """
+        What the tokens take from each other: O = P V. Row t of the result is the mean of the values of the tokens
+        up to t, weighted by row t of P.""",
+    "swiglu.forward": """
+        Each token by itself: `up` proposes numbers, and `gate`, through silu(z) = z sigmoid(z), says how much of
+        each to let through. Both are (B, T, D_ff).""",
     "cross_entropy.forward": """
-        How surprised the model is by the next characters. `logits` are (B, T, V), `self.targets` (B, T) the right
-        characters. The loss is the mean of -ln p[target], and p = softmax(logits).""",
+        How surprised the model is by the next characters. `z` are the logits, (B, T, V), `self.targets` (B, T) the
+        right characters. The loss is the mean of -ln p[target], and p = softmax(z).""",
 }
 BACKWARD_STOPS = {
     "cross_entropy.backward": """
-        Where backward begins. `gradient` is dL/dL = 1. What is returned, dL/dlogits, is (p - onehot) / (B T): `p` of
-        every character, less 1 at the right one. `self.safe_targets` are the right ones; p is
-        `self.exponentials`, e^z of each row less its largest z, divided by their sums `self.total`.""",
-    "scaled_dot_product_attention.backward": """
-        `gradient` is dL/dO, (B, H, T, K). The softmax's part is dS = P (dP - sum(P dP)). `self.p`
-        is P, `self.q` holds the queries times 1/sqrt(K), and what is returned is dL/dq, dL/dk, dL/dv.""",
+        Where backward begins. `gradient` is dL/dL = 1. What is returned, dL/dz, is (p - onehot) / (B T): `self.p`
+        of every character, less 1 at the right one. Each row sums to 0: what one logit gains, the others lose.""",
+    "swiglu.backward": """
+        Two gradients for two inputs. That of `up` is what the gate let through; that of `gate` is `up` times the
+        slope of silu, sigmoid(z) (1 + z (1 - sigmoid(z))).""",
+    "attention.backward": """
+        O = P V is a product, so dP = dO V^T and dV = P^T dO: a value gets a gradient from each token that took from
+        it.""",
+    "softmax.backward": """
+        dS = P (dP - sum P dP). A weight can only grow at the cost of the others, so only what lies above the mean
+        of dP, weighted by P, raises a score. Where P is 0, at later tokens, nothing flows.""",
+    "scores.backward": """
+        S = Q K^T / sqrt(K): dQ = dS K / sqrt(K), dK = dS^T Q / sqrt(K).""",
+    "rope.backward": """
+        A rotation keeps lengths, and its derivative is the rotation back: the same two lines with -sin.""",
     "embedding.backward": """
-        Where backward ends. `gradient` is dL/dx for each token, (B, T, D). A row of `gradient_weight` is the sum over
-        the places where its character stands; a character that does not occur keeps a gradient of zero.""",
+        Where backward ends. `gradient` is dL/dx for each token, (B, T, D). A row of what is returned is the sum
+        over the places where its character stands; a character that does not occur keeps a gradient of zero.""",
 }
 
 
@@ -134,12 +155,11 @@ def main() -> None:
 
 
 def check(model: TransformerLM, inputs: Any, targets: Any, gradient: Any) -> None:
-    """The same gradient by the reference ops, and one of its elements by a difference of losses."""
+    """The same gradient by the fast forms, and one of its elements by a difference of losses."""
     model.zero_grad()
-    with use_reference():
-        ops.cross_entropy(model(inputs), targets).backward()
+    ops.cross_entropy(model(inputs), targets).backward()
     assert np.allclose(model.embedding.weight.grad, gradient, rtol=0, atol=1e-12)
-    print("the reference ops, which are made of primitives alone, give the same gradient")
+    print("the fast forms, which training runs, give the same gradient")
 
     place, step = (inputs[0, 0], 0), 1e-5
     losses = []

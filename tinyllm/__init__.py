@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 # The operators of Tensor are attached by ops, so whatever is used, that is imported.
 from tinyllm import ops
-from tinyllm.autograd import Tensor, gradients, no_grad, use_reference
+from tinyllm.autograd import Tensor, gradients, no_grad, use_formulas
 from tinyllm.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ __all__ = [
     "testing",
     "tokenizer",
     "use_backend",
-    "use_reference",
+    "use_formulas",
     "vjp",
 ]
 

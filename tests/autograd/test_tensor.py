@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
-from tinyllm.autograd.mode import enable_grad, is_grad_enabled, no_grad, use_reference
-from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients, propagate, register
+from tinyllm.autograd.mode import enable_grad, is_grad_enabled, no_grad, use_formulas
+from tinyllm.autograd.tensor import REGISTRY, Case, Op, Tensor, gradients, propagate, register
 
 
 def leaf(values: Any, dtype: Any = np.float64) -> Tensor:
@@ -311,23 +311,24 @@ def test_no_grad_and_enable_grad_nest() -> None:
     assert is_grad_enabled()
 
 
-def test_use_reference_nests() -> None:
+def test_use_formulas_nests() -> None:
     x = leaf(1.0)
 
     def name() -> str:
         op = ops.silu(x).op
         assert op is not None
-        return op.name
+        assert op.name == "silu"
+        return type(op).__name__
 
-    assert name() == "silu"
-    with use_reference():
-        assert name() == "multiply"
+    assert name() == "FastSilu"
+    with use_formulas():
+        assert name() == "Silu"
         with no_grad():
             assert not ops.silu(x).requires_grad
-        with use_reference(False):
-            assert name() == "silu"
-        assert name() == "multiply"
-    assert name() == "silu"
+        with use_formulas(False):
+            assert name() == "FastSilu"
+        assert name() == "Silu"
+    assert name() == "FastSilu"
 
 
 def test_modes_belong_to_their_thread() -> None:
@@ -571,15 +572,13 @@ def test_forward_that_changes_dtype_is_named() -> None:
 
 
 def test_ops_that_define_nothing_say_so() -> None:
-    class Empty(FusedOp):
+    class Empty(Op):
         """Nothing."""
 
     with pytest.raises(TypeError, match=r"Empty defines no forward"):
         Empty()(np.ones(2))
     with pytest.raises(TypeError, match=r"Empty defines no backward"):
         Empty().backward(np.ones(2))
-    with use_reference(), pytest.raises(TypeError, match=r"Empty defines no reference"):
-        Empty()(leaf([1.0]))
 
 
 def test_registration() -> None:

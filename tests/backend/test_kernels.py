@@ -25,8 +25,8 @@ from tinyllm.autograd.tensor import REGISTRY, Tensor, gradients
 from tinyllm.backend.kernel_sources import SEGMENT_SUMS, Returned, Source, describe, trace
 from tinyllm.backend.philox import philox_4x32
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.ops import activation, attention, loss, norm, tiled_attention
-from tinyllm.optim.optimizers import _adamw
+from tinyllm.ops.fast import activation, attention, loss, norm, tiled_attention
+from tinyllm.optim.adamw import _adamw
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.events import StepMetrics

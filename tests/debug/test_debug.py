@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import Tensor, gradients, no_grad, ops, use_reference
+from tinyllm import Tensor, gradients, no_grad, ops, use_formulas
 from tinyllm.autograd.mode import Observer, observe
 from tinyllm.autograd.tensor import REGISTRY, Op
 from tinyllm.debug import AnomalyError, break_on, detect_anomaly, summary, trace
@@ -104,7 +104,6 @@ def test_a_stop_is_in_the_own_frame_of_the_op_with_the_names_of_its_formula(stop
         ("softmax.forward", ["forward"]),
         ("softmax.backward", ["backward"]),
         ("softmax", ["forward", "backward"]),
-        ("softmax.reference", []),
     ],
 )
 def test_an_op_stops_in_the_named_methods(place: str, expected: list[str], stops: list[Stop]) -> None:
@@ -113,11 +112,30 @@ def test_an_op_stops_in_the_named_methods(place: str, expected: list[str], stops
     assert [stop.function.rpartition(".")[2] for stop in stops] == expected
 
 
-def test_a_reference_stops_in_reference_mode(stops: list[Stop]) -> None:
-    with break_on("softmax.reference"), use_reference():
-        ops.softmax(vector(1, 2))
-    (stop,) = stops
-    assert isinstance(stop.names["x"], Tensor)
+def test_the_fast_form_is_stopped_in_when_asked_for(stops: list[Stop]) -> None:
+    x, weight = vector(1, 2), vector(3, 4)
+    with break_on("rms_norm.forward", fast=True):
+        ops.rms_norm(x, weight)
+    with break_on("rms_norm.forward"):
+        ops.rms_norm(x, weight)
+    assert [stop.function.split(".")[0] for stop in stops] == ["FastRootMeanSquareNorm", "RootMeanSquareNorm"]
+
+
+def test_a_graph_that_was_made_fast_is_stopped_in_by_formula(stops: list[Stop]) -> None:
+    y = ops.rms_norm(vector(1, 2), vector(3, 4))
+    with break_on("rms_norm.backward"):
+        y.sum().backward()
+    assert [stop.function for stop in stops] == ["RootMeanSquareNorm.backward"]
+
+
+def test_what_is_fused_names_its_composition() -> None:
+    with (
+        pytest.raises(
+            ValueError, match=r"'rotary_heads' is fused .*tinyllm\.ops\.heads\.normalised_and_rotated"
+        ),
+        break_on("rotary_heads.forward"),
+    ):
+        pass
 
 
 def test_several_places_and_one_place_twice(stops: list[Stop]) -> None:
@@ -152,10 +170,10 @@ def test_nothing_stays_patched(stops: list[Stop]) -> None:
         model(TOKENS[:, :4])
         assert "forward" in vars(model.blocks[1].attention)
     assert (dict(vars(Softmax)), dict(vars(LogSoftmax)), dict(vars(model.blocks[1].attention))) == before
-    assert len(stops) == 1
+    assert len(stops) == 1 + CONFIG.num_layers, "a module, and the softmax of each layer"
     model(TOKENS[:, :4])
     ops.softmax(vector(1))
-    assert len(stops) == 1
+    assert len(stops) == 1 + CONFIG.num_layers
 
 
 def test_nothing_stays_patched_after_an_exception(stops: list[Stop]) -> None:
@@ -181,7 +199,8 @@ def test_a_module_stops_by_its_path(stops: list[Stop]) -> None:
     assert stop.lines == lines_of(MultiHeadAttention.forward)
     assert stop.names["self"] is model.blocks[2].attention
     assert stop.names["x"].shape == (B, T, 16)
-    assert np.array_equal(logits.data, model(TOKENS[:, :-1]).data)
+    with use_formulas():
+        assert np.array_equal(logits.data, model(TOKENS[:, :-1]).data)
 
 
 def test_a_module_may_be_named_twice_and_called_again(stops: list[Stop]) -> None:
@@ -211,7 +230,7 @@ def test_the_forward_that_somebody_gave_one_module_is_stopped_in_and_stays(stops
     [
         (
             "softmax.backwards",
-            "op 'softmax' has no method 'backwards'; there are: forward, backward, reference",
+            "op 'softmax' has no method 'backwards'; there are: forward, backward",
         ),
         ("exp.reference", "op 'exp' has no method 'reference'; there are: forward, backward$"),
     ],
@@ -517,7 +536,7 @@ def test_a_sound_model_raises_nothing_and_computes_the_same() -> None:
     plain = gradients(loss_of(model), list(model.parameters()))
     with detect_anomaly():
         watched = gradients(loss_of(model), list(model.parameters()))
-        with use_reference():
+        with use_formulas():
             loss_of(model).backward()
         with no_grad():
             loss_of(model)
@@ -594,9 +613,9 @@ def test_trace_has_a_row_for_each_op_with_shapes_and_bytes() -> None:
     counts = {name: sum(row.op == name for row in report.rows) for name in {row.op for row in report.rows}}
     layers = CONFIG.num_layers
     assert counts["linear"] == 7 * layers + 1
-    assert counts["rms_norm"] == 2 * layers + 1
-    assert counts["rotary_heads"] == 2 * layers
-    assert counts["scaled_dot_product_attention"] == layers
+    assert counts["rms_norm"] == 4 * layers + 1
+    assert counts["rope"] == 2 * layers
+    assert counts["scores"] == counts["softmax"] == counts["attention"] == layers
     assert counts["add"] == 2 * layers
     assert (counts["embedding"], counts["cross_entropy"]) == (1, 1)
     assert report.rows[0].op == "embedding"
@@ -611,7 +630,7 @@ def test_trace_has_a_row_for_each_op_with_shapes_and_bytes() -> None:
 
 
 def test_the_flops_of_a_transformer_are_those_of_the_formula() -> None:
-    report = trace(small_model(), TOKENS)
+    report = trace(small_model(), TOKENS, fast=True)
     for name, expected in forward_flops(CONFIG, B, T).items():
         assert sum(row.flops for row in report.rows if row.op == name) == expected
     products = sum(forward_flops(CONFIG, B, T).values())

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm import Tensor, no_grad, ops, use_reference
+from tinyllm import Tensor, no_grad, ops, use_formulas
 from tinyllm.debug import Graph, graph
 from tinyllm.debug.graphs.elements import Statistics
 from tinyllm.debug.graphs.layers import nearest_apart
@@ -224,11 +224,11 @@ def test_several_models_in_one_graph_are_told_apart() -> None:
     assert labels(graph(loss, expand="Twice.layer"), "g0")[:1] == ["tanh"]
 
 
-def test_reference_mode_draws_the_primitives() -> None:
-    x = Tensor(np.ones((2, 3)), requires_grad=True)
-    with use_reference():
-        y = ops.softmax(x).sum()
-    assert {"exp", "sum", "divide", "subtract"} <= {node.label for node in graph(y).nodes}
+def test_formula_mode_draws_the_ops_of_the_mathematics() -> None:
+    q = Tensor(np.ones((1, 2, 3, 4)), requires_grad=True)
+    with use_formulas():
+        y = ops.scaled_dot_product_attention(q, q, q, causal=True).sum()
+    assert {"scores", "softmax", "attention"} <= {node.label for node in graph(y).nodes}
 
 
 # ---- statistics --------------------------------------------------------------------------------
@@ -449,8 +449,8 @@ def test_nothing_overlaps_and_every_text_fits(make: Callable[[], Graph]) -> None
     check_picture(make())
 
 
-def test_a_reference_model_can_be_read() -> None:
-    with use_reference():
+def test_a_model_by_formula_can_be_read() -> None:
+    with use_formulas():
         _, loss = model_and_loss(num_layers=2)
     check_picture(graph(loss, expand=["blocks.0.attention", "blocks.1.feed_forward_norm"]))
 

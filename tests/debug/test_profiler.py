@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinyllm import Tensor, nn, ops
-from tinyllm.autograd.mode import observe, use_reference
+from tinyllm.autograd.mode import observe, use_formulas
 from tinyllm.autograd.tensor import gradients
 from tinyllm.cli import main as cli
 from tinyllm.cli import profile as cli_profile
@@ -103,7 +103,7 @@ def test_a_product_counts_a_gradient_only_where_one_is_needed() -> None:
 def test_calls_and_bytes_are_those_of_a_trace(profile: Profile) -> None:
     model = TransformerLM(CONFIG, seed=0)
     with nn.dropout_position(0):
-        found = trace(model, TOKENS, TOKENS).rows
+        found = trace(model, TOKENS, TOKENS, fast=True).rows
     assert {row.name: row.calls for row in profile.ops} == Counter(row.op for row in found)
     assert {row.name: row.calls for row in profile.modules} == Counter(
         row.module or "(loss)" for row in found
@@ -241,11 +241,12 @@ def test_hooks_run_and_are_measured() -> None:
     assert combined("all", result.modules).calls == combined("all", result.ops).calls
 
 
-def test_references_are_profiled_as_the_primitives_that_they_are() -> None:
-    with use_reference():
+def test_formulas_are_profiled_as_the_ops_that_they_are() -> None:
+    with use_formulas():
         rows = by_name(profile_step(TransformerLM(CONFIG, seed=0), TOKENS, TOKENS, steps=1).ops)
-    assert "linear" not in rows
-    assert rows["matmul"].product_flops == rows["matmul"].forward_flops + rows["matmul"].backward_flops > 0
+    assert "scaled_dot_product_attention" not in rows
+    for name in ("scores", "attention", "linear"):
+        assert rows[name].product_flops == rows[name].forward_flops + rows[name].backward_flops > 0
 
 
 def test_what_cannot_be_profiled() -> None:
@@ -436,7 +437,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such folder": (["mising"], r"mising: no such folder; give a run or a checkpoint"),
     "no checkpoint": (["empty"], r"empty: no checkpoint here"),
     "unknown preset": (["--preset", "chat"], r"unknown preset 'chat'; did you mean 'char'\?"),
-    "no steps": (["--preset", "char", "--steps", "0"], r"--steps is 0; it must be at least 1"),
+    "no steps": (["--preset", "char", "--steps", "0"], r"steps=0; it must be from 1 to 2147483647"),
     "steps in words": (["--preset", "char", "--steps", "two"], r"argument --steps: steps must be an integer"),
     "json into no folder": (
         ["--preset", "char", "--json", "no/x.json"],

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm import ops
-from tinyllm.autograd.mode import Observer, observe, use_reference
+from tinyllm.autograd.mode import Observer, observe, use_formulas
 from tinyllm.autograd.tensor import REGISTRY, Op, Tensor
 from tinyllm.backend.philox import Key, keep_mask
+from tinyllm.ops.attention import Attention, Scores
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -682,6 +683,30 @@ def attention(graph: Graph, x: Node) -> Node:
     )
 
 
+def scores(graph: Graph, x: Node) -> Node:
+    x = graph.with_axes(x, 4)
+    B, H, _, K = x.shape
+    G = graph.choose([n for n in range(H, 0, -1) if H % n == 0])
+    k, scale = graph.operand((B, G, graph.choose((1, 3)), K)), graph.choose((1.0, 0.3))
+    return graph.apply(
+        f"scores scale={scale}",
+        lambda q, k: Scores(scale)(q, k),
+        lambda q, k: q @ k.repeat_interleave(H // G, 1).transpose(-1, -2) * scale,
+        x,
+        k,
+    )
+
+
+def weighted_values(graph: Graph, x: Node) -> Node:
+    x = graph.with_axes(x, 4)
+    B, H, _, S = x.shape
+    G = graph.choose([n for n in range(H, 0, -1) if H % n == 0])
+    v = graph.operand((B, G, S, graph.choose((1, 3))))
+    return graph.apply(
+        "attention", lambda p, v: Attention()(p, v), lambda p, v: p @ v.repeat_interleave(H // G, 1), x, v
+    )
+
+
 def cross_entropy(graph: Graph, x: Node) -> Node:
     x = graph.at_least(x, 1)
     V, reduction_name = x.shape[-1], graph.choose(("mean", "none", "sum"))
@@ -768,6 +793,8 @@ ENTRIES: dict[str, Entry] = {
     "split_heads": split_heads,
     "merge_heads": merge_heads,
     "rotary_heads": rotary_heads,
+    "scores": scores,
+    "attention": weighted_values,
     "scaled_dot_product_attention": attention,
     "cross_entropy": cross_entropy,
 }
@@ -781,7 +808,7 @@ def check_graph(choose: Callable[[Sequence[Any]], Any], first: str, coverage: Co
     """
     graph = Graph(choose, choose(range(1000)))
     count = choose(range(1, 8))
-    with observe(coverage), use_reference(choose((False, False, False, True))):
+    with observe(coverage), use_formulas(choose((False, False, False, True))):
         x = graph.leaf(choose(SHAPES), tracked=True)
         graph.tidy(ENTRIES[first](graph, x))
         for _ in range(count):

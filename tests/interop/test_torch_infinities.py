@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinyllm import gradients, ops
-from tinyllm.autograd.mode import use_reference
+from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import Tensor
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
@@ -90,7 +90,7 @@ def test_value_and_gradient(name: str, cotangent: float, reference: bool) -> Non
     ours, theirs, values = CASES[name]
     x = Tensor(np.array(values), requires_grad=True)
     peer = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    with np.errstate(all="ignore"), use_reference(reference):
+    with np.errstate(all="ignore"), use_formulas(reference):
         output = ours(x)
         given = np.full(output.shape, cotangent)
         found = gradients(output, [x], given, retain_graph=True)[0]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import generate, no_grad, use_reference
+from tinyllm import generate, no_grad, use_formulas
 from tinyllm.debug import detect_anomaly
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.generation.decoder import _MOST, Decoder, supports
@@ -149,7 +149,7 @@ def debugged(model: TransformerLM) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "watch",
-    [subclassed, with_bias, hooked, debugged, lambda model: detect_anomaly(), lambda model: use_reference()],
+    [subclassed, with_bias, hooked, debugged, lambda model: detect_anomaly(), lambda model: use_formulas()],
 )
 def test_the_modules_run_where_someone_watches_or_changed_them(
     watch: Callable[[TransformerLM], AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch

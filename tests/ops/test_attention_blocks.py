@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import Tensor, gradients, ops, use_reference
-from tinyllm.ops import attention, tiled_attention
+from tinyllm import Tensor, gradients, ops, use_formulas
+from tinyllm.ops.fast import attention, tiled_attention
 from tinyllm.system.cores import threads_allowed
 
 # (B, H, G, T, S, K, K_v), causal, the shape of a random mask or None
@@ -72,7 +72,7 @@ def test_blocks_equal_the_whole(
             np.testing.assert_allclose(out.op.p, probabilities(q.data, k.data, causal, mask), rtol=1e-12)
         return [out.data, *gradients(out, [q, k, v], cotangent)]
 
-    with use_reference():
+    with use_formulas():
         expected = run()
     for patch in (kept_in_blocks, in_tiles, in_tiles_less_the_maximum):
         patch(monkeypatch, rows)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm import ops
-from tinyllm.autograd.mode import use_reference
+from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend.philox import Key, keep_mask, philox_4x32, random_words
-from tinyllm.ops.loss import CHUNK_ELEMENTS
+from tinyllm.ops.fast.loss import CHUNK_ELEMENTS
 
 Array = npt.NDArray[Any]
 
@@ -303,7 +303,7 @@ def test_cross_entropy_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_cross_entropy_of_extreme_logits(dtype: Any, reference: bool) -> None:
     x = Tensor(np.array([[1e4, -1e4, 0], [-1e4, 1e4, 0]], dtype=dtype), requires_grad=True)
-    with use_reference(reference):
+    with use_formulas(reference):
         losses = ops.cross_entropy(x, np.array([0, 0]), reduction="none")
         assert value(losses).tolist() == [0.0, 2e4]
         (found,) = gradients(losses.sum(), [x])
@@ -315,7 +315,7 @@ def test_cross_entropy_with_z_loss_by_hand(reference: bool) -> None:
     logits = np.log([[0.5, 0.25, 0.25], [1.0, 2.0, 5.0]])  # sums of e^logits: 1 and 8
     targets, square = np.array([0, -100]), math.log(8) ** 2
     x = Tensor(logits, requires_grad=True)
-    with use_reference(reference):
+    with use_formulas(reference):
         first = value(ops.cross_entropy(logits, targets, reduction="none", z_loss=0.1))
         np.testing.assert_allclose(first, [math.log(2), 0], atol=1e-15)
         loss = ops.cross_entropy(x, np.array([0, 2]), reduction="sum", z_loss=0.1)
@@ -331,7 +331,7 @@ def test_cross_entropy_ignores_targets(reference: bool) -> None:
     logits = np.random.default_rng(0).standard_normal((4, 3))
     targets = np.array([0, -100, 2, -100])
     x, kept = Tensor(logits, requires_grad=True), Tensor(logits[::2], requires_grad=True)
-    with use_reference(reference):
+    with use_formulas(reference):
         found, expected = ops.cross_entropy(x, targets), ops.cross_entropy(kept, targets[::2])
         np.testing.assert_allclose(value(found), value(expected), rtol=1e-14)
         gradient, known = gradients(found, [x])[0], gradients(expected, [kept])[0]
@@ -443,7 +443,7 @@ def test_attention_by_loops(reference: bool) -> None:
     # The last of the 3 queries sees all 5 keys.
     causal = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=bool)
     mask = np.array([[1, 0, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 1]], dtype=bool)
-    with use_reference(reference):
+    with use_formulas(reference):
         for keywords, allowed in (
             ({}, np.ones((3, 5), bool)),
             ({"causal": True}, causal),
@@ -519,7 +519,7 @@ def test_dropout_has_the_same_bits_for_the_same_key() -> None:
         value(ops.dropout(x, 0.5, Key(1, 2))), value(ops.dropout(x, 0.5, Key(1, 2)))
     )
     assert (value(ops.dropout(x, 0.5, Key(1, 2))) != value(ops.dropout(x, 0.5, Key(1, 3)))).any()
-    with use_reference():
+    with use_formulas():
         reference = value(ops.dropout(x, 0.5, Key(1, 2)))
     np.testing.assert_array_equal(reference, value(ops.dropout(x, 0.5, Key(1, 2))))
     assert keep_mask((3, 2), 0.5, Key(0)).ravel().tolist() == [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_registry import CASES, arrays_in, cotangent_of, draw, leaves
 
 from tinyllm import ops
-from tinyllm.autograd.mode import use_reference
+from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import Case, Op, Tensor, gradients
 from tinyllm.testing import strategies as t
 
@@ -29,6 +29,7 @@ MASKED = [
     parameters
     for parameters in CASES
     if parameters.values[0].name not in MULTIPLY
+    and not (parameters.values[0].name == "softmax" and "mask" in parameters.values[1].arguments)
     and not (parameters.values[0].name in SUBTRACT and 1 in parameters.values[1].shapes[0][-1:])
 ]
 
@@ -75,7 +76,7 @@ def test_what_does_not_count_may_be_infinite(op: type[Op], case: Case, fused: bo
 
     arrays = draw(op, case)
     cotangent = cotangent_of(op(**case.arguments)(*[Tensor(x) for x in arrays]).data)
-    with use_reference(not fused), np.errstate(all="ignore"):
+    with use_formulas(not fused), np.errstate(all="ignore"):
         expected = results()
         for x, sign in itertools.product(arrays, (1, -1)):
             for position in np.ndindex(x.shape):

@@ -99,7 +99,7 @@ class StrictDeviceError(TypeError):
 
 @dataclass
 class Count:
-    """What has been done since the double was made: uploads, downloads, waits, kernel_sources."""
+    """What has been done since the double was made: uploads, downloads, waits, kernels."""
 
     to_device: int = 0
     to_host: int = 0
@@ -114,10 +114,14 @@ class Count:
         return self - Count()
 
 
+def _is_foreign(kind: type) -> bool:
+    """Whether this is an array of another library, or what stands in for one."""
+    return hasattr(kind, "__array_function__") and not issubclass(kind, (DeviceArray, np.generic))
+
+
 class DeviceArray:
     """An array of the strict double."""
 
-    __array_ufunc__ = None  # NumPy's operators and functions leave it alone, so that they fail
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
     shape: tuple[int, ...]
@@ -190,6 +194,17 @@ class DeviceArray:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         raise StrictDeviceError("implicit conversion to a NumPy array; use backend.to_numpy")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **given: Any) -> Any:
+        """NumPy's functions, called on arrays of the device alone, are those of its library, as with CuPy."""
+        if method != "__call__" or any(_is_foreign(type(x)) for x in inputs):
+            return NotImplemented
+        return self._device.ufunc(ufunc.__name__, *inputs, **given)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, given: dict[str, Any]) -> Any:
+        if any(map(_is_foreign, types)):
+            return NotImplemented
+        return getattr(self._device, function.__name__)(*args, **given)
 
     # ---- Elements ------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from tinyllm import optim
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import MultiHeadAttention
-from tinyllm.ops.attention import ScaledDotProductAttention
+from tinyllm.ops.fast.attention import ScaledDotProductAttention
 from tinyllm.testing.mutants import (
     CHECKS,
     MUTANTS,

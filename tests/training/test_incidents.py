@@ -18,7 +18,7 @@ from tinyllm.cli import main as cli
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.nn.module import path_of
-from tinyllm.ops.activation import Swiglu
+from tinyllm.ops.fast.activation import FastSwiglu
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.callbacks import Progress
 from tinyllm.training.checkpoints import checkpoint, keeping
@@ -321,16 +321,16 @@ def test_a_step_that_is_not_wrong_again_is_said(
 
 def test_the_first_non_finite_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward is finite, and the backward of an op in the second block divides by zero in one batch."""
-    plain, bad = Swiglu.backward, [False]
+    plain, bad = FastSwiglu.backward, [False]
 
-    def backward(self: Swiglu, gradient: Any) -> Any:
+    def backward(self: FastSwiglu, gradient: Any) -> Any:
         second = bad[0] and path_of(self.modules).startswith("blocks.1")
         return tuple(result / np.float32(0) if second else result for result in plain(self, gradient))
 
     def trouble(trainer: Trainer, at: int) -> None:
         before_step(trainer, lambda position: bad.__setitem__(0, position == at))
 
-    monkeypatch.setattr(Swiglu, "backward", backward)
+    monkeypatch.setattr(FastSwiglu, "backward", backward)
     run_with(trouble, tmp_path / "run", config=replace(CONFIG, threads=1))
     report = json.loads((tmp_path / "run/incidents/00000051-00000050/report.json").read_text())
     first = report["first_non_finite"]

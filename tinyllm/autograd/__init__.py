@@ -4,8 +4,8 @@ An op is called on Tensors, computes an array, and stays behind its output; `pro
 `mode` says how ops behave in the current context, `transforms` makes functions of derivatives.
 """
 
-from tinyllm.autograd.mode import no_grad, use_reference
+from tinyllm.autograd.mode import no_grad, use_formulas
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.autograd.transforms import grad, hessian, hvp, jvp, vjp
 
-__all__ = ["Tensor", "grad", "gradients", "hessian", "hvp", "jvp", "no_grad", "use_reference", "vjp"]
+__all__ = ["Tensor", "grad", "gradients", "hessian", "hvp", "jvp", "no_grad", "use_formulas", "vjp"]

@@ -1,4 +1,4 @@
-"""How ops behave in the current context: with or without a graph, as references, observed by tools.
+"""How ops behave in the current context: with or without a graph, by formula or fast form, observed by tools.
 
 The modes are context variables, so they hold in the thread that set them and in worker threads that run in a copy of
 its context.
@@ -41,7 +41,7 @@ class Mode(NamedTuple):
     """How ops behave in the current context."""
 
     gradient: bool = True
-    reference: bool = False
+    formulas: bool = False
     observers: tuple[Observer, ...] = ()
 
 
@@ -75,12 +75,13 @@ def enable_grad() -> contextlib.AbstractContextManager[None]:
     return mode_set(gradient=True)
 
 
-def use_reference(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Within this context every fused op runs as its reference, composed of primitives.
+def use_formulas(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within this context every op runs as its formula, and what was fused runs as the ops that it is made of.
 
-    This is the mode for stepping through the mathematics, and the oracle of the tests.
+    This is the mode for stepping through the mathematics, and the oracle of the fast forms' tests. Gradients of a graph
+    that was made before are computed by formula too.
     """
-    return mode_set(reference=enabled)
+    return mode_set(formulas=enabled)
 
 
 def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:

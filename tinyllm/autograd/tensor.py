@@ -1,17 +1,18 @@
 """Reverse-mode automatic differentiation: Tensor, Op, the registry of ops, and the backward pass.
 
-An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`). A Tensor holds an
+An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`): its formula, in whose place a
+fast form may run. A Tensor holds an
 array and remembers the op that made it; the ops and their input Tensors are the graph. Operators such as `+`
 are attached by `tinyllm.ops`, so that this module imports nothing above the backend.
 """
 
 from __future__ import annotations
 
-import copy
+import inspect
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, overload
 
@@ -240,21 +241,25 @@ class Case:
 
 
 class Op:
-    """One differentiable function. A subclass is one op, and everything about the op is in it.
+    """One differentiable function. A subclass is one op, and its `forward` and `backward` are the formula.
 
-    `forward` takes arrays and returns an array. It is also run on Tensors when gradients of gradients are
-    asked for, so a primitive uses operators, methods and NumPy functions, never in-place changes. What
-    `backward` needs is kept on the instance under its mathematical name. `backward` takes the gradient of the
-    output and returns one gradient for each input, or None for an input without one. The engine sums out
-    broadcasting and checks shapes and dtypes, so ops do neither.
+    `forward` takes arrays and returns an array. What `backward` needs is kept on the instance under its mathematical
+    name. `backward` takes the gradient of the output and returns one gradient for each input, or None for an input
+    without one. Both are written with operators, methods and NumPy functions, never in place, so that they run on
+    Tensors too: derivatives of any order come out of them. The engine sums out broadcasting and checks shapes and
+    dtypes, so ops do neither.
 
-    An instance called on arrays computes an array; called on Tensors, it computes a Tensor in the graph.
+    An instance called on arrays computes an array; called on Tensors, it computes a Tensor in the graph, by the fast
+    form if there is one (see `fast_form_of`) and outside `use_formulas`.
     """
 
     name: ClassVar[str] = "op"
     cases: ClassVar[Sequence[Case]] = ()
     changes_dtype: ClassVar[bool] = False
     """Whether the output may have another dtype than the inputs."""
+    fast_form: ClassVar[type[Op] | None] = None
+    formula: ClassVar[type[Op] | None] = None
+    """Of a fast form, the op that it computes."""
 
     inputs: tuple[Tensor, ...] = ()
     sequence: int = -1
@@ -277,6 +282,12 @@ class Op:
         """Whether the gradient of input `index` will be used, for ops that can save work."""
         return not self.inputs or self.inputs[index].requires_grad
 
+    def as_form(self, form: type[Op]) -> Op:
+        """This op, with its arguments and what it keeps, as the formula or the fast form of it."""
+        other = form.__new__(form)
+        vars(other).update(vars(self))
+        return other
+
     @overload
     def __call__(self, *inputs: Tensor) -> Tensor: ...
     @overload
@@ -285,16 +296,15 @@ class Op:
         if not isinstance(inputs[0], Tensor):
             return self.forward(*inputs)
         mode = current_mode.get()
-        if mode.reference and isinstance(self, FusedOp):
-            return self.reference(*inputs)
+        op = self if self.fast_form is None or mode.formulas else self.as_form(self.fast_form)
         for observer in mode.observers:
-            observer.before_forward(self, inputs)
+            observer.before_forward(op, inputs)
         try:
-            data = self.forward(*[x.data for x in inputs])
+            data = op.forward(*[x.data for x in inputs])
         except (IndexError, TypeError, ValueError) as error:
-            _raise_named(self, inputs, error)
+            _raise_named(op, inputs, error)
         for observer in mode.observers:
-            observer.after_forward(self, inputs, data)
+            observer.after_forward(op, inputs, data)
         if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
             raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
         out: Tensor = Tensor.__new__(Tensor)
@@ -303,10 +313,10 @@ class Op:
         out.name = None
         out.retains_grad = False
         if mode.gradient and any([x.requires_grad for x in inputs]):
-            self.inputs = inputs
-            self.sequence = next(_sequence_numbers)
-            self.modules = module_stack.get()
-            out.op = self
+            op.inputs = inputs
+            op.sequence = next(_sequence_numbers)
+            op.modules = module_stack.get()
+            out.op = op
             out.requires_grad = True
         else:
             out.op = None
@@ -320,15 +330,55 @@ class Op:
 
 
 class FusedOp(Op):
-    """An op whose forward and backward are written by hand for speed, beside a slow composed form.
+    """The fast form of a composition of ops, with a name and cases of its own.
 
-    `reference` computes the same from the same inputs out of primitives, on Tensors. It is what
-    `use_reference()` runs, what the fused form is tested against, and the way to higher-order gradients.
+    `composition` computes the same from the same inputs by the ops that it is made of, on Tensors: that is what runs in
+    `use_formulas`, what the fused form is tested against, and the way to derivatives of higher order.
     """
 
-    def reference(self, *inputs: Any) -> Tensor:
-        """The same op out of primitives, on Tensors."""
-        raise TypeError(f"{type(self).__name__} defines no reference(); a FusedOp subclass must")
+    composition: ClassVar[Composite]
+
+    def composed(self, *inputs: Tensor) -> Tensor:
+        """The same by the ops that it is made of."""
+        return self.composition.function(
+            *inputs, **{name: getattr(self, name) for name in self.composition.arguments}
+        )
+
+    def __call__(self, *inputs: Any) -> Any:
+        if isinstance(inputs[0], Tensor) and current_mode.get().formulas:
+            return self.composed(*inputs)
+        return super().__call__(*inputs)
+
+
+class Composite:
+    """A function that is a composition of ops: Tensors first, then arguments by name.
+
+    Outside `use_formulas` its fast form, a FusedOp whose constructor takes the same arguments, runs in its place.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
+        self.name, self.function = name, function
+        self.fast_form: type[FusedOp] | None = None
+        self.arguments = tuple(
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        )
+
+    def __call__(self, *inputs: Tensor, **arguments: Any) -> Tensor:
+        if self.fast_form is None or current_mode.get().formulas:
+            return self.function(*inputs, **arguments)
+        return self.fast_form(**arguments)(*inputs)
+
+
+def composite(name: str) -> Callable[[Callable[..., Tensor]], Composite]:
+    """Decorator of a composition of ops that a fast form of this name may replace."""
+    return lambda function: Composite(name, function)
+
+
+def constant(x: Any) -> Any:
+    """x as a constant of the formula that it stands in: a Tensor leaves its graph, an array is itself."""
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 REGISTRY: dict[str, type[Op]] = {}
@@ -339,11 +389,12 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def register(op: OpClass) -> OpClass:
-    """Class decorator that names an op after its class (`LogSoftmax` becomes `log_softmax`) and registers it.
+    """Class decorator that registers an op by its `name`; without one, by its class's (`LogSoftmax` is `log_softmax`).
 
     Raises ValueError when the name is taken or the op gives no cases to test it with.
     """
-    op.name = _WORD_START.sub("_", op.__name__).lower()
+    if "name" not in vars(op):
+        op.name = _WORD_START.sub("_", op.__name__).lower()
     if op.name in REGISTRY:
         raise ValueError(f"an op named {op.name!r} is registered already")
     if not op.cases:
@@ -352,11 +403,29 @@ def register(op: OpClass) -> OpClass:
     return op
 
 
+def fast_form_of(formula: type[Op] | Composite) -> Callable[[OpClass], OpClass]:
+    """Class decorator of the fast form of an op, which is a subclass of it, or of a composition, which is a FusedOp."""
+
+    def decorate(form: OpClass) -> OpClass:
+        if isinstance(formula, Composite):
+            assert issubclass(form, FusedOp)
+            form.name = formula.name
+            form.composition = formula
+            formula.fast_form = form
+            return register(form)
+        form.fast_form, form.formula = None, formula
+        formula.fast_form = form
+        return form
+
+    return decorate
+
+
 def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
     """`value` as a Tensor. A number or array that is none yet takes `dtype`, but keeps an imaginary part."""
     if isinstance(value, Tensor):
         return value
-    return Tensor(value, dtype=None if dtype is None or np.iscomplexobj(value) else dtype)
+    is_complex = isinstance(value, complex) or getattr(value, "dtype", np.dtype(bool)).kind == "c"
+    return Tensor(value, dtype=None if is_complex else dtype)
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
@@ -451,7 +520,8 @@ def propagate(
     tensors = ancestors(output, stop)
     pending = {id(output): cotangent}
     leaves = {} if tensors else {id(output): output}
-    watching = current_mode.get().observers
+    mode = current_mode.get()
+    watching = mode.observers
     while tensors:
         tensor = tensors.pop()
         gradient = pending.pop(id(tensor), None)
@@ -463,6 +533,8 @@ def propagate(
                 observer.before_backward(op, gradient)
             if create_graph:
                 results = _backward_as_graph(op, gradient)
+            elif mode.formulas and (op.formula is not None or isinstance(op, FusedOp)):
+                results = _backward_by_formula(op, gradient)
             else:
                 results = op.backward(gradient)
                 if not isinstance(results, tuple):
@@ -587,25 +659,40 @@ def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
     """The backward of `op` as Tensors: differentiable in the gradient and in the op's inputs."""
     with mode_set(gradient=True):
         if isinstance(op, FusedOp):
-            return _reference_backward(op, gradient)
+            return _backward_composed(op, op.inputs, gradient, create_graph=True)
         # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
-        replay = copy.copy(op)
+        replay = op.as_form(op.formula or type(op))
         replay.forward(*op.inputs)
         results = replay.backward(gradient)
     return results if isinstance(results, tuple) else (results,)
 
 
-def _reference_backward(op: FusedOp, gradient: Tensor) -> tuple[Any, ...]:
-    with mode_set(reference=True):
-        output = op.reference(*op.inputs)
-    found: dict[int, Any] = {}
-    if output.requires_grad:
-        stop = frozenset(id(x) for x in op.inputs)
-        for tensor, value in propagate(output, gradient, stop=stop, create_graph=True):
-            if id(tensor) in stop:
-                found[id(tensor)] = value
+def _backward_by_formula(op: Op, gradient: Any) -> tuple[Any, ...]:
+    """The backward of a fast form by the formula that it computes, from the op's inputs."""
+    if isinstance(op, FusedOp):
+        inputs = tuple([Tensor(x.data, requires_grad=x.requires_grad) for x in op.inputs])
+        with mode_set(gradient=True):
+            return _backward_composed(op, inputs, gradient, create_graph=False)
+    assert op.formula is not None
+    formula = op.as_form(op.formula)
+    formula.forward(*[x.data for x in op.inputs])
+    results = formula.backward(gradient)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _backward_composed(
+    op: FusedOp, inputs: tuple[Tensor, ...], gradient: Any, create_graph: bool
+) -> tuple[Any, ...]:
+    with mode_set(formulas=True):
+        output = op.composed(*inputs)
+        found: dict[int, Any] = {}
+        if output.requires_grad:
+            stop = frozenset(id(x) for x in inputs)
+            for tensor, value in propagate(output, gradient, stop=stop, create_graph=create_graph):
+                if id(tensor) in stop:
+                    found[id(tensor)] = value
     # An input given twice has one gradient, which must be counted once.
-    return tuple(found.pop(id(x), None) for x in op.inputs)
+    return tuple(found.pop(id(x), None) for x in inputs)
 
 
 def _describe(inputs: Sequence[Any]) -> str:

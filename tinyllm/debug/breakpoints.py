@@ -10,22 +10,24 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tinyllm.autograd.mode import Observer, module_stack, observe
-from tinyllm.autograd.tensor import REGISTRY
+from tinyllm.autograd.mode import Observer, module_stack, observe, use_formulas
+from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
 from tinyllm.nn import Module
-from tinyllm.system.settings import nearest
+from tinyllm.system.wording import did_you_mean
 
-METHODS = ("forward", "backward", "reference")
+METHODS = ("forward", "backward")
 _FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 
 
 @contextlib.contextmanager
-def break_on(*places: str) -> Iterator[None]:
+def break_on(*places: str, fast: bool = False) -> Iterator[None]:
     """Within this context, stop in the user's debugger inside the named ops and modules.
 
     Args:
         places: `"softmax.backward"` or `"softmax.forward"` for an op, `"softmax"` for both, or the path of a
             module in the model that is called, such as `"blocks.2.attention"`.
+        fast: stop in the fast form that training runs, where an op has one. Otherwise everything within this context
+            runs by formula, so that every op of the mathematics is stopped in, whatever training fuses.
 
     The debugger is the one that `breakpoint()` starts (`PYTHONBREAKPOINT` chooses it), and it stops in the frame
     of the op or module itself, on the first line, where the names are those of the formula.
@@ -38,20 +40,32 @@ def break_on(*places: str) -> Iterator[None]:
             loss.backward()
     """
     with contextlib.ExitStack() as stack:
+        if not fast:
+            stack.enter_context(use_formulas())
         paths = []
         for place in places:
             op, _, method = place.partition(".")
-            there = [name for name in METHODS if hasattr(REGISTRY.get(op), name)]
-            if op in REGISTRY and method in ("", *there):
-                for name in (method,) if method else METHODS[:2]:
-                    stack.enter_context(_replaced(REGISTRY[op], name))
-            elif op in REGISTRY:
-                raise ValueError(f"op {op!r} has no method {method!r}; there are: {', '.join(there)}")
-            else:
+            if op not in REGISTRY:
                 paths.append(place)
+                continue
+            if method not in ("", *METHODS):
+                raise ValueError(f"op {op!r} has no method {method!r}; there are: {', '.join(METHODS)}")
+            for name in (method,) if method else METHODS:
+                stack.enter_context(_replaced(_form(REGISTRY[op], fast), name))
         if paths:
             stack.enter_context(observe(_ModuleBreakpoints(paths, stack)))
         yield
+
+
+def _form(op: type[Op], fast: bool) -> type[Op]:
+    """The text of an op to stop in; raises ValueError for the formula of what is fused of several."""
+    if issubclass(op, FusedOp) and not fast:
+        function = op.composition.function
+        raise ValueError(
+            f"{op.name!r} is fused of several ops, see {function.__module__}.{function.__name__}; break on one of "
+            "those, or give fast=True"
+        )
+    return op.fast_form or op if fast else op
 
 
 class _ModuleBreakpoints(Observer):
@@ -68,8 +82,7 @@ class _ModuleBreakpoints(Observer):
         modules = dict(module.named_modules())
         for path in self.paths:
             if path not in modules:
-                near = nearest(path, [*modules, *REGISTRY])
-                hint = f"did you mean {near!r}?" if near else "see dict(model.named_modules())"
+                hint = did_you_mean(path, [*modules, *REGISTRY], "see dict(model.named_modules())")
                 raise ValueError(f"{path!r} is no op, and no module of this {type(module).__name__}; {hint}")
             self.stack.enter_context(_stopping(modules[path]))
 

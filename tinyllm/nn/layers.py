@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Linear(Module):
     al., "Efficient backprop", 1998, section 4.6); the bias begins at zero.
     """
 
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
     def __init__(
         self,
         in_features: int,
@@ -47,6 +49,8 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of a table. indices: (...) in [0, num_embeddings) -> (..., width); weight: (num_embeddings, width)."""
 
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
+
     def __init__(self, num_embeddings: int, width: int, rng: np.random.Generator, std: float = 0.02) -> None:
         self.weight = normal(rng, (num_embeddings, width), std)
 
@@ -56,6 +60,8 @@ class Embedding(Module):
 
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., width)."""
+
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         self.weight = Parameter(current.xp.ones(width, dtype=np.float32))
@@ -67,6 +73,8 @@ class RMSNorm(Module):
 
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., width)."""
+
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         self.weight = Parameter(current.xp.ones(width, dtype=np.float32))

@@ -55,6 +55,8 @@ from tinyllm.ops.softmaxes import log_softmax, logsumexp, softmax
 
 attach()
 
+from tinyllm.ops import fast  # noqa: E402, F401 (puts the fast forms in place)
+
 __all__ = [
     "absolute", "add", "astype", "broadcast_to", "clip", "concatenate", "cos", "cross_entropy", "cumsum",
     "divide", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1", "flip", "gather",

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
-from tinyllm.backend import current
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
 from tinyllm.backend.philox import Key, keep_mask
-from tinyllm.ops.elementwise import where
+from tinyllm.ops.index import Scatter
 
 
 @register
-class Embedding(FusedOp):
+class RowLookup(Op):
     """y = weight[indices]. Shapes: weight: (V, D), indices: (...) integers -> (..., D)."""
 
+    name = "embedding"
     cases = (
         Case(((5, 3),), {"indices": np.array([[0, 4, 4], [1, 0, 4]])}),
         Case(((5, 3),), {"indices": np.array(2)}),
@@ -29,27 +29,24 @@ class Embedding(FusedOp):
         self.indices = indices.astype(int)  # a copy: backward needs them as they are now
 
     def forward(self, weight: Any) -> Any:
-        self.weight_shape = weight.shape
+        self.V = weight.shape[0]
         return weight[self.indices]
 
     def backward(self, gradient: Any) -> Any:
-        gradient_weight = current.xp.zeros(self.weight_shape, dtype=gradient.dtype)
-        rows = gradient.reshape((self.indices.size, self.weight_shape[1]))
-        backend.scatter_add(gradient_weight, self.indices.reshape(-1), rows)
-        return gradient_weight
-
-    def reference(self, weight: Tensor) -> Tensor:
-        return weight[self.indices]
+        D = gradient.shape[-1]
+        # Row v is the sum of the gradients of all places whose index is v.
+        return Scatter(self.indices, (self.V, D))(gradient)
 
 
 @register
-class Dropout(FusedOp):
+class RandomMask(Op):
     """Each element is zero with probability p, otherwise divided by 1 - p. Shapes: x: (...) -> (...).
 
     The mask is a function of `key` alone (Philox), so recomputing it gives the same bits.
     Source: Srivastava et al., "Dropout", 2014, in the inverted form.
     """
 
+    name = "dropout"
     cases = (
         Case(((3, 4),), {"p": 0.5, "key": Key(7)}),
         Case(((),), {"p": 0.25, "key": Key(2)}),
@@ -62,14 +59,10 @@ class Dropout(FusedOp):
 
     def forward(self, x: Any) -> Any:
         self.mask = keep_mask(x.shape, self.p, self.key)
-        self.scale = 1 / (1 - self.p)
-        return backend.selected(self.mask, x * self.scale)
+        return np.where(self.mask, x, 0) / (1 - self.p)
 
     def backward(self, gradient: Any) -> Any:
-        return backend.selected(self.mask, gradient * self.scale)
-
-    def reference(self, x: Tensor) -> Tensor:
-        return where(keep_mask(x.shape, self.p, self.key), x / (1 - self.p), 0)
+        return np.where(self.mask, gradient, 0) / (1 - self.p)
 
 
 def embedding(weight: Any, indices: Any) -> Tensor:
@@ -81,7 +74,7 @@ def embedding(weight: Any, indices: Any) -> Tensor:
     """
     weight = as_tensor(weight)
     indices = indices.data if isinstance(indices, Tensor) else indices
-    known, indices = backend.free_to_read(indices), backend.asarray(indices)
+    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
     V = weight.shape[0]
@@ -89,7 +82,7 @@ def embedding(weight: Any, indices: Any) -> Tensor:
         raise IndexError(
             f"embedding: indices span [{int(known.min())}, {int(known.max())}], the table has rows [0, {V})"
         )
-    return Embedding(indices)(weight)
+    return RowLookup(indices)(weight)
 
 
 def dropout(x: Any, p: float, key: Key) -> Tensor:
@@ -97,4 +90,4 @@ def dropout(x: Any, p: float, key: Key) -> Tensor:
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p={p}; it needs 0 <= p < 1")
     x = as_tensor(x)
-    return Dropout(p, key)(x) if p > 0 else x
+    return RandomMask(p, key)(x) if p > 0 else x

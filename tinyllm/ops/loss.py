@@ -7,30 +7,22 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
 from tinyllm.backend import current
-from tinyllm.ops.elementwise import where
-from tinyllm.ops.index import take_along_axis
-from tinyllm.ops.matrix import row_sum, rows
-from tinyllm.ops.reduce import sum as sum_over
-from tinyllm.ops.softmaxes import log_softmax, logsumexp
 
 Reduce = Literal["mean", "sum", "none"]
-CHUNK_ELEMENTS = 1 << 18
-"""Logits handled at a time: small enough to stay in cache, so that temporaries cost little."""
 
 _TARGETS = np.array([[0, 3, -100], [1, 1, 2]])
 
 
 @register
-class CrossEntropy(FusedOp):
-    """-ln softmax(logits)[target], for targets other than `ignore_index`: their mean, their sum, or each.
+class CrossEntropy(Op):
+    """-ln softmax(z)[target], for targets other than `ignore_index`: their mean, their sum, or each.
 
-    With `z_loss`, z_loss (ln sum e^logits)^2 is added to each, which keeps logits from drifting away from zero.
+    With `z_loss`, z_loss (ln sum e^z)^2 is added to each, which keeps logits from drifting away from zero.
     Source: Chowdhery et al., "PaLM: scaling language modeling with pathways", 2022, section 5.
 
-    Shapes: logits: (..., V), targets: (...) integers -> () or (...). Exponentials are expensive, so forward keeps
-    them and backward makes the gradient of them, in their memory. Rows are handled in chunks that stay in cache.
+    Shapes: z: (..., V), targets: (...) integers -> () or (...).
     """
 
     cases = (
@@ -51,48 +43,26 @@ class CrossEntropy(FusedOp):
         self.targets = targets.astype(int)  # a copy: backward needs them as they are now
         self.ignore_index, self.reduction, self.z_loss = ignore_index, reduction, z_loss
 
-    def forward(self, logits: Any) -> Any:
-        xp = current.xp
-        self.logits = logits
-        z = rows(logits)  # (N, V)
-        self.kept = self.targets.reshape(-1) != self.ignore_index  # (N,)
-        self.safe_targets = xp.where(self.kept, self.targets.reshape(-1), 0)
-        self.exponentials: Any = xp.empty(z.shape, dtype=z.dtype)  # e^(z - max), until backward takes them
-        self.total = xp.empty((z.shape[0], 1), dtype=z.dtype)
-        self.logsumexp = xp.empty(z.shape[0], dtype=z.dtype)
-        with backend.ignore_non_finite():  # ignored rows may hold anything
-            for chunk in _chunks(z.shape):
-                maximum = _exponentials(z[chunk], self.exponentials[chunk])
-                self.total[chunk] = row_sum(self.exponentials[chunk])
-                self.logsumexp[chunk] = (maximum + xp.log(self.total[chunk]))[:, 0]
-            losses = self.logsumexp - z[xp.arange(z.shape[0]), self.safe_targets]  # (N,)
-            if self.z_loss:
-                losses += self.z_loss * self.logsumexp**2
-        losses = backend.selected(self.kept, losses)
-        if self.reduction == "none":
-            return losses.reshape(self.targets.shape)
-        return losses.sum() / self.divisor(z.dtype)
+    def forward(self, z: Any) -> Any:
+        self.kept = self.targets != self.ignore_index  # (...)
+        z = np.where(self.kept[..., None], z, 0)  # an ignored row counts for nothing, whatever it holds
+        self.one_hot = one_hot(np.where(self.kept, self.targets, 0), z.shape[-1])  # (..., V)
+        largest = constant(z).max(axis=-1, keepdims=True)  # no e^(z - largest) overflows
+        e = np.exp(z - largest)
+        total = e.sum(axis=-1, keepdims=True)
+        self.p = e / total  # softmax
+        self.log_total = (np.log(total) + largest)[..., 0]  # ln sum e^z, (...)
+        losses = self.log_total - np.where(self.one_hot, z, 0).sum(axis=-1)
+        losses = losses + self.z_loss * self.log_total * self.log_total
+        losses = np.where(self.kept, losses, 0)
+        return losses if self.reduction == "none" else losses.sum() / self.divisor(losses.dtype)
 
     def backward(self, gradient: Any) -> Any:
-        xp = current.xp
-        z = rows(self.logits)
         if self.reduction != "none":
-            gradient = gradient / self.divisor(z.dtype)
-        weight = backend.selected(self.kept, xp.broadcast_to(gradient.reshape(-1), self.kept.shape))  # (N,)
-        with backend.ignore_non_finite():  # as in forward
-            # The derivative of (logsumexp)^2 is 2 logsumexp softmax.
-            of_softmax = weight * (1 + 2 * self.z_loss * self.logsumexp) if self.z_loss else weight
-            gradient_z, self.exponentials = self.exponentials, None
-            if gradient_z is None:  # a second backward pass
-                gradient_z = xp.empty(z.shape, dtype=z.dtype)
-                for chunk in _chunks(z.shape):
-                    _exponentials(z[chunk], gradient_z[chunk])
-            for chunk in _chunks(z.shape):
-                p = gradient_z[chunk]
-                p *= of_softmax[chunk][:, None] / self.total[chunk]  # softmax, weighted
-                backend.clear_rows(p, ~self.kept[chunk])
-                p[xp.arange(p.shape[0]), self.safe_targets[chunk]] -= weight[chunk]
-        return gradient_z.reshape(self.logits.shape)
+            gradient = gradient / self.divisor(gradient.dtype)
+        weight = np.where(self.kept, gradient, 0)[..., None]  # of each loss, (..., 1)
+        of_p = weight * (1 + 2 * self.z_loss * self.log_total[..., None])  # the derivative of ln sum e^z is p
+        return of_p * self.p - np.where(self.one_hot, weight, 0)
 
     def divisor(self, dtype: Any) -> Any:
         """How many losses the reduction averages over; 1 for a sum, and where every target is ignored."""
@@ -100,35 +70,10 @@ class CrossEntropy(FusedOp):
             return 1
         return current.xp.maximum((self.targets != self.ignore_index).sum(), 1).astype(dtype)
 
-    def reference(self, logits: Tensor) -> Tensor:
-        kept = self.targets != self.ignore_index
-        targets = current.xp.where(kept, self.targets, 0)
-        logits = where(kept[..., None], logits, 0)  # what ignored rows hold does not come into derivatives
-        losses = -take_along_axis(log_softmax(logits), targets[..., None], axis=-1).squeeze(-1)
-        if self.z_loss:
-            losses = losses + self.z_loss * logsumexp(logits, axis=-1) ** 2
-        losses = where(kept, losses, 0)
-        return losses if self.reduction == "none" else sum_over(losses) / self.divisor(logits.dtype)
 
-
-def _exponentials(z: Any, out: Any) -> Any:
-    """Write e^(z - max) of each row into `out`; returns the maxima. z, out: (N, V) -> (N, 1)."""
-    maximum = z.max(axis=-1, keepdims=True)
-    _exponentials_of(z, maximum, out)
-    return maximum
-
-
-@backend.elementwise
-def _exponentials_of(z: Any, maximum: Any, out: Any) -> None:
-    current.xp.subtract(z, maximum, out=out)
-    current.xp.exp(out, out=out)
-
-
-def _chunks(shape: tuple[int, int]) -> list[slice]:
-    """Slices of rows of about CHUNK_ELEMENTS elements."""
-    N, V = shape
-    step = max(1, backend.choose(CHUNK_ELEMENTS, on_device=1 << 28) // max(V, 1))
-    return [slice(start, start + step) for start in range(0, N, step)]
+def one_hot(indices: Any, V: int) -> Any:
+    """True at each index. indices: (...) integers in [0, V) -> booleans (..., V)."""
+    return indices[..., None] == current.xp.arange(V)
 
 
 def cross_entropy(
@@ -147,7 +92,7 @@ def cross_entropy(
     """
     logits = as_tensor(logits)
     targets = targets.data if isinstance(targets, Tensor) else targets
-    known, targets = backend.free_to_read(targets), backend.asarray(targets)
+    known, targets = backend.to_numpy_without_waiting(targets), backend.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets are integers; got dtype {targets.dtype}")
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:

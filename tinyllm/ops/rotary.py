@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
-from tinyllm import backend
-from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
 from tinyllm.backend import current
-from tinyllm.ops.shape import concatenate
-
-
-@functools.lru_cache(maxsize=64)
-def _tables(shape: tuple[int, ...], offset: int, theta: float, dtype: str, xp: Any) -> tuple[Any, Any]:
-    T, K = shape[0], shape[-1]
-    frequencies = theta ** (-np.arange(0, K, 2, dtype=np.float64) / K)  # (K/2,)
-    angles = np.arange(offset, offset + T)[:, None] * frequencies  # (T, K/2)
-    middle = (T, *(1,) * (len(shape) - 2), K)
-    cos = np.concatenate([np.cos(angles), np.cos(angles)], axis=-1).reshape(middle)
-    sin = np.concatenate([-np.sin(angles), np.sin(angles)], axis=-1).reshape(middle)
-    # Written out to the full shape, because products of contiguous arrays are several times faster than
-    # products that broadcast along short rows.
-    tables = [xp.asarray(np.ascontiguousarray(np.broadcast_to(t, shape)), dtype=dtype) for t in (cos, sin)]
-    return tables[0], tables[1]
-
-
-def rotation_tables(x: Any, offset: int, theta: float, axis: int) -> tuple[Any, Any]:
-    """cos of position times frequency, and sin with its sign, in double precision rounded to the dtype of x.
-
-    x: (..., T, ..., K) with positions along `axis` (negative) -> two arrays (T, ..., K). The first half of the last
-    axis of sin is negative: y = x cos + swap(x) sin, where swap exchanges the halves.
-    """
-    real_dtype = x.real.dtype if x.dtype.kind == "c" else x.dtype
-    return _tables(x.shape[axis:], offset, theta, real_dtype.name, current.xp)
 
 
 @register
-class Rope(FusedOp):
+class Rope(Op):
     """Rotates the pair (x_i, x_(i + K/2)) at position t by the angle t theta^(-2i/K).
 
     Shapes: x: (..., T, ..., K) -> the same, K even; position t, along `axis` (negative), counts from `offset`.
@@ -57,35 +30,32 @@ class Rope(FusedOp):
         self.offset, self.theta, self.axis = offset, theta, axis
 
     def forward(self, x: Any) -> Any:
-        self.cos, self.sin = rotation_tables(x, self.offset, self.theta, self.axis)
-        return rotate(x, self.cos, self.sin)
+        angles = rotation_angles(x.shape, self.offset, self.theta, self.axis)  # (T, ..., K/2)
+        self.cos, self.sin = like(np.cos(angles), x), like(np.sin(angles), x)
+        return _rotated(x, self.cos, self.sin)
 
     def backward(self, gradient: Any) -> Any:
-        return rotate(gradient, self.cos, -self.sin)
-
-    def reference(self, x: Tensor) -> Tensor:
-        cos, sin = rotation_tables(x.data, self.offset, self.theta, self.axis)
-        half = x.shape[-1] // 2
-        return x * cos + concatenate([x[..., half:], x[..., :half]], axis=-1) * sin
+        return _rotated(gradient, self.cos, -self.sin)  # back by the same angles
 
 
-def rotate(x: Any, cos: Any, sin: Any) -> Any:
-    """x cos + swap(x) sin. x: (..., T, ..., K), cos and sin: (T, ..., K) -> the shape of x."""
-    return rotate_in_place(x.copy(), cos, sin)[0]
+def _rotated(x: Any, cos: Any, sin: Any) -> Any:
+    """(x_1 cos - x_2 sin, x_2 cos + x_1 sin), where x_1 and x_2 are the halves of the last axis."""
+    half = x.shape[-1] // 2
+    x_1, x_2 = x[..., :half], x[..., half:]
+    return np.concatenate([x_1 * cos - x_2 * sin, x_2 * cos + x_1 * sin], axis=-1)
 
 
-def rotate_in_place(x: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
-    """x, which is changed to its rotation, and an array of the same shape to write into, whose memory is in cache."""
-    swapped = backend.swap_halves(x)
-    _rotate(x, swapped, cos, sin)
-    return x, swapped
+def rotation_angles(shape: tuple[int, ...], offset: int, theta: float, axis: int) -> Any:
+    """t theta^(-2i/K) in double precision, for x of a shape (..., T, ..., K): (T, 1, ..., K/2)."""
+    T, K = shape[axis], shape[-1]
+    frequencies = theta ** (-np.arange(0, K, 2, dtype=np.float64) / K)  # (K/2,)
+    positions = np.arange(offset, offset + T)
+    return positions.reshape((T, *(1,) * (-axis - 1))) * frequencies
 
 
-@backend.elementwise
-def _rotate(x: Any, swapped: Any, cos: Any, sin: Any) -> None:
-    swapped *= sin
-    x *= cos
-    x += swapped
+def like(table: Any, x: Any) -> Any:
+    """A table beside x, in the real dtype of x."""
+    return current.xp.asarray(table, dtype=np.empty(0, x.dtype).real.dtype)
 
 
 def rope(x: Any, offset: int = 0, theta: float = 10000.0, axis: int = -2) -> Tensor:

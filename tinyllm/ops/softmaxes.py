@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from tinyllm.autograd.tensor import Case, FusedOp, Tensor, as_tensor, register
+import numpy as np
+
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
 from tinyllm.backend import current
-from tinyllm.ops.elementwise import exp, log
 from tinyllm.ops.reduce import Axis, Reduction, reduction_cases
-from tinyllm.ops.reduce import sum as sum_over
 
 AXIS_CASES = (
     Case(((3, 4),), {"axis": -1}),
@@ -18,38 +19,38 @@ AXIS_CASES = (
     Case(((2, 5),), {"axis": -1}, low=-50, high=50),
 )
 
-
-def shifted(x: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
-    """x minus its maximum over `axis`, and that maximum as a constant; the shift cancels in a softmax."""
-    maximum = x.detach().max(axis=axis, keepdims=True)
-    return x - maximum, maximum
+_MASK = np.array([[True, False, True], [False, False, False]])
 
 
 @register
-class Softmax(FusedOp):
-    """p_i = e^(x_i) / sum_j e^(x_j) along an axis. Shapes: x: (...) -> (...)."""
+class Softmax(Op):
+    """p_i = e^(x_i) / sum_j e^(x_j) along an axis, over the elements that the mask lets through; p = 0 elsewhere.
 
-    cases = AXIS_CASES
+    Shapes: x: (...) -> (...), mask: booleans that broadcast to it. Where nothing is let through, p is 0.
+    """
 
-    def __init__(self, axis: int = -1) -> None:
+    cases = (*AXIS_CASES, Case(((2, 2, 3),), {"axis": -1, "mask": _MASK}))
+
+    def __init__(self, axis: int = -1, mask: Any = True) -> None:
         self.axis = axis
+        self.mask = mask if mask is True else current.xp.array(mask)  # a copy: the caller may change his
 
     def forward(self, x: Any) -> Any:
-        self.p = current.xp.exp(x - x.max(axis=self.axis, keepdims=True))
-        self.p /= self.p.sum(axis=self.axis, keepdims=True)
+        z = np.where(self.mask, x, -math.inf) if self.mask is not True else x
+        # Less the largest, which cancels in p, no e^z overflows; where nothing is let through, that is -infinity.
+        largest = constant(z).max(axis=self.axis, keepdims=True)
+        e = np.exp(z - np.where(np.isfinite(largest), largest, 0))
+        total = e.sum(axis=self.axis, keepdims=True)
+        self.p = e / np.where(total == 0, 1, total)
         return self.p
 
     def backward(self, gradient: Any) -> Any:
         mean = (gradient * self.p).sum(axis=self.axis, keepdims=True)
         return self.p * (gradient - mean)
 
-    def reference(self, x: Tensor) -> Tensor:
-        exponentials = exp(shifted(x, self.axis)[0])
-        return exponentials / sum_over(exponentials, self.axis, keepdims=True)
-
 
 @register
-class LogSoftmax(FusedOp):
+class LogSoftmax(Op):
     """ln p_i = x_i - ln sum_j e^(x_j) along an axis. Shapes: x: (...) -> (...)."""
 
     cases = AXIS_CASES
@@ -58,41 +59,30 @@ class LogSoftmax(FusedOp):
         self.axis = axis
 
     def forward(self, x: Any) -> Any:
-        xp = current.xp
-        shifted_x = x - x.max(axis=self.axis, keepdims=True)
-        self.log_p = shifted_x - xp.log(xp.exp(shifted_x).sum(axis=self.axis, keepdims=True))
+        z = x - constant(x).max(axis=self.axis, keepdims=True)  # cancels, and no e^z overflows
+        self.log_p = z - np.log(np.exp(z).sum(axis=self.axis, keepdims=True))
         return self.log_p
 
     def backward(self, gradient: Any) -> Any:
-        return gradient - current.xp.exp(self.log_p) * gradient.sum(axis=self.axis, keepdims=True)
-
-    def reference(self, x: Tensor) -> Tensor:
-        shifted_x, _ = shifted(x, self.axis)
-        return shifted_x - log(sum_over(exp(shifted_x), self.axis, keepdims=True))
+        return gradient - np.exp(self.log_p) * gradient.sum(axis=self.axis, keepdims=True)
 
 
 @register
-class Logsumexp(Reduction, FusedOp):
+class Logsumexp(Reduction):
     """ln sum_j e^(x_j) over axes. Shapes: x: (...) -> x without the axes."""
 
     cases = reduction_cases(empty=False)
 
     def forward(self, x: Any) -> Any:
-        xp = current.xp
-        maximum = x.max(axis=self.axis, keepdims=True)
-        exponentials = xp.exp(x - maximum)
-        total = exponentials.sum(axis=self.axis, keepdims=True)
-        self.p = exponentials / total
-        y = maximum + xp.log(total)
+        largest = constant(x).max(axis=self.axis, keepdims=True)
+        e = np.exp(x - largest)  # no overflow
+        total = e.sum(axis=self.axis, keepdims=True)
+        self.p = e / total
+        y = np.log(total) + largest
         return y if self.keepdims else y.reshape(x.sum(axis=self.axis).shape)
 
     def backward(self, gradient: Any) -> Any:
         return self.expand(gradient, self.p.shape) * self.p
-
-    def reference(self, x: Tensor) -> Tensor:
-        shifted_x, maximum = shifted(x, self.axis)
-        total = log(sum_over(exp(shifted_x), self.axis, keepdims=True)) + maximum
-        return total if self.keepdims else sum_over(total, self.axis)
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:

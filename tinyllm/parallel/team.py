@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinyllm.autograd.mode import observers
-from tinyllm.backend import Array
+from tinyllm.backend import HostArray
 from tinyllm.nn import Module
 from tinyllm.system.allocator import keep_freed_memory
 from tinyllm.system.cores import physical_cores, threads_allowed
@@ -226,7 +226,7 @@ class _SharedMemory(mmap.mmap):
     """Anonymous memory that forks share, told apart from mapped files."""
 
 
-def share(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def share(arrays: Mapping[str, HostArray]) -> dict[str, HostArray]:
     """Copies of the arrays in memory that this process shares with those that it forks from now on."""
     ends = np.cumsum([-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()], dtype=int)
     memory = _SharedMemory(-1, max(1, int(ends[-1]) if len(ends) else 0))
@@ -239,7 +239,7 @@ def share(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return shared
 
 
-def is_shared(array: Array) -> bool:
+def is_shared(array: HostArray) -> bool:
     """Whether `share` made this array."""
     base: Any = array
     while isinstance(base, np.ndarray):

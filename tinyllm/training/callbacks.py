@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from tinyllm.system.progress import say
+from tinyllm.system.progress import print_status
 from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
 
 
@@ -85,7 +85,7 @@ class Progress(Callback):
         elif metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
             done = metrics.step - self.begun[0]
             left = (time.monotonic() - self.begun[1]) / max(done, 1) * (self.total_steps - metrics.step)
-            say(
+            print_status(
                 f"step {metrics.step}/{self.total_steps}  loss {metrics.loss:.4f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s  {duration(left)} left",
                 self.stream,
@@ -128,7 +128,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:
-            say(line, self.stream)
+            print_status(line, self.stream)
 
     def on_end(self) -> None:
         if self.bar is not None:

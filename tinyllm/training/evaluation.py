@@ -46,7 +46,7 @@ def mean_loss(
     def losses_of_rank(rank: int) -> list[Sum]:
         return batch_losses(model, objective, batches, rank, workers)
 
-    if backend.reads_wait():
+    if backend.is_asynchronous():
         workers = 1
     with Team(workers, [losses_of_rank], processes=not is_watched(model)) as team:
         return mean_of(loss for part in team.run(losses_of_rank) for loss in part)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from tinyllm.system import storage
-from tinyllm.system.progress import say
+from tinyllm.system.progress import print_status
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.metrics import METRICS, last_branch, read_metrics
 
@@ -64,7 +64,7 @@ class LossCurve(Callback):
             storage.replace(self.folder / "loss.png", image.getvalue())
         except OSError as error:
             # The end of a run has more important things to say.
-            say(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
+            print_status(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
 
 
 def running_mean(values: list[float], span: int = 50) -> list[float]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
-from tinyllm.system.progress import say
-from tinyllm.system.settings import shown
+from tinyllm.system.progress import print_status
+from tinyllm.system.wording import shown
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
 
@@ -109,7 +109,7 @@ class MetricsFile(Callback):
             storage.write_bytes(self._file, content)
         except OSError as error:
             if not self._told:
-                say(
+                print_status(
                     f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later"
                 )
             self._told = True

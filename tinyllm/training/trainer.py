@@ -48,6 +48,8 @@ class Trainer:
     Attributes:
         step: how many steps were made. evaluated_step: the step of the last evaluation. best_loss, best_step: of the
             evaluation with the lowest loss whose checkpoint could be written.
+
+    Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         objective: Objective | None = None,
     ) -> None:
+        if run is not None:
+            checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model, self.tokenizer = model, tokenizer
         self.config, self.run = config, run
         self.callbacks = list(callbacks)
@@ -94,7 +98,7 @@ class Trainer:
 
     def use_threads(self, threads: int) -> None:
         """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
-        self.threads = 1 if backend.reads_wait() else threads
+        self.threads = 1 if backend.is_asynchronous() else threads
         before = self.state.parts.get("loss_scale")
         self.engine = build_engine(
             self.model, self.optimizer, self.objective, self.threads, self.config.seed, self.validation

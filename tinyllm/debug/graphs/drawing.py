@@ -14,7 +14,7 @@ from tinyllm.debug.graphs.svg import FILLS, draw
 from tinyllm.debug.tracing import formula_of
 from tinyllm.nn import Module, Parameter
 from tinyllm.nn.module import path_of
-from tinyllm.system.settings import nearest
+from tinyllm.system.wording import did_you_mean, nearest
 
 MOST_NODES = 1000
 """Above this many boxes, ops of the same module in a row become one."""
@@ -85,6 +85,8 @@ class Graph:
 
 def graph(loss: Tensor, expand: str | Sequence[str] = (), depth: int = 1, gradients: bool = False) -> Graph:
     """The graph of ops behind `loss`, before backward frees it, with the modules that they ran in as boxes.
+
+    A loss that was computed within `use_formulas()` has the ops of the formulas, otherwise those that training runs.
 
     Args:
         loss: the Tensor to draw the graph of.
@@ -163,10 +165,7 @@ class _Names:
         opened: set[str] = set()
         for path in expand:
             if path not in self.modules:
-                near = nearest(path, self.modules)
-                hint = (
-                    f"did you mean {near!r}?" if near else f"there are: {', '.join(self.modules) or 'none'}"
-                )
+                hint = did_you_mean(path, self.modules, f"there are: {', '.join(self.modules) or 'none'}")
                 raise ValueError(f"expand={path!r} is no module that an op of this graph ran in; {hint}")
             opened.update(self.modules[path])
         return opened

@@ -15,11 +15,11 @@ from tinyllm.autograd.mode import current_mode, no_grad
 from tinyllm.backend import current
 from tinyllm.models.transformer import TransformerBlock, TransformerLM
 from tinyllm.nn.attention import HeadNorm
-from tinyllm.ops.activation import Swiglu
-from tinyllm.ops.matrix import row_sum
-from tinyllm.ops.norm import RMSNorm
-from tinyllm.ops.rotary import rotate, rotation_tables
-from tinyllm.ops.tiled_attention import causal_scores
+from tinyllm.ops.fast.activation import FastSwiglu
+from tinyllm.ops.fast.norm import FastRootMeanSquareNorm
+from tinyllm.ops.fast.products import row_sum
+from tinyllm.ops.fast.rotary import rotate, rotation_tables
+from tinyllm.ops.fast.tiled_attention import causal_scores
 from tinyllm.system.cores import cores_allowed, each_on_a_core, threads_allowed
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class _Norm:
     """RMSNorm of an array by the weight of a module."""
 
     def __init__(self, norm: nn.RMSNorm) -> None:
-        self.op, self.weight = RMSNorm(norm.eps), norm.weight.data
+        self.op, self.weight = FastRootMeanSquareNorm(norm.eps), norm.weight.data
 
     def __call__(self, x: Any) -> Any:
         if x.shape[0] > 1:
@@ -239,7 +239,8 @@ class _HeadNorm:
     """RMSNorm of each head by a weight of its own. (R, heads, K) -> (R, heads, K)."""
 
     def __init__(self, heads: list[HeadNorm]) -> None:
-        self.op, self.weight = RMSNorm(heads[0].eps), current.xp.stack([head.weight.data for head in heads])
+        self.op = FastRootMeanSquareNorm(heads[0].eps)
+        self.weight = current.xp.stack([head.weight.data for head in heads])
 
     def __call__(self, x: Any) -> Any:
         return self.op.forward(x, self.weight)
@@ -270,7 +271,7 @@ class _Layer:
         """SwiGLU and its projection. x: (R, D) -> (R, D)."""
         gate_up = self.gate_up(x)
         F = gate_up.shape[1] // 2
-        return self.down(Swiglu().forward(gate_up[:, :F], gate_up[:, F:]))
+        return self.down(FastSwiglu().forward(gate_up[:, :F], gate_up[:, F:]))
 
     def products(self) -> Iterator[_Products]:
         """All matrices of the block."""
@@ -287,7 +288,7 @@ def supports(model: TransformerLM) -> bool:
     plain = all(module.bias is None for module in modules if isinstance(module, nn.Linear))
     hooked = any(module._forward_hooks or module._backward_hooks for module in modules)
     mode = current_mode.get()
-    return known and plain and not (hooked or mode.observers or mode.reference or _debugged())
+    return known and plain and not (hooked or mode.observers or mode.formulas or _debugged())
 
 
 def agrees(model: TransformerLM, tokens: Sequence[int]) -> bool:

@@ -187,7 +187,7 @@ def _next_logits(
 
     if not use_cache:
         return lambda window, fresh: _last_logits(model, window, None)
-    if max_new_tokens > 0 and not backend.reads_wait() and supports(model) and agrees(model, first):
+    if max_new_tokens > 0 and not backend.is_asynchronous() and supports(model) and agrees(model, first):
         decoder = Decoder(model)
 
         def decoded(window: list[int], fresh: list[int]) -> Array:

@@ -13,7 +13,7 @@ Example:
 
 # Importing the modules of mutants and of checks puts them into MUTANTS and CHECKS, in this order.
 from tinyllm.testing.mutants import engine  # noqa: F401, I001
-from tinyllm.testing.mutants import elementwise, shapes, functions, attention  # noqa: F401
+from tinyllm.testing.mutants import elementwise, shapes, functions, attention, formulas  # noqa: F401
 from tinyllm.testing.mutants import models, optimizers, sampling  # noqa: F401
 from tinyllm.testing.mutants import check_ops, check_formulas, check_models, check_training  # noqa: F401
 from tinyllm.testing.mutants.checking import CHECKS, Kill, Survey, run_check, survey

@@ -14,13 +14,13 @@ from tinyllm.backend import Array, current
 from tinyllm.models.generation import decoder
 from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
 from tinyllm.nn.attention import HeadNorm
-from tinyllm.ops import heads
-from tinyllm.ops.attention import ScaledDotProductAttention
+from tinyllm.ops import heads, rotary
+from tinyllm.ops.fast import rotary as rope
+from tinyllm.ops.fast.attention import ScaledDotProductAttention
 from tinyllm.testing.mutants.planting import mutant
 
 # As attributes of their packages, these two are the functions.
 generate = importlib.import_module("tinyllm.models.generation.sampling")
-rope = importlib.import_module("tinyllm.ops.rotary")
 
 # ---- The attention op --------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ def qk_norm_never_applied(self: Any, x: Tensor, norm: Any, offset: int) -> Tenso
 _heads = MultiHeadAttention.heads
 
 
-@mutant(heads.RotaryHeads, "forward")
+@mutant(rope.RotaryHeads, "forward")
 def head_norm_weight_not_swapped(self: Any, x: Any, weight: Any = None) -> Any:
     """The weight of the norm is put into the table of the sines without exchanging its halves: each feature's partner
     is scaled with the weight of the feature itself. With weights of ones nothing shows."""
@@ -238,11 +238,11 @@ def head_norm_weight_not_swapped(self: Any, x: Any, weight: Any = None) -> Any:
     return y + (swapped * wrong).transpose((0, 2, 1, 3))
 
 
-_rotary_forward = heads.RotaryHeads.forward
-_rotary_backward = heads.RotaryHeads.backward
+_rotary_forward = rope.RotaryHeads.forward
+_rotary_backward = rope.RotaryHeads.backward
 
 
-@mutant(heads.RotaryHeads, "backward")
+@mutant(rope.RotaryHeads, "backward")
 def head_norm_weight_gradient_before_the_rotation_back(self: Any, gradient: Any) -> Any:
     """The gradient of the norm's weight is formed with the gradient of the rotated heads, which is not yet rotated
     back. At position 0 both are the same."""
@@ -267,21 +267,21 @@ def rope_turns_the_other_way(*arguments: Any, **keywords: Any) -> Any:
 _rotation_tables = rope.rotation_tables
 
 
-@mutant(rope.Rope, "backward")
+@mutant(rope.FastRope, "backward")
 def rope_backward_not_inverted(self: Any, gradient: Any) -> Any:
     """The gradient is rotated forwards once more instead of back: it points twice the angle away from where it should,
     a little at early positions and anywhere at late ones."""
     return rope.rotate(gradient, self.cos, self.sin)
 
 
-@mutant(rope.Rope, "__init__")
+@mutant(rotary.Rope, "__init__")
 def rope_exponent_without_the_two(self: Any, offset: int, theta: float, *more: Any, **named: Any) -> None:
     """Frequencies are theta^(-i/K) instead of theta^(-2i/K): all wavelengths are too short, as if theta were its square
     root."""
     _rope_init(self, offset, theta**0.5, *more, **named)
 
 
-_rope_init = rope.Rope.__init__
+_rope_init = rotary.Rope.__init__
 _position_heads = RotaryEmbedding.heads
 
 

@@ -1,4 +1,4 @@
-"""Checks of every registered op: its gradient, forward mode, and its reference."""
+"""Checks of every registered op: its gradient and forward mode, and that its fast form is its formula."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.mode import use_reference
+from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.backend import Array
 from tinyllm.testing.gradient_check import gradcheck
@@ -28,10 +28,11 @@ def function(op: type[Op], case: Case) -> Callable[..., Tensor]:
     return lambda *inputs: op(**case.arguments)(*inputs)
 
 
-def check_gradient(op: type[Op]) -> None:
+def check_gradient(op: type[Op], formulas: bool = False) -> None:
     """Gradients against numerical derivatives, for every case of the op."""
-    for case in op.cases:
-        gradcheck(function(op, case), inputs(op, case))
+    with use_formulas(formulas):
+        for case in op.cases:
+            gradcheck(function(op, case), inputs(op, case))
 
 
 def check_dot_product(op: type[Op]) -> None:
@@ -40,15 +41,15 @@ def check_dot_product(op: type[Op]) -> None:
         check_forward_mode(function(op, case), inputs(op, case))
 
 
-def check_reference(op: type[Op]) -> None:
-    """The fused form against the composed one, values and gradients, for every case of the op."""
+def check_fast_form(op: type[Op]) -> None:
+    """The fast form against the formula, values and gradients, for every case of the op."""
     for case in op.cases:
         arrays = inputs(op, case)
-        fused = _values_and_gradients(op, case, arrays)
-        with use_reference():
-            composed = _values_and_gradients(op, case, arrays)
-        for one, other in zip(fused, composed, strict=True):
-            close(one, other, f"{op.name}, fused and composed")
+        fast = _values_and_gradients(op, case, arrays)
+        with use_formulas():
+            expected = _values_and_gradients(op, case, arrays)
+        for one, other in zip(fast, expected, strict=True):
+            close(one, other, f"{op.name}, fast form and formula")
 
 
 def _values_and_gradients(op: type[Op], case: Case, arrays: list[Array]) -> list[Array]:
@@ -79,8 +80,11 @@ def register_checks() -> None:
         if not op.changes_dtype:
             check(f"forward mode of {name}")(functools.partial(check_dot_product, op))
     for name, op in REGISTRY.items():
-        if issubclass(op, FusedOp):
-            check(f"reference of {name}")(functools.partial(check_reference, op))
+        if op.fast_form is not None or issubclass(op, FusedOp):
+            check(f"fast form of {name}")(functools.partial(check_fast_form, op))
+    for name, op in REGISTRY.items():
+        if op.fast_form is not None:
+            check(f"gradient of {name}, by formula")(functools.partial(check_gradient, op, formulas=True))
 
 
 register_checks()

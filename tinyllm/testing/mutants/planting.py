@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -97,6 +98,20 @@ def _imports_of(function: Any) -> list[tuple[Any, str]]:
         for name, value in list(vars(module).items())
         if value is function
     ]
+
+
+def edited(owner: type, method: str, old: str, new: str) -> Callable[..., Any]:
+    """The method with `old` in its text replaced by `new`. Raises ValueError when `old` does not stand there once."""
+    function = vars(owner)[method]
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(old) != 1:
+        raise ValueError(f"{old!r} stands {source.count(old)} times in {owner.__qualname__}.{method}")
+    names: dict[str, Any] = {}
+    exec(
+        compile(source.replace(old, new), f"<{owner.__name__}.{method}>", "exec"), function.__globals__, names
+    )
+    changed: Callable[..., Any] = names[method]
+    return changed
 
 
 def mutant(owner: Any, attribute: str, wrap: Wrap = lambda function: function) -> Wrap:

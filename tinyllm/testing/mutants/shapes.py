@@ -8,7 +8,8 @@ from typing import Any
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import index, matrix, reduce, shape
-from tinyllm.ops.matrix import rows
+from tinyllm.ops.fast import products
+from tinyllm.ops.fast.products import rows
 from tinyllm.testing.mutants.planting import mutant
 
 
@@ -103,7 +104,7 @@ def getitem_backward_assigns(self: Any, gradient: Any) -> Any:
     return Tensor(result) if isinstance(gradient, Tensor) else result
 
 
-@mutant(matrix.Matmul, "backward")
+@mutant(products.FastMatmul, "backward")
 def matmul_backward_averages_the_batch(self: Any, gradient: Any) -> Any:
     """One matrix that multiplies a whole batch gets the mean of the gradients of the batch instead of their sum."""
     gradient_a, gradient_b = _matmul_backward(self, gradient)
@@ -112,17 +113,17 @@ def matmul_backward_averages_the_batch(self: Any, gradient: Any) -> Any:
     return gradient_a, gradient_b
 
 
-_matmul_backward = matrix.Matmul.backward
+_matmul_backward = products.FastMatmul.backward
 
 
-@mutant(matrix.Matmul, "backward")
+@mutant(products.FastMatmul, "backward")
 def matmul_backward_forgets_the_transpose(self: Any, gradient: Any) -> Any:
     """The gradient of a in a b is multiplied by b instead of b^T. NumPy refuses most shapes; for square matrices it
     runs, and is wrong unless b is symmetric."""
     b = self.b if self.b.shape[-1] == self.b.shape[-2] else self.b.swapaxes(-1, -2)
     square = self.b.shape[-1] == self.b.shape[-2]
     gradient_a, gradient_b = _matmul_backward(self, gradient)
-    return (matrix.product(gradient, b) if square and self.needs(0) else gradient_a), gradient_b
+    return (products.product(gradient, b) if square and self.needs(0) else gradient_a), gradient_b
 
 
 @mutant(matrix.Einsum, "backward")
@@ -143,7 +144,7 @@ def einsum_backward_uses_one_other_operand(self: Any, gradient: Any) -> Any:
 _einsum_backward = matrix.Einsum.backward
 
 
-@mutant(matrix.Linear, "backward")
+@mutant(products.FastLinearMap, "backward")
 def linear_weight_gradient_transposed(self: Any, gradient: Any) -> Any:
     """The weight gradient is x^T g, brought into the weight's shape by a reshape where a transpose belongs. Nothing
     complains, and each weight gets the gradient of another."""
@@ -153,10 +154,10 @@ def linear_weight_gradient_transposed(self: Any, gradient: Any) -> Any:
     return (gradient_x, gradient_weight, *bias)
 
 
-_linear_backward = matrix.Linear.backward
+_linear_backward = products.FastLinearMap.backward
 
 
-@mutant(matrix.Linear, "backward")
+@mutant(products.FastLinearMap, "backward")
 def linear_weight_gradient_of_the_first_text(self: Any, gradient: Any) -> Any:
     """The weight gradient is formed from the first text of a batch, x[0], instead of from all of them. Batches of one
     are right."""
@@ -166,14 +167,14 @@ def linear_weight_gradient_of_the_first_text(self: Any, gradient: Any) -> Any:
     return (gradient_x, gradient_weight, *bias)
 
 
-@mutant(matrix.Linear, "backward")
+@mutant(products.FastLinearMap, "backward")
 def linear_bias_gradient_missing(self: Any, gradient: Any) -> Any:
     """The bias gets a gradient of zeros: it stays at its initial value for ever, and nothing else is wrong."""
     gradient_x, gradient_weight, *bias = _linear_backward(self, gradient)
     return (gradient_x, gradient_weight, *(part * 0 for part in bias))
 
 
-@mutant(matrix.Linear, "forward")
+@mutant(products.FastLinearMap, "forward")
 def linear_bias_not_added(self: Any, x: Any, weight: Any, bias: Any = None) -> Any:
     """The bias is taken and not added: it gets a gradient, moves at every step, and changes nothing."""
     y = _linear_forward(self, x, weight, None)
@@ -181,4 +182,4 @@ def linear_bias_not_added(self: Any, x: Any, weight: Any, bias: Any = None) -> A
     return y
 
 
-_linear_forward = matrix.Linear.forward
+_linear_forward = products.FastLinearMap.forward

@@ -16,10 +16,16 @@ from pathlib import Path
 from tinyllm.models import TransformerLM
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, UnreadableError
-from tinyllm.system.progress import say
-from tinyllm.system.settings import StrPath
+from tinyllm.system.progress import print_status
+from tinyllm.system.storage import StrPath
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.training.checkpoints.checkpoint import ELSEWHERE, Checkpoint, is_checkpoint, read
+from tinyllm.training.checkpoints.checkpoint import (
+    ELSEWHERE,
+    Checkpoint,
+    check_vocabulary,
+    is_checkpoint,
+    read,
+)
 
 LINKS = ("latest", "best")
 INTERRUPTED = "-interrupted"
@@ -36,11 +42,10 @@ def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
     found = find_valid(path, ("best", "latest"))
     report_passed_over(found)
     model, tokenizer = found.model(), found.tokenizer()
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"{found.folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
-            "they do not belong together"
-        )
+    try:
+        check_vocabulary(model.config, tokenizer)
+    except InputError as error:
+        raise InputError(f"{found.folder}: {error}") from None
     return model, tokenizer
 
 
@@ -77,9 +82,9 @@ def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = Fals
 def report_passed_over(found: Checkpoint) -> None:
     """A line on standard error for each damaged checkpoint, and one with what is taken in their place."""
     for line in found.passed_over:
-        say(f"passed over {line}")
+        print_status(f"passed over {line}")
     if found.passed_over:
-        say(f"taking {found.folder}")
+        print_status(f"taking {found.folder}")
 
 
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:

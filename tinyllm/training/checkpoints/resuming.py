@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
+
 from tinyllm.backend import Array
 from tinyllm.data import token_digest
 from tinyllm.models import TransformerLM
@@ -105,7 +107,7 @@ class RunState:
             "threads": numbers.threads,
             **{name: part.state_dict() for name, part in self.parts.items()},
             "callbacks": {name: state for name, state in states.items() if state},
-            "model": to_mapping(self.model.config),
+            "model": to_mapping(self.model.current_config),
             "train": to_mapping(self.config),
         }
         return TrainingState(self.optimizer.state_dict(), values)
@@ -125,6 +127,11 @@ class RunState:
             for callback in callbacks:
                 callback.load_state_dict(dict(states.get(type(callback).__name__, {})))
             parameters = found.model().state_dict()
+            before, now = (
+                next(iter(arrays.values())).dtype for arrays in (parameters, self.model.state_dict())
+            )
+            if before != np.result_type(np.float32, now):  # float16 is read as float32
+                _refuse(self.run, [f"the weights were {before} and are {now}"])
             # The text first: of a position in another one there is less to say.
             for name, part in sorted(self.parts.items(), key=lambda item: item[0] != "data"):
                 part.load_state_dict(values.get(name) if name in OPTIONAL else values[name])
@@ -141,7 +148,7 @@ class RunState:
     def _check_same_settings(self, found: Checkpoint, saved: Mapping[str, Any]) -> None:
         """Raise InputError naming all settings that differ from the saved run and matter."""
         check_tokenizer(self.run, self.tokenizer, self.config.tokenizer, found)
-        now = {**to_mapping(self.model.config), **to_mapping(self.config)}
+        now = {**to_mapping(self.model.current_config), **to_mapping(self.config)}
         before = {**saved["model"], **saved["train"]}
         differing = [
             f"{name} was {before.get(name)!r} and is {value!r}"

@@ -59,6 +59,7 @@ class RunCheckpoints:
         """
         if self.run is None or (interrupted and step == self.saved_step):
             return
+        checkpoint.require_loadable(self.model, self.tokenizer)
         folder = keeping.folder_of(self.run, step, interrupted)
         there = (
             f"--resume goes on from step {self.saved_step}"

@@ -29,7 +29,7 @@ def build_engine(
     validation: Iterable[Batch] = (),
 ) -> Engine:
     """The engine for the current backend and so many threads; `seed` is of dropout, `validation` what is evaluated."""
-    if backend.reads_wait():
+    if backend.is_asynchronous():
         return DeviceSteps(model, optimizer, objective, seed, validation)
     return build_host_engine(model, optimizer, objective, threads, seed, validation)
 

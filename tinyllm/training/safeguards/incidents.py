@@ -29,7 +29,7 @@ from tinyllm.models import TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.optim import OptimizerGroup
 from tinyllm.system import storage
-from tinyllm.system.settings import write_text
+from tinyllm.system.text_files import write_text
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.checkpoints import checkpoint
 from tinyllm.training.checkpoints.checkpoint import TrainingState
