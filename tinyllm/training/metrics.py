@@ -37,8 +37,8 @@ class MetricsFile(Callback):
         """Of the whole lines in the file; what follows is a part of one."""
         self._lines = 0
         self._waiting: list[str] = []
-        self._told = False
-        """Whether the trouble that there is has been told."""
+        self._trouble_reported = False
+        """Whether the trouble that there is has been reported."""
 
     def state_dict(self) -> dict[str, Any]:
         """The lines in the file, which are flushed to disk first, and those that could not be written."""
@@ -67,10 +67,10 @@ class MetricsFile(Callback):
 
     def on_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self.log_every == 0:
-            self._write(vars(metrics))
+            self._append(vars(metrics))
 
     def on_rejected(self, rejection: Rejection) -> None:
-        self._write(
+        self._append(
             {
                 "step": rejection.step,
                 "event": "rejected",
@@ -82,10 +82,10 @@ class MetricsFile(Callback):
         )
 
     def on_rollback(self, rollback: Rollback) -> None:
-        self._write({"step": rollback.step, "event": "rollback", **vars(rollback)})
+        self._append({"step": rollback.step, "event": "rollback", **vars(rollback)})
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        self._write(vars(evaluation))
+        self._append(vars(evaluation))
 
     def on_end(self) -> None:
         self._write_waiting()
@@ -93,7 +93,7 @@ class MetricsFile(Callback):
             self._file.close()
             self._file = None
 
-    def _write(self, values: dict[str, Any]) -> None:
+    def _append(self, values: dict[str, Any]) -> None:
         values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         self._waiting.append(json.dumps(values) + "\n")
         self._write_waiting()
@@ -108,13 +108,13 @@ class MetricsFile(Callback):
             self._file.seek(self._size)
             storage.write_bytes(self._file, content)
         except OSError as error:
-            if not self._told:
+            if not self._trouble_reported:
                 print_status(
                     f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later"
                 )
-            self._told = True
+            self._trouble_reported = True
             return
-        self._told = False
+        self._trouble_reported = False
         self._size += len(content)
         self._lines += len(self._waiting)
         self._waiting.clear()

@@ -294,6 +294,7 @@ def _check_weights(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raise InputError for a tokenizer with more tokens than the model."""
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; they do not "
