@@ -42,7 +42,7 @@ from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines.device import DeviceSteps
-from tinyllm.training.safeguards.watch import Limits
+from tinyllm.training.events import Limits
 from tinyllm.training.trainer import Trainer
 
 PARTS = ("tests", "curve", "looks", "10m", "50m", "memory", "launches")
@@ -80,7 +80,7 @@ def device(quick: bool, precision: str = "float32") -> Iterator[None]:
 
 def stretch(trainer: Trainer, steps: int) -> Callable[[], None]:
     """A function that makes so many steps on the device without a look at a number, and then waits."""
-    workers = trainer.workers
+    workers = trainer.engine
     assert isinstance(workers, DeviceSteps)
     batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(steps)]))
 
@@ -153,7 +153,7 @@ def curve(quick: bool) -> str:
 
     def losses() -> list[float]:
         trainer = trainer_of("char", steps=steps, log_every=steps, eval_every=steps, checkpoint_every=steps)
-        with trainer.workers:
+        with trainer.engine:
             found: list[float] = []
             while len(found) < steps:
                 found += [made.loss for made in trainer.train_steps()]  # type: ignore[union-attr]
@@ -173,7 +173,7 @@ def looks(quick: bool) -> str:
         trainer = trainer_of("char")
         run = stretch(trainer, 4)
         run()  # compiles kernels, makes tables
-        workers = trainer.workers
+        workers = trainer.engine
         assert isinstance(workers, DeviceSteps)
         batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(4)]))
         if quick:
@@ -214,9 +214,9 @@ def speed(preset: str, quick: bool) -> str:
         )
     if not quick:
         host = trainer_of(preset, batch_size=1 if preset == "50m" else 4, threads=0)
-        with host.workers:
-            host.train_step()
-            spent = seconds(lambda: host.train_step() and None)
+        with host.engine:
+            next(host.train_steps())
+            spent = seconds(lambda: next(host.train_steps()) and None)
         rate = host.config.batch_size * host.model.config.context_length / spent
         lines.append(f"on this machine's CPU {rate:,.0f} tokens/s")
     return "; ".join(lines)

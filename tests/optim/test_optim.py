@@ -25,7 +25,7 @@ from tinyllm.optim import (
     orthogonalise,
 )
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.trainer import build_optimizer
+from tinyllm.training.optimization import build_optimizer
 
 EPS32 = float(np.finfo(np.float32).eps)
 Arrays = dict[str, Any]
