@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tinyllm import Tensor, nn, ops
-from tinyllm.autograd.mode import observe, use_formulas
+from tinyllm.autograd.mode import use_formulas
+from tinyllm.autograd.observer import observe
 from tinyllm.autograd.tensor import gradients
 from tinyllm.cli import main as cli
 from tinyllm.cli import profile as cli_profile

@@ -3,18 +3,28 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinyllm import generate, no_grad, use_formulas
+from tinyllm import Tensor, generate, no_grad, ops, use_formulas
 from tinyllm.debug import detect_anomaly
-from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.generation.decoder import _MOST, Decoder, supports
-from tinyllm.nn import Linear, MultiHeadAttention
+from tinyllm.models import ModelConfig, TransformerBlock, TransformerLM
+from tinyllm.models.generation.decoder import _MOST, Decoder, is_watched
+from tinyllm.nn import (
+    Embedding,
+    KeyValueCache,
+    LayerNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Parameter,
+    PositionEncoding,
+    RotaryEmbedding,
+)
 from tinyllm.system import cores
 from tinyllm.system.cores import threads_allowed
 
@@ -71,29 +81,33 @@ def test_parts_read_at_once_wait_for_those_before(
     decoder = Decoder(make())
     with threads_allowed(1):
         expected = decoder(prompt_of_three_parts)
-    remember = Decoder._remember
+    write = KeyValueCache.write
 
-    def slow_at_first(self: Decoder, layer: Any, x: Any, here: slice) -> Any:
-        if here.start == 0:
+    def slow_at_first(self: KeyValueCache, start: int, keys: Any, values: Any) -> None:
+        if start == 0:
             time.sleep(0.05)
-        return remember(self, layer, x, here)
+        write(self, start, keys, values)
 
-    monkeypatch.setattr(Decoder, "_remember", slow_at_first)
     monkeypatch.setattr(cores, "physical_cores", lambda: 3)
     decoder = Decoder(make())
-    for layer in decoder.layers:  # so that looking too early shows
-        layer.keys[...] = layer.values[...] = np.nan
+    unwritten = np.full((1, 2, decoder.capacity, 4), np.nan, dtype=np.float32)
+    for cache in decoder.caches:  # so that looking too early shows
+        cache.write(0, unwritten, unwritten)
+    monkeypatch.setattr(KeyValueCache, "write", slow_at_first)
     assert np.array_equal(decoder(prompt_of_three_parts), expected)
 
 
 def test_a_part_that_fails_leaves_nobody_waiting(
     prompt_of_three_parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: Decoder, layer: Any, x: Any, here: slice) -> Any:
-        raise MemoryError("no memory for the first part")
+    write = KeyValueCache.write
 
-    remember = Decoder._remember
-    monkeypatch.setattr(Decoder, "_remember", lambda *args: (remember if args[-1].start else failing)(*args))
+    def failing_at_first(self: KeyValueCache, start: int, keys: Any, values: Any) -> None:
+        if start == 0:
+            raise MemoryError("no memory for the first part")
+        write(self, start, keys, values)
+
+    monkeypatch.setattr(KeyValueCache, "write", failing_at_first)
     monkeypatch.setattr(cores, "physical_cores", lambda: 3)
     decoder = Decoder(make())
     with pytest.raises(MemoryError, match="first part"):
@@ -118,23 +132,11 @@ def test_a_decoder_refuses_what_it_has_no_room_for() -> None:
         decoder([13])
 
 
-class Windowed(MultiHeadAttention):
-    """What a user may write."""
-
-
-def subclassed(model: TransformerLM) -> AbstractContextManager[Any]:
-    model.blocks[1].attention.__class__ = Windowed
-    return ExitStack()
-
-
-def with_bias(model: TransformerLM) -> AbstractContextManager[Any]:
-    model.blocks[0].feed_forward.up = Linear(16, 48, np.random.default_rng(0), bias=True)
-    return ExitStack()
-
-
-def hooked(model: TransformerLM) -> AbstractContextManager[Any]:
-    model.blocks[1].register_forward_hook(lambda module, inputs, output: None)
-    return ExitStack()
+@contextmanager
+def hooked(model: TransformerLM) -> Iterator[None]:
+    remove = model.blocks[1].register_forward_hook(lambda module, inputs, output: None)
+    yield
+    remove()
 
 
 @contextmanager
@@ -148,22 +150,21 @@ def debugged(model: TransformerLM) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "watch",
-    [subclassed, with_bias, hooked, debugged, lambda model: detect_anomaly(), lambda model: use_formulas()],
+    "watch", [hooked, debugged, lambda model: detect_anomaly(), lambda model: use_formulas()]
 )
-def test_the_modules_run_where_someone_watches_or_changed_them(
+def test_the_modules_are_called_where_someone_watches(
     watch: Callable[[TransformerLM], AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
     forward = TransformerLM.hidden
     monkeypatch.setattr(TransformerLM, "hidden", lambda *args: called.append(1) or forward(*args))
     model = make()
-    assert supports(model)
+    assert not is_watched(model)
     assert len(list(generate(model, [1, 2], 3))) == 3
     assert len(called) == 1  # to compare with
     called.clear()
     with watch(model):
-        assert not supports(model)
+        assert is_watched(model)
         assert len(list(generate(model, [1, 2], 3))) == 3
     assert len(called) == 3
 
@@ -176,3 +177,195 @@ def test_a_module_that_was_changed_is_not_passed_by(monkeypatch: pytest.MonkeyPa
     changed = list(generate(model, [1, 2, 3], 20))
     assert changed == list(generate(model, [1, 2, 3], 20, use_cache=False))
     assert changed != before
+
+
+# ---- Models with modules of a user's own -------------------------------------------------------
+
+
+class LowRankLinear(Linear):
+    """A linear layer and a product of two thin matrices (LoRA)."""
+
+    def __init__(self, base: Linear) -> None:
+        outputs, inputs = base.weight.shape
+        rng = np.random.default_rng(4)
+        self.weight, self.bias = base.weight, base.bias
+        self.down, self.up = Linear(inputs, 2, rng), Linear(2, outputs, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.up(self.down(x))
+
+
+class Windowed(MultiHeadAttention):
+    """Each token sees itself and the one before alone."""
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        offset = 0 if cache is None else cache.length
+        q = self.heads(self.query(x), self.query_norm, offset)
+        k = self.heads(self.key(x), self.key_norm, offset)
+        v = ops.split_heads(self.value(x), self.head_dim)
+        if cache is not None:
+            k, v = map(Tensor, cache.append(k.data, v.data))
+        T, S = q.shape[2], k.shape[2]
+        near = np.tri(T, S, S - T, dtype=bool) & ~np.tri(T, S, S - T - 2, dtype=bool)
+        return self.output(ops.merge_heads(ops.scaled_dot_product_attention(q, k, v, mask=near)))
+
+
+class Scaled(TransformerBlock):
+    """A block whose branches count half; its parts are those of the package."""
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cache) * 0.5
+        return x + self.feed_forward(self.feed_forward_norm(x)) * 0.5
+
+
+class Learned(PositionEncoding):
+    """A table of positions, added to embeddings."""
+
+    def __init__(self) -> None:
+        self.table = Embedding(600, 16, np.random.default_rng(5), std=1.0)
+
+    def embed(self, hidden: Tensor, offset: int) -> Tensor:
+        return hidden + self.table(np.arange(offset, offset + hidden.shape[1]))
+
+
+class Reversed(RotaryEmbedding):
+    """Rotations the other way round."""
+
+    def heads(self, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0) -> Tensor:
+        x = PositionEncoding.heads(self, x, head_dim, offset, weight, eps)
+        half = head_dim // 2
+        mirrored = ops.rope(ops.concatenate([x[..., half:], x[..., :half]], axis=-1), offset, self.theta)
+        return ops.concatenate([mirrored[..., half:], mirrored[..., :half]], axis=-1)
+
+
+class Convolution(Module):
+    """Reads the token before too, and keeps nothing: no cache knows of it."""
+
+    def __init__(self, feed_forward: Module) -> None:
+        self.feed_forward = feed_forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = ops.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        return self.feed_forward(x + before)
+
+
+class Opposite(TransformerLM):
+    """Other logits from the same hidden states."""
+
+    def forward(self, tokens: Any, cache: Any = None) -> Tensor:
+        return -super().forward(tokens, cache)
+
+
+def low_rank(model: TransformerLM) -> None:
+    for block in model.blocks:
+        block.attention.query = LowRankLinear(block.attention.query)
+        block.feed_forward.down = LowRankLinear(block.feed_forward.down)
+
+
+def windowed(model: TransformerLM) -> None:
+    model.blocks[1].attention.__class__ = Windowed
+
+
+def scaled(model: TransformerLM) -> None:
+    model.blocks[0].__class__ = Scaled
+
+
+def with_biases(model: TransformerLM) -> None:
+    for block in model.blocks:
+        for part, names in ((block.attention, ("key", "output")), (block.feed_forward, ("up", "down"))):
+            for name in names:
+                layer = getattr(part, name)
+                layer.bias = Parameter(
+                    np.linspace(-1, 1, layer.weight.shape[0], dtype=np.float32) * layer.weight.data[:, 0]
+                )
+
+
+def another_norm(model: TransformerLM) -> None:
+    model.norm = LayerNorm(16)
+    model.blocks[0].attention_norm = LayerNorm(16)
+
+
+def learned_positions(model: TransformerLM) -> None:
+    model.position = Learned()
+    for block in model.blocks:
+        block.attention.position = model.position
+
+
+def reversed_positions(model: TransformerLM) -> None:
+    for block in model.blocks:
+        block.attention.position.__class__ = Reversed
+
+
+def unequal_norms(model: TransformerLM) -> None:
+    model.blocks[0].attention.query_norm = None
+    model.blocks[1].attention.key_norm.eps = 0.5
+
+
+def opposite(model: TransformerLM) -> None:
+    model.__class__ = Opposite
+
+
+def convolved(model: TransformerLM) -> None:
+    model.blocks[1].feed_forward = Convolution(model.blocks[1].feed_forward)
+
+
+OWN = [
+    low_rank,
+    windowed,
+    scaled,
+    with_biases,
+    another_norm,
+    learned_positions,
+    reversed_positions,
+    unequal_norms,
+]
+
+
+@pytest.mark.parametrize("change", [*OWN, opposite, convolved])
+def test_a_model_with_modules_of_a_user_decodes_as_it_computes(
+    change: Callable[[TransformerLM], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "physical_cores", lambda: 3)
+    model = make()
+    prompt = np.random.default_rng(0).integers(0, 13, 230).tolist()
+    plain = list(generate(model, prompt, 40, temperature=0))
+    change(model)
+    text = list(prompt)
+    for token in generate(model, prompt, 40, temperature=0):
+        with no_grad():
+            assert token == int(model(np.array([text])).data[0, -1].argmax())
+        text.append(token)
+    assert text[len(prompt) :] != plain, "the change changes nothing"
+
+
+@pytest.mark.parametrize("change", OWN)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_decoder_gives_the_logits_of_a_model_with_modules_of_a_user(
+    change: Callable[[TransformerLM], None], packed: bool
+) -> None:
+    model = make()
+    change(model)
+    tokens = np.random.default_rng(0).integers(0, 13, 20)
+    with no_grad():
+        expected = model(tokens[None]).numpy()[0]
+    decoder = Decoder(model)
+    if packed:
+        decoder.pack()
+    for chunk in (7, 1, 1, 10, 1):
+        got = decoder(tokens[decoder.length : decoder.length + chunk])
+        np.testing.assert_allclose(got, expected[decoder.length - 1], rtol=0, atol=2e-5 * np.ptp(expected))
+
+
+def test_what_infers_by_forward_runs_in_one_thread(
+    prompt_of_three_parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "physical_cores", lambda: 3)
+    model = make()
+    windowed(model)
+    lengths = []
+    forward = Windowed.forward
+    monkeypatch.setattr(
+        Windowed, "forward", lambda self, x, cache: lengths.append(x.shape[1]) or forward(self, x, cache)
+    )
+    Decoder(model)(prompt_of_three_parts)
+    assert lengths == [len(prompt_of_three_parts)]

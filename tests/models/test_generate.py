@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tinyllm import InputError, generate, generate_text, no_grad
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.generation.sampling import KeyValues, new_cache, next_token
+from tinyllm.models.generation.sampling import next_token
+from tinyllm.nn import KeyValueCache
 from tinyllm.tokenizer import CharTokenizer
 
 CONFIG = ModelConfig(
@@ -47,7 +48,7 @@ def test_cached_logits_agree_with_uncached_ones(config: ModelConfig, chunks: lis
     tokens = np.random.default_rng(0).integers(0, 13, (3, 16))
     with no_grad():
         expected = model(tokens).numpy()
-        cache = new_cache(model)
+        cache = model.new_cache()
         at = 0
         for chunk in chunks:
             got = model(tokens[:, at : at + chunk], cache).numpy()
@@ -59,7 +60,7 @@ def test_cached_logits_agree_with_uncached_ones(config: ModelConfig, chunks: lis
 
 
 def test_cache_refuses_more_than_its_capacity(model: TransformerLM) -> None:
-    cache = new_cache(model, capacity=4)
+    cache = model.new_cache(capacity=4)
     with no_grad():
         model(np.zeros((1, 3), dtype=int), cache)
         with pytest.raises(ValueError, match="room for 4 tokens; got 5"):
@@ -68,7 +69,7 @@ def test_cache_refuses_more_than_its_capacity(model: TransformerLM) -> None:
 
 def test_cache_keeps_what_it_is_given() -> None:
     rng = np.random.default_rng(0)
-    cache = KeyValues(5)
+    cache = KeyValueCache(5)
     keys, values = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 3, 5, 7))
     for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
         k, v = cache.append(keys[:, :, part], values[:, :, part])

@@ -493,8 +493,7 @@ def test_grouped_heads_equal_many_heads_with_repeated_keys_and_values() -> None:
 
 
 def test_attention_scores_depend_on_distance_alone() -> None:
-    config = replace(TINY, qk_norm=False, head_dim=8)
-    position = nn.RotaryEmbedding(config)
+    position = nn.RotaryEmbedding(TINY.rope_theta)
     generator = rng(1)
     q = Tensor(generator.standard_normal((1, 1, 8)))
     k = Tensor(generator.standard_normal((1, 1, 8)))

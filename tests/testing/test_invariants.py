@@ -13,8 +13,7 @@ from hypothesis import given, settings
 
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.nn import POSITION_ENCODINGS
+from tinyllm.models import POSITION_ENCODINGS, ModelConfig, TransformerLM
 from tinyllm.testing import invariants, learning
 from tinyllm.testing.invariants import (
     InvariantError,

@@ -16,8 +16,7 @@ from hypothesis.errors import InvalidArgument
 
 import tinyllm
 from tinyllm import InputError, Tensor, ops
-from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.nn import POSITION_ENCODINGS
+from tinyllm.models import POSITION_ENCODINGS, ModelConfig, TransformerLM
 from tinyllm.testing import gradcheck
 from tinyllm.testing import strategies as t
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from tinyllm import backend
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.debug.origin import module_path, source_line

@@ -10,7 +10,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tinyllm.autograd.mode import Observer, module_stack, observe, use_formulas
+from tinyllm.autograd.mode import module_stack, use_formulas
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
 from tinyllm.nn import Module
 from tinyllm.system.wording import did_you_mean

@@ -19,7 +19,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, module_stack, observe
+from tinyllm.autograd.mode import module_stack
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor, ancestors, gradients
 from tinyllm.backend import Array, current
 from tinyllm.nn import Module, dropout_position

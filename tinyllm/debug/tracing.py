@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, observe, use_formulas
+from tinyllm.autograd.mode import use_formulas
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor, gradients
 from tinyllm.backend import Array, current
 from tinyllm.debug.origin import module_path

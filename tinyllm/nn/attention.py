@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import copy
+from typing import Any, Self
 
 import numpy as np
 
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.nn.layers import Dropout, Linear, RMSNorm
+from tinyllm.backend import current
+from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.layers import Dropout, Linear, RMSNorm, infer_side_by_side, packed_side_by_side
 from tinyllm.nn.module import Module
 from tinyllm.nn.positional import PositionEncoding
+from tinyllm.ops.fast.norm import inverse_root
+from tinyllm.ops.fast.products import row_sum
+from tinyllm.ops.fast.tiled_attention import causal_scores
 
-if TYPE_CHECKING:
-    from tinyllm.models.transformer import ModelConfig
-
-
-class LayerCache(Protocol):
-    """The keys and values of the tokens that one layer has seen; it lives outside the model."""
-
-    @property
-    def length(self) -> int:
-        """How many tokens it holds."""
-
-    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Add arrays (B, G, T, K) and return all keys and values so far, each (B, G, length, K)."""
+# Queries whose scores are computed together: more of them compute more in vain, and take more memory.
+_QUERIES = 256
 
 
 class HeadNorm(RMSNorm):
@@ -33,27 +28,48 @@ class HeadNorm(RMSNorm):
     def forward(self, x: Tensor, position: PositionEncoding, offset: int) -> Tensor:  # type: ignore[override]
         return position.heads(x, self.weight.size, offset, self.weight, self.eps)
 
+    infer = RMSNorm.infer  # of heads that are cut already: (..., K) -> (..., K)
+
 
 class MultiHeadAttention(Module):
     """softmax(Q K^T / sqrt(K)) V over heads, causal, then an output projection. x: (B, T, D) -> (B, T, D).
 
     The number of heads follows from the rows of the weights, so that a slice of the heads is a smaller
     module of the same class.
+
+    Args:
+        hidden_size: D. num_heads: H, of queries. num_kv_heads: G, of keys and values; it divides H. head_dim: K.
+        rng: draws the initial weights.
+        position: puts positions into queries and keys; None: no positions.
+        qk_norm: RMSNorm on the queries and keys of each head, with norm_eps.
+        dropout: of the probabilities; None: none.
+        init_scale, output_init_scale: of the initial weights, and of those of the output projection (see `Linear`).
     """
 
     def __init__(
-        self, config: ModelConfig, position: PositionEncoding, rng: np.random.Generator, dropout: Dropout
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rng: np.random.Generator,
+        position: PositionEncoding | None = None,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        dropout: Dropout | None = None,
+        init_scale: float = 1.0,
+        output_init_scale: float = 1.0,
     ) -> None:
-        D, K = config.hidden_size, config.head_dim
+        D, H, G, K = hidden_size, num_heads, num_kv_heads, head_dim
         self.head_dim = K
-        self.position = position
-        self.query = Linear(D, config.num_heads * K, rng, config.init_scale)
-        self.key = Linear(D, config.num_kv_heads * K, rng, config.init_scale)
-        self.value = Linear(D, config.num_kv_heads * K, rng, config.init_scale)
-        self.output = Linear(config.num_heads * K, D, rng, config.residual_init_scale)
-        self.query_norm = HeadNorm(K, config.norm_eps) if config.qk_norm else None
-        self.key_norm = HeadNorm(K, config.norm_eps) if config.qk_norm else None
-        self.dropout = dropout
+        self.position = position or PositionEncoding()
+        self.query = Linear(D, H * K, rng, init_scale)
+        self.key = Linear(D, G * K, rng, init_scale)
+        self.value = Linear(D, G * K, rng, init_scale)
+        self.output = Linear(H * K, D, rng, output_init_scale)
+        self.query_norm = HeadNorm(K, norm_eps) if qk_norm else None
+        self.key_norm = HeadNorm(K, norm_eps) if qk_norm else None
+        self.dropout = dropout or Dropout(0.0, 0)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         offset = 0 if cache is None else cache.length
@@ -82,3 +98,71 @@ class MultiHeadAttention(Module):
         if norm is None:
             return self.position.heads(x, self.head_dim, offset)
         return norm(x, self.position, offset)
+
+    def infer(self, x: Any, cache: LayerCache | None = None, newest: bool = False) -> Any:
+        if not self._parts_are_known():
+            return super().infer(x, cache, newest=newest)
+        B, K = x.shape[0], self.head_dim
+        H, G = self.query.weight.shape[0] // K, self.key.weight.shape[0] // K
+        offset = 0 if cache is None else cache.length
+        projected = infer_side_by_side(x, self.query, self.key, self.value)
+        projected = projected.reshape((*x.shape[:2], H + 2 * G, K))
+        heads = projected[:, :, : H + G]
+        if self.query_norm is not None and self.key_norm is not None:
+            heads *= inverse_root(row_sum(heads * heads), K, self.query_norm.eps)
+            heads[:, :, :H] *= self.query_norm.weight.data
+            heads[:, :, H:] *= self.key_norm.weight.data
+        heads = self.position.infer(heads, offset)
+        q = heads[:, -1:, :H] if newest else heads[:, :, :H]
+        k, v = heads[:, :, H:].swapaxes(1, 2), projected[:, :, H + G :].swapaxes(1, 2)  # (B, G, T, K)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, G, S, K)
+        T = q.shape[1]
+        q = q.reshape((B, T, G, H // G, K)).transpose((0, 2, 3, 1, 4))  # (B, G, H/G, T, K)
+        attended = infer_attention(q, k, v).transpose((0, 3, 1, 2, 4))  # (B, T, G, H/G, K)
+        return self.output.infer(attended.reshape((B, T, H * K)))
+
+    def _parts_are_known(self) -> bool:
+        """Whether `infer` knows what the parts compute that it takes together: projections, norms, positions."""
+        query, key = self.query_norm, self.key_norm
+        no_norm = query is None and key is None
+        one_norm = type(query) is type(key) is HeadNorm and query.eps == key.eps
+        projections = (self.query, self.key, self.value)
+        return (
+            (no_norm or one_norm)
+            and self.position.has_own_infer
+            and all([isinstance(layer, Linear) for layer in projections])
+        )
+
+    def packed(self) -> Self:
+        packed = copy.copy(self)
+        packed.query, packed.key, packed.value = packed_side_by_side(self.query, self.key, self.value)
+        packed.output = self.output.packed()
+        return packed
+
+
+def infer_attention(q: Any, keys: Any, values: Any) -> Any:
+    """softmax(Q K^T / sqrt(K)) V of the newest T of S tokens, each of which sees those before and itself.
+
+    q: (B, G, H/G, T, K), keys and values: (B, G, S, K) -> (B, G, H/G, T, K).
+    """
+    xp = current.xp
+    B, G, h, T, K = q.shape
+    S = keys.shape[2]
+    if T > _QUERIES:
+        attended = xp.empty_like(q)
+        for start in range(0, T, _QUERIES):
+            end = min(start + _QUERIES, T)
+            seen = slice(0, S - T + end)
+            attended[..., start:end, :] = infer_attention(
+                q[..., start:end, :], keys[:, :, seen], values[:, :, seen]
+            )
+        return attended
+    p = (q * K**-0.5).reshape((B, G, h * T, K)) @ keys.swapaxes(-1, -2)  # (B, G, h T, S)
+    if T > 1:
+        p.reshape((B, G, h, T, S))[..., S - T :] += causal_scores(T, T, 0, p.dtype, xp)
+    p -= p.max(axis=-1, keepdims=True)
+    xp.exp(p, out=p)
+    attended = p @ values
+    attended /= row_sum(p)
+    return attended.reshape(q.shape)

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import Any, Self
 
 import numpy as np
 
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.nn.layers import Linear
+from tinyllm.nn.layers import Linear, infer_side_by_side, packed_side_by_side
 from tinyllm.nn.module import Module
-
-if TYPE_CHECKING:
-    from tinyllm.models.transformer import ModelConfig
+from tinyllm.ops.fast.activation import FastSwiglu
 
 
 class FeedForward(Module):
-    """SwiGLU: W_down (silu(W_gate x) * W_up x) (Shazeer, 2020, equation 6). x: (B, T, D) -> (B, T, D)."""
+    """SwiGLU: W_down (silu(W_gate x) * W_up x) (Shazeer, 2020, equation 6). x: (B, T, D) -> (B, T, D).
 
-    def __init__(self, config: ModelConfig, rng: np.random.Generator) -> None:
-        D, D_ff = config.hidden_size, config.intermediate_size
-        self.gate = Linear(D, D_ff, rng, config.init_scale)
-        self.up = Linear(D, D_ff, rng, config.init_scale)
-        self.down = Linear(D_ff, D, rng, config.residual_init_scale)
+    Args:
+        hidden_size: D. intermediate_size: width of the gate. rng: draws the initial weights.
+        init_scale, output_init_scale: of the initial weights, and of those of the projection back to D (see `Linear`).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        rng: np.random.Generator,
+        init_scale: float = 1.0,
+        output_init_scale: float = 1.0,
+    ) -> None:
+        self.gate = Linear(hidden_size, intermediate_size, rng, init_scale)
+        self.up = Linear(hidden_size, intermediate_size, rng, init_scale)
+        self.down = Linear(intermediate_size, hidden_size, rng, output_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate(x), self.up(x)))
+
+    def infer(self, x: Any) -> Any:
+        gate_and_up = infer_side_by_side(x, self.gate, self.up)
+        half = gate_and_up.shape[-1] // 2
+        return self.down.infer(FastSwiglu().forward(gate_and_up[..., :half], gate_and_up[..., half:]))
+
+    def packed(self) -> Self:
+        packed = copy.copy(self)
+        packed.gate, packed.up = packed_side_by_side(self.gate, self.up)
+        packed.down = self.down.packed()
+        return packed

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
+import itertools
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from tinyllm import backend, ops
+from tinyllm.autograd.mode import no_grad
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.backend.philox import Key
 from tinyllm.nn.module import Module, Parameter
+from tinyllm.ops.fast.norm import FastRootMeanSquareNorm, FastStandardisation
+from tinyllm.ops.fast.products import product, rows
+
+# Outputs that `packed` copies together: their rows stay in cache, which makes it several times faster.
+_PACKED_TOGETHER = 64
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Parameter:
@@ -30,6 +38,8 @@ class Linear(Module):
     """
 
     declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    joined: Any = None
+    """The matrices of this layer and of others, if it is packed beside them: (in_features, all out_features)."""
 
     def __init__(
         self,
@@ -45,6 +55,61 @@ class Linear(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
 
+    def infer(self, x: Any) -> Any:
+        y = product(x, self.weight.data.T)
+        return y if self.bias is None else y + self.bias.data
+
+    def packed(self) -> Self:
+        """A copy whose matrix lies in memory input by input: a single row reads it 1.5 times as fast."""
+        (packed,) = _joined(self)
+        return packed
+
+
+def _joined(*layers: Any) -> list[Any]:
+    """Copies of Linear layers whose matrices lie side by side in one array."""
+    widths = [layer.weight.shape[0] for layer in layers]
+    weight = layers[0].weight.data
+    joined = current.xp.empty((weight.shape[1], sum(widths)), dtype=weight.dtype)
+    copies = []
+    for layer, end in zip(layers, itertools.accumulate(widths), strict=True):
+        outputs, matrix = layer.weight.shape[0], layer.weight.data.T
+        columns = joined[:, end - outputs : end]
+        for start in range(0, outputs, _PACKED_TOGETHER):
+            together = slice(start, start + _PACKED_TOGETHER)
+            columns[:, together] = matrix[:, together]
+        packed = copy.copy(layer)
+        packed.weight, packed.joined = Parameter(columns.T), joined
+        copies.append(packed)
+    return copies
+
+
+def packed_side_by_side(*layers: Any) -> list[Any]:
+    """Packed copies of layers that share their input: of plain ones, in one array that `infer_side_by_side` uses."""
+    if _are_plain(layers):
+        return _joined(*layers)
+    return [layer.packed() if layer.has_own_infer else layer for layer in layers]
+
+
+def infer_side_by_side(x: Any, *layers: Any) -> Any:
+    """What several layers infer of one array, side by side. x: (..., D) -> (..., N_1 + N_2 + ...)."""
+    if not _are_plain(layers):
+        return current.xp.concatenate([layer.infer(x) for layer in layers], axis=-1)
+    joined = layers[0].joined
+    if joined is not None and all([layer.joined is joined for layer in layers]):
+        return product(x, joined)
+    width = sum([layer.weight.shape[0] for layer in layers])
+    y = current.xp.empty((*x.shape[:-1], width), dtype=x.dtype)
+    end = 0
+    for layer in layers:
+        begin, end = end, end + layer.weight.shape[0]
+        current.xp.matmul(rows(x), layer.weight.data.T, out=rows(y)[:, begin:end])
+    return y
+
+
+def _are_plain(layers: tuple[Any, ...]) -> bool:
+    """Whether these are Linear layers without a bias, and of no subclass, so that their matrices are all there is."""
+    return all([type(layer) is Linear and layer.bias is None for layer in layers])
+
 
 class Embedding(Module):
     """Rows of a table. indices: (...) in [0, num_embeddings) -> (..., width); weight: (num_embeddings, width)."""
@@ -56,6 +121,10 @@ class Embedding(Module):
 
     def forward(self, indices: Any) -> Tensor:
         return ops.embedding(self.weight, indices)
+
+    def infer(self, indices: Any) -> Any:
+        with no_grad():
+            return ops.embedding(self.weight, indices).data
 
 
 class RMSNorm(Module):
@@ -70,6 +139,15 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
 
+    def infer(self, x: Any) -> Any:
+        if x.size != x.shape[-1]:
+            return FastRootMeanSquareNorm(self.eps).forward(x, self.weight.data)
+        # The same for a single row, without arrays of one element, which cost more than the row does.
+        row = x.reshape(-1)
+        y = x * (row @ row / len(row) + self.eps) ** -0.5
+        y *= self.weight.data
+        return y
+
 
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., width)."""
@@ -83,6 +161,9 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def infer(self, x: Any) -> Any:
+        return FastStandardisation(self.eps).forward(x, self.weight.data, self.bias.data)
 
 
 _dropout_position: contextvars.ContextVar[Key | None] = contextvars.ContextVar(
@@ -127,3 +208,6 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.p, self.key()) if self.active else x
+
+    def infer(self, x: Any) -> Any:
+        return x

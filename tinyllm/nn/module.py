@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 from tinyllm import backend
-from tinyllm.autograd.mode import module_stack, observers
+from tinyllm.autograd.mode import module_stack, no_grad
+from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.hooks import Boundary, Hook
 from tinyllm.system.errors import InputError
@@ -26,14 +28,14 @@ class Parameter(Tensor):
         super().__init__(values, requires_grad=True, dtype=dtype)
 
 
-Self = TypeVar("Self", bound="Module")
-
-
 class Module:
     """A part of a model. Parameters and submodules are plain attributes, or lists of them.
 
     Names are attribute paths, such as `blocks.0.attention.query.weight`. A parameter that is reached twice
     (tied weights) is listed once, under its first name.
+
+    Beside `forward` a class may have `infer`, the same on arrays, which decoding runs. It belongs to the class that
+    defines it alone: a subclass without its own infers by its `forward`, which may be another.
     """
 
     declared_parameters: ClassVar[tuple[str, ...]] = ()
@@ -45,6 +47,42 @@ class Module:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What calling the module computes."""
         raise TypeError(f"{type(self).__name__} defines no forward(); a Module subclass must")
+
+    def infer(self, *inputs: Any, **settings: Any) -> Any:
+        """What `forward` computes in evaluation, on arrays and without a graph.
+
+        Args:
+            inputs: of `forward`, with floating-point arrays for Tensors; caches and integers as they are.
+            settings: `newest=True` asks for the last position alone: (B, T, ...) -> (B, 1, ...).
+        """
+        newest = settings.pop("newest", False)
+        with no_grad():
+            output = self(*[Tensor(x) if _is_floating(x) else x for x in inputs], **settings).data
+        return output[:, -1:] if newest else output
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "infer" not in vars(cls):
+            cls.infer = Module.infer  # type: ignore[method-assign]
+
+    @property
+    def has_own_infer(self) -> bool:
+        """Whether the class of this module has an `infer` of its own, instead of inferring by `forward`."""
+        return type(self).infer is not Module.infer
+
+    def packed(self) -> Self:
+        """A copy whose matrices lie in memory as single tokens read them fastest; it is for `infer` alone.
+
+        It takes as much memory as the matrices, and does not follow them when they change. Modules that infer by
+        `forward` are not copied.
+        """
+        packed = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                setattr(packed, name, _packed(value))
+            elif isinstance(value, (list, tuple)):
+                setattr(packed, name, type(value)([_packed(item) for item in value]))
+        return packed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         token = module_stack.set((*module_stack.get(), self))
@@ -147,17 +185,17 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def train(self: Self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Self:
         """Switch this module and all below it to training (dropout on), or with False to evaluation."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self: Self) -> Self:
+    def eval(self) -> Self:
         """Switch this module and all below it to evaluation: dropout off."""
         return self.train(False)
 
-    def astype(self: Self, dtype: Any) -> Self:
+    def astype(self, dtype: Any) -> Self:
         """Convert all parameters in place: float64 for checks of gradients, float32 for training."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
@@ -226,6 +264,14 @@ def _not_a_parameter(path: str, name: str, value: Any) -> InputError:
         f"{name} is of class {type(value).__name__}, where a Parameter must stand; change its values with "
         f"`{name}.data[...] = values`, or assign Parameter(values)"
     )
+
+
+def _packed(value: Any) -> Any:
+    return value.packed() if isinstance(value, Module) and value.has_own_infer else value
+
+
+def _is_floating(value: Any) -> bool:
+    return backend.is_array(value) and value.dtype.kind == "f"
 
 
 def path_of(modules: Sequence[Module]) -> str:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinyllm.autograd.mode import observers
+from tinyllm.autograd.observer import observers
 from tinyllm.backend import HostArray
 from tinyllm.nn import Module
 from tinyllm.system.allocator import keep_freed_memory

@@ -23,7 +23,6 @@ from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import Array
 from tinyllm.models import TransformerLM
-from tinyllm.models.generation.sampling import new_cache
 from tinyllm.testing.learning import (
     check_every_parameter_learns,
     check_forward_mode,
@@ -192,7 +191,7 @@ def check_cached_decoding(
 
 def _cached(model: TransformerLM, capacity: int) -> Callable[[], Model]:
     def start() -> Model:
-        cache = new_cache(model, capacity)
+        cache = model.new_cache(capacity)
         return lambda tokens: model(tokens, cache)
 
     return start

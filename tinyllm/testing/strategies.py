@@ -27,8 +27,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from tinyllm.backend import Array
-from tinyllm.models import ModelConfig
-from tinyllm.nn import POSITION_ENCODINGS
+from tinyllm.models import POSITION_ENCODINGS, ModelConfig
 from tinyllm.system.errors import InputError
 
 try:

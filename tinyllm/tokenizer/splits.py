@@ -20,7 +20,8 @@ class Splitter(Step):
     """A step from a piece to pieces."""
 
     def pieces(self, text: str) -> Iterator[str]:
-        raise NotImplementedError
+        """The pieces that a text is cut into, in order."""
+        raise TypeError(f"{type(self).__name__} defines no pieces(); a Splitter must")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class ByteLevel(Splitter):
     use_regex: bool = True
 
     def prefixed(self, text: str) -> str:
+        """The text with a space in front, where one is wanted and none is there."""
         return " " + text if self.add_prefix_space and not text.startswith(" ") else text
 
     def pieces(self, text: str) -> Iterator[str]:

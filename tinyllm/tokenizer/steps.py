@@ -40,10 +40,12 @@ class Expression:
         return Pattern(f"(?:{regex.escape(self.text)})" if self.literal else self.text, is_name=False)
 
     def to_json(self) -> dict[str, str]:
+        """The pattern as the tokenizers library writes it."""
         return {"String" if self.literal else "Regex": self.text}
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
+        """The inverse of to_json; raises InputError for another form."""
         kind, text = next(iter(content.items()), (None, None)) if isinstance(content, dict) else (None, None)
         if kind not in ("String", "Regex") or not isinstance(text, str) or not text or len(content) > 1:
             raise InputError(

@@ -11,12 +11,14 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.mode import no_grad
-from tinyllm.backend import Array, current
+from tinyllm.backend import Array
+from tinyllm.models.generation.decoder import Decoder, agrees, is_watched
+from tinyllm.models.transformer import TransformerLM
+from tinyllm.nn.cache import KeyValueCache
 from tinyllm.system.allocator import keep_freed_memory
 from tinyllm.system.errors import InputError
 
 if TYPE_CHECKING:
-    from tinyllm.models import TransformerLM
     from tinyllm.tokenizer import Tokenizer
 
 
@@ -25,37 +27,7 @@ _WORTH_A_COPY = 32
 
 
 _COMPARED = 3
-"""Tokens of the prompt after which the Decoder must give the model's logits before it is used."""
-
-
-class KeyValues:
-    """The keys and values of one layer, in arrays with room for `capacity` tokens."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self.keys: Any = None
-        self.values: Any = None
-
-    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Add arrays (B, G, T, K); returns views of all so far, each (B, G, length, K)."""
-        B, G, T, K = keys.shape
-        if self.keys is None:
-            self.keys = current.xp.empty((B, G, self.capacity, K), dtype=keys.dtype)
-            self.values = current.xp.empty((B, G, self.capacity, values.shape[-1]), dtype=values.dtype)
-        if self.length + T > self.capacity:
-            raise ValueError(f"the cache has room for {self.capacity} tokens; got {self.length + T}")
-        new = slice(self.length, self.length + T)
-        self.keys[:, :, new] = keys
-        self.values[:, :, new] = values
-        self.length += T
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-def new_cache(model: TransformerLM, capacity: int | None = None) -> list[KeyValues]:
-    """An empty cache for `model`: pass it as `model(tokens, cache)`. Capacity: context_length tokens if None."""
-    capacity = model.config.context_length if capacity is None else capacity
-    return [KeyValues(capacity) for _ in model.blocks]
+"""Tokens of the prompt after which a way to compute logits must give the model's before it is used."""
 
 
 def next_token(
@@ -113,8 +85,9 @@ def generate(
         tokens: the prompt, at least one id. max_new_tokens: how many to draw.
         temperature, top_k, top_p: see `next_token`. seed: the same seed gives the same tokens.
         use_cache: keep keys and values between tokens; without it every token is computed from all before. With it,
-            the modules are called for the first few tokens, and for the others only if someone watches them: a hook, an
-            observer, a debugger. Otherwise a `Decoder`, if it gives the same logits, computes them from the weights.
+            `forward` of the modules is called for the first few tokens, and for the others only if someone watches: a
+            hook, an observer, a debugger. Otherwise a `Decoder` runs their `infer`, if its logits are the same.
+            A model whose logits with a cache are not those without decodes without.
         vocab_size: draw among the first so many ids alone, where a model has more than its tokenizer.
 
     Raises:
@@ -183,34 +156,54 @@ def _next_logits(
 
     first: the tokens that the prompt begins with.
     """
-    from tinyllm.models.generation.decoder import Decoder, agrees, supports
+
+    def uncached(window: list[int], fresh: list[int]) -> Array:
+        return _last_logits(model, window, None)
 
     if not use_cache:
-        return lambda window, fresh: _last_logits(model, window, None)
-    if max_new_tokens > 0 and not backend.is_asynchronous() and supports(model) and agrees(model, first):
-        decoder = Decoder(model)
+        return uncached
+    if max_new_tokens == 0 or backend.is_asynchronous() or is_watched(model):
+        return _cached(model)
+    if model.has_own_infer and agrees(model, first, Decoder(model, len(first))):
+        return _decoded(model, max_new_tokens >= _WORTH_A_COPY)
+    cache = model.new_cache(len(first))
+    if agrees(model, first, lambda tokens: _last_logits(model, tokens, cache)):
+        return _cached(model)
+    return uncached
 
-        def decoded(window: list[int], fresh: list[int]) -> Array:
-            if fresh is window:
-                decoder.length = 0
-            elif not decoder.is_packed and max_new_tokens >= _WORTH_A_COPY:
-                decoder.pack()
-            return backend.to_numpy(decoder(fresh))
 
-        return decoded
-    cache = new_cache(model)
+def _decoded(model: TransformerLM, pack: bool) -> Callable[[list[int], list[int]], Array]:
+    """Logits as `_next_logits` says, by a Decoder; packed for single tokens if `pack`."""
+    decoder = Decoder(model)
 
-    def cached(window: list[int], fresh: list[int]) -> Array:
+    def next_logits(window: list[int], fresh: list[int]) -> Array:
         if fresh is window:
-            cache[:] = new_cache(model)
+            decoder.length = 0
+        elif pack and not decoder.is_packed:
+            decoder.pack()
+        return backend.to_numpy(decoder(fresh))
+
+    return next_logits
+
+
+def _cached(model: TransformerLM) -> Callable[[list[int], list[int]], Array]:
+    """Logits as `_next_logits` says, by calling the modules with a cache."""
+    cache = model.new_cache()
+
+    def next_logits(window: list[int], fresh: list[int]) -> Array:
+        if fresh is window:
+            cache[:] = model.new_cache()
         return _last_logits(model, fresh, cache)
 
-    return cached
+    return next_logits
 
 
-def _last_logits(model: TransformerLM, tokens: list[int], cache: list[KeyValues] | None) -> Array:
+def _last_logits(model: TransformerLM, tokens: Sequence[int], cache: list[KeyValueCache] | None) -> Array:
     """The logits (V,) after the last of `tokens`."""
-    hidden = model.hidden(backend.asarray([tokens]), cache)
+    ids = backend.asarray([tokens])
+    if type(model).forward is not TransformerLM.forward:
+        return backend.to_numpy(model(ids, cache).data[0, -1])
+    hidden = model.hidden(ids, cache)
     return backend.to_numpy(model.head(hidden[:, -1:]).data[0, 0])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +10,12 @@ import numpy as np
 from tinyllm import backend, ops
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array, current
-from tinyllm.models.generation import decoder
-from tinyllm.nn import MultiHeadAttention, PositionEncoding, RotaryEmbedding
+from tinyllm.nn import KeyValueCache, MultiHeadAttention, PositionEncoding, RotaryEmbedding, attention, layers
 from tinyllm.nn.attention import HeadNorm
 from tinyllm.ops import heads, rotary
 from tinyllm.ops.fast import rotary as rope
 from tinyllm.ops.fast.attention import ScaledDotProductAttention
 from tinyllm.testing.mutants.planting import mutant
-
-# As attributes of their packages, these two are the functions.
-generate = importlib.import_module("tinyllm.models.generation.sampling")
 
 # ---- The attention op --------------------------------------------------------------------------
 
@@ -325,10 +320,10 @@ def rope_pairs_neighbours(
 
 # ---- The cache ---------------------------------------------------------------------------------
 
-_append = generate.KeyValues.append
+_append = KeyValueCache.append
 
 
-@mutant(generate.KeyValues, "append")
+@mutant(KeyValueCache, "append")
 def cache_not_extended(self: Any, keys: Any, values: Any) -> Any:
     """The cache does not count what it holds: each new token overwrites the one before, and all stand at position
     0."""
@@ -337,7 +332,7 @@ def cache_not_extended(self: Any, keys: Any, values: Any) -> Any:
     return result
 
 
-@mutant(generate.KeyValues, "append")
+@mutant(KeyValueCache, "append")
 def cache_prepends(self: Any, keys: Any, values: Any) -> Any:
     """New keys and values are put before the old ones. One token at a time still sees all of them; the mask of several
     at once hides the wrong ones."""
@@ -345,7 +340,7 @@ def cache_prepends(self: Any, keys: Any, values: Any) -> Any:
     return tuple(np.concatenate([a[:, :, -T:], a[:, :, :-T]], axis=2) for a in _append(self, keys, values))
 
 
-@mutant(generate.KeyValues, "append")
+@mutant(KeyValueCache, "append")
 def cache_keeps_keys_as_values(self: Any, keys: Any, values: Any) -> Any:
     """A slip of the pen stores the keys in both arrays. The shapes are the same, and generation with a cache repeats
     itself."""
@@ -353,38 +348,40 @@ def cache_keeps_keys_as_values(self: Any, keys: Any, values: Any) -> Any:
     return all_keys, all_keys
 
 
-@mutant(generate.KeyValues, "append")
+@mutant(KeyValueCache, "append")
 def cache_returns_the_new_alone(self: Any, keys: Any, values: Any) -> Any:
     """The cache stores everything and returns only what is new: each token attends to itself alone."""
     _append(self, keys, values)
     return current.xp.array(keys), current.xp.array(values)
 
 
-# ---- The decoder -------------------------------------------------------------------------------
+# ---- Inference ---------------------------------------------------------------------------------
 
-_attend = decoder._attend
-_products = decoder._Products.__call__
+_infer_attention = attention.infer_attention
+_infer_side_by_side = layers.infer_side_by_side
 
 
-@mutant(decoder, "_attend")
-def decoder_scores_not_scaled(q: Any, keys: Any, values: Any) -> Any:
+@mutant(attention, "infer_attention")
+def inferred_scores_not_scaled(q: Any, keys: Any, values: Any) -> Any:
     """What generates does not divide scores by sqrt(d), and what is trained does: text is more certain of itself than
     the model is."""
-    return _attend(q * q.shape[-1] ** 0.5, keys, values)
+    return _infer_attention(q * q.shape[-1] ** 0.5, keys, values)
 
 
-@mutant(decoder, "_attend")
-def decoder_forgets_the_first_token(q: Any, keys: Any, values: Any) -> Any:
+@mutant(attention, "infer_attention")
+def inference_forgets_the_first_token(q: Any, keys: Any, values: Any) -> Any:
     """The first of the keys and values that were kept is left out as soon as there are others."""
-    kept = slice(1 if q.shape[2] == 1 and keys.shape[1] > 1 else 0, None)
-    return _attend(q, keys[:, kept], values[:, kept])
+    kept = slice(1 if q.shape[3] == 1 and keys.shape[2] > 1 else 0, None)
+    return _infer_attention(q, keys[:, :, kept], values[:, :, kept])
 
 
-@mutant(decoder._Products, "__call__")
-def decoder_products_in_the_wrong_order(self: Any, x: Any) -> Any:
+@mutant(layers, "infer_side_by_side")
+def inferred_projections_in_the_wrong_order(x: Any, *projections: Any) -> Any:
     """The projections of a single token lie in another order than they are read in: queries are used as keys."""
-    y = _products(self, x)
-    if len(self.columns) != 3 or len(x) > 1:
+    y = _infer_side_by_side(x, *projections)
+    if len(projections) != 3 or x.shape[1] > 1:
         return y
-    query, key, value = self.columns
-    return current.xp.concatenate([y[:, key], y[:, query], y[:, value]], axis=1)
+    query, key = (layer.weight.shape[0] for layer in projections[:2])
+    return current.xp.concatenate(
+        [y[..., query : query + key], y[..., :query], y[..., query + key :]], axis=-1
+    )

@@ -60,6 +60,7 @@ def isolating(defined: Iterable[str]) -> tuple[Splitter, ...]:
 
 
 def longest_first(texts: Iterable[str]) -> list[str]:
+    """The texts, longer ones first, so that an expression of them tries those first."""
     return sorted(texts, key=lambda text: (-len(text), text))
 
 

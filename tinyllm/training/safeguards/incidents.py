@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
 from tinyllm.debug import AnomalyError, detect_anomaly
