@@ -41,7 +41,7 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.device import DeviceSteps
+from tinyllm.training.engines.device import DeviceSteps, send_batches
 from tinyllm.training.events import Limits
 from tinyllm.training.trainer import Trainer
 
@@ -82,10 +82,11 @@ def stretch(trainer: Trainer, steps: int) -> Callable[[], None]:
     """A function that makes so many steps on the device without a look at a number, and then waits."""
     workers = trainer.engine
     assert isinstance(workers, DeviceSteps)
-    batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(steps)]))
+    batches = [trainer.sampler.batch(number) for number in range(steps)]
+    sent, counts = send_batches(batches), list(map(trainer.objective.count, batches))
 
     def run() -> None:
-        workers.queue(0, batches, [1.0] * steps, trainer.config.clip_norm, NO_LIMITS)
+        workers.queue(0, sent, counts, [1.0] * steps, trainer.config.clip_norm, NO_LIMITS)
         backend.synchronize()
 
     return run
@@ -175,17 +176,18 @@ def looks(quick: bool) -> str:
         run()  # compiles kernels, makes tables
         workers = trainer.engine
         assert isinstance(workers, DeviceSteps)
-        batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(4)]))
+        batches = [trainer.sampler.batch(number) for number in range(4)]
+        sent, counts = send_batches(batches), list(map(trainer.objective.count, batches))
         if quick:
             before = current.xp.library.count.copy()
-            workers.queue(0, batches, [1.0] * 4, 1.0, NO_LIMITS)
+            workers.queue(0, sent, counts, [1.0] * 4, 1.0, NO_LIMITS)
             spent = current.xp.library.count - before
             assert (spent.to_device, spent.to_host, spent.synchronizations) == (0, 0, 0), spent
             return "none in 4 steps (strict double)"
         import cupyx
 
         with cupyx.allow_synchronize(False):
-            workers.queue(0, batches, [1.0] * 4, 1.0, NO_LIMITS)
+            workers.queue(0, sent, counts, [1.0] * 4, 1.0, NO_LIMITS)
         backend.synchronize()
     return "none in 4 steps"
 

@@ -352,7 +352,7 @@ def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
         scale_of(trainer).value = 2.0**24  # too much, so that gradients overflow at first
         trainer.fit()
         assert scale_of(trainer).value < 2.0**24
-        resumed, _ = trainer_of(tmp_path, **settings)
+        resumed, _ = trainer_of(tmp_path, threads=2, **settings)
         resumed.resume()
         assert scale_of(resumed) == scale_of(trainer)
     assert not told.rejections
