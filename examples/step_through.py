@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import Tensor, ops
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op
 from tinyllm.debug import break_on
 from tinyllm.models import ModelConfig, TransformerLM

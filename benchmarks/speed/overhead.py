@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.autograd import tensor
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.presets import PRESETS

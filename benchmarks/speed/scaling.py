@@ -12,8 +12,8 @@ turns, several steps each, for several rounds.
 
 - ms a step: the median over all these steps; the quartiles say how much the machine was disturbed.
 - at the rate: what the products that the model needs would take, at the rate of large float32 products that the same
-  number of workers reaches in the same rounds. `benchmarks/speed/training.py` says what is counted. The part of the
-  step that this makes up falls where matrices are small or where other work (norms, softmax, AdamW) counts.
+  number of workers reaches in the same rounds. `benchmarks/speed/training.py` says what is counted. Its part of the
+  step falls where matrices are small or where work that is no product (norms, softmax, AdamW) counts.
 - peak MiB: the most memory that three steps need in a process of its own, workers included, above what it held after
   its imports (Linux only). Memory shared by processes is counted once.
 - kept MiB: weights, the two means of AdamW and one gradient for each worker, all float32, which is what stays between

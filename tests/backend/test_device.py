@@ -20,6 +20,7 @@ from tinyllm import backend, ops
 from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.backend import current, device
 from tinyllm.backend.philox import Key, keep_mask
+from tinyllm.cli import evaluate, sample
 from tinyllm.cli import main as cli
 from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.models import ModelConfig, TransformerLM
@@ -545,7 +546,8 @@ def test_commands_on_a_device(
             monkeypatch.setattr(current, "xp", device.Namespace(StrictDevice()))
 
     monkeypatch.setattr(runs, "use_backend", use)
-    monkeypatch.setattr(cli, "use_backend", use)
+    monkeypatch.setattr(sample, "use_backend", use)
+    monkeypatch.setattr(evaluate, "use_backend", use)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT[:5000])
     small = ["--num-layers", "1", "--hidden-size", "16", "--num-heads", "2", "--context-length", "16"]

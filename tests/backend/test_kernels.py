@@ -26,7 +26,7 @@ from tinyllm.backend.kernel_sources import SEGMENT_SUMS, Returned, Source, descr
 from tinyllm.backend.philox import philox_4x32
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.ops.fast import activation, attention, loss, norm, tiled_attention
-from tinyllm.optim.optimizers import _adamw
+from tinyllm.optim.adamw import _adamw
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.callbacks import StepMetrics
 from tinyllm.training.config import TrainConfig

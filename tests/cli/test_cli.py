@@ -15,6 +15,7 @@ import pytest
 
 import tinyllm
 from tinyllm.cli import main as cli
+from tinyllm.cli import train as cli_train
 from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.models import ModelConfig
 from tinyllm.tokenizer import BPETokenizer, SentencePieceTokenizer
@@ -286,13 +287,13 @@ def test_tinyllm_train_says_that_a_vocabulary_was_not_filled(capsys: pytest.Capt
 
 
 def resolve(*arguments: str) -> tuple[ModelConfig, TrainConfig]:
-    return cli.resolve(cli.build_parser().parse_args(["train", *arguments]))
+    return cli_train.resolve(cli.build_parser().parse_args(["train", *arguments]))
 
 
 def test_flags_lie_over_the_file_and_the_file_over_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.toml").write_text("[model]\nhidden_size = 32\nnum_heads = 2\n[train]\nsteps = 7\nout = 'there'\n")
     preset = {"model": {"hidden_size": 16, "num_layers": 3}, "train": {"steps": 5, "batch_size": 9}}
-    monkeypatch.setitem(cli.PRESETS, "small", preset)
+    monkeypatch.setitem(cli_train.PRESETS, "small", preset)
     model, train = resolve("--preset", "small")
     assert (model.hidden_size, model.num_layers, model.num_heads) == (16, 3, ModelConfig().num_heads)
     assert (train.steps, train.batch_size, train.out) == (5, 9, "runs/small")

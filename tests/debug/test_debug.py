@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tinyllm import Tensor, gradients, no_grad, ops, use_formulas
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import REGISTRY, Op
 from tinyllm.debug import AnomalyError, break_on, detect_anomaly, summary, trace
 from tinyllm.debug.breakpoints import with_breakpoint

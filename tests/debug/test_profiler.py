@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tinyllm import Tensor, nn, ops
-from tinyllm.autograd.mode import observe, use_formulas
+from tinyllm.autograd.mode import use_formulas
+from tinyllm.autograd.observer import observe
 from tinyllm.autograd.tensor import gradients
 from tinyllm.cli import main as cli
 from tinyllm.cli import profile as cli_profile
@@ -436,7 +437,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such folder": (["mising"], r"mising: no such folder; give a run or a checkpoint"),
     "no checkpoint": (["empty"], r"empty: no checkpoint here"),
     "unknown preset": (["--preset", "chat"], r"unknown preset 'chat'; did you mean 'char'\?"),
-    "no steps": (["--preset", "char", "--steps", "0"], r"--steps is 0; it must be at least 1"),
+    "no steps": (["--preset", "char", "--steps", "0"], r"steps=0; it must be from 1 to 2147483647"),
     "steps in words": (["--preset", "char", "--steps", "two"], r"argument --steps: steps must be an integer"),
     "json into no folder": (
         ["--preset", "char", "--json", "no/x.json"],

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm import ops
-from tinyllm.autograd.mode import Observer, observe, use_formulas
+from tinyllm.autograd.mode import use_formulas
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import REGISTRY, Op, Tensor
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.attention import Attention, Scores

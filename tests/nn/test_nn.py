@@ -130,16 +130,42 @@ def test_state_dict_round_trip_copies_values() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("blocks.1.attention.key.weight"), "missing, first 'blocks.1.attention.key.weight'"),
+        (lambda s: s.pop("blocks.1.attention.key.weight"), "^missing: 'blocks.1.attention.key.weight'$"),
         (
             lambda s: s.update({"blocks.1.atention.key.weight": s.pop("blocks.1.attention.key.weight")}),
-            "'blocks.1.atention.key.weight'; the nearest is 'blocks.1.attention.key.weight'",
+            r"unknown: 'blocks.1.atention.key.weight' \(did you mean 'blocks.1.attention.key.weight'\?\)$",
         ),
         (lambda s: s.update({"zzz": np.zeros(1)}), "'zzz'$"),
         (lambda s: s.update({"norm.weight": np.zeros(15)}), r"'norm.weight' has shape \(15,\), .* \(16,\)"),
         (
             lambda s: s.update({"head.weight": s["head.weight"].T}),
             r"'head.weight' has shape \(16, 11\), .* \(11, 16\)",
+        ),
+        (lambda s: s.update({"head.weight": s["head.weight"] * 1j}), "^'head.weight' is of complex"),
+        (lambda s: s.update({"head.weight": s["head.weight"].astype(str)}), "^'head.weight' is of <U"),
+        (
+            lambda s: s.update({"head.weight": s["head.weight"].astype(int)}),
+            "is of int64; weights must be floating",
+        ),
+        (
+            lambda s: s.update({"head.weight": s["head.weight"].tolist()}),
+            r"^'head.weight' is \[\[.*, not an array$",
+        ),
+        (lambda s: s.update({"head.weight": None}), "^'head.weight' is None, not an array$"),
+        (
+            lambda s: [
+                s.pop("embedding.weight"),
+                s.update({"x": s["norm.weight"], "norm.weight": np.ones(3)}),
+            ],
+            r"^missing: 'embedding.weight'; unknown: 'x'; 'norm.weight' has shape \(3,\)",  # all at once
+        ),
+        (
+            lambda s: [s.pop(name) for name in list(s) if "attention" in name],
+            "^missing: 'blocks.0.attention_norm.weight', .*', .*' and 11 more$",
+        ),
+        (
+            lambda s: s.update({name: np.ones((), np.float32) for name in s}),
+            "'embedding.weight' .*; 22 more that do not fit$",
         ),
     ],
 )
@@ -152,6 +178,117 @@ def test_load_state_dict_refuses_and_changes_nothing(change: Any, message: str) 
         model.load_state_dict(state)
     assert "\n" not in str(error.value)
     assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+class Fails:
+    """What says to be an array and cannot be converted: a bfloat16 tensor of torch is one."""
+
+    dtype, shape = np.dtype(np.float32), (11, 16)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("unsupported ScalarType BFloat16")
+
+
+@pytest.mark.parametrize("fails", ["conversion", "overflow", "read-only"])
+def test_load_state_dict_that_fails_on_the_last_changes_nothing(fails: str) -> None:
+    model = TransformerLM(TINY, seed=1)
+    state: dict[str, Any] = {name: array + 1 for name, array in model.state_dict().items()}
+    assert list(state)[-1] == "head.weight"
+    expected: type[Exception] = TypeError
+    if fails == "conversion":
+        state["head.weight"] = Fails()
+    elif fails == "overflow":
+        state["head.weight"] = state["head.weight"] + np.float64(1e300)
+        expected = FloatingPointError
+    else:
+        model.head.weight.data = np.broadcast_to(np.float32(2), (11, 16))
+        expected = InputError
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    with np.errstate(over="raise"), pytest.raises(expected):
+        model.load_state_dict(state)
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+def test_load_state_dict_takes_other_layouts_dtypes_and_tensors() -> None:
+    model, other = TransformerLM(TINY, seed=1), TransformerLM(TINY, seed=2)
+    state: dict[str, Any] = dict(model.named_parameters())
+    state["embedding.weight"] = np.asfortranarray(model.embedding.weight.data)
+    state["norm.weight"] = model.norm.weight.data.astype(">f8")
+    other.load_state_dict(state)
+    for name, array in model.state_dict().items():
+        assert other.state_dict()[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("norm", "weight"),
+        ("embedding", "weight"),
+        ("head", "bias"),
+        ("blocks.1.attention.query_norm", "weight"),
+        ("blocks.0.feed_forward.up", "weight"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["array", "numbers", "Tensor", "product"])
+def test_what_is_no_parameter_is_refused_in_its_place(owner: str, name: str, kind: str) -> None:
+    """It would be neither trained nor saved."""
+    model = TransformerLM(TINY, seed=1)
+    module = dict(model.named_modules())[owner]
+    values = getattr(module, name).data if name == "weight" else np.zeros(11, dtype=np.float32)
+    new = {
+        "array": values,
+        "numbers": values.tolist(),
+        "Tensor": Tensor(values),
+        "product": Parameter(values) * 2,
+    }
+    setattr(module, name, new[kind])
+    message = f"^{owner}.{name} is of class .*where a Parameter must stand"
+    for action in (
+        model.state_dict,
+        model.num_parameters,
+        lambda: model.astype(np.float64),
+        lambda: list(model.parameters()),
+    ):
+        with pytest.raises(InputError, match=message):
+            action()
+    if kind in ("array", "numbers"):
+        with pytest.raises(InputError, match=message):
+            model(tokens(TINY))
+    setattr(module, name, Parameter(values))
+    assert f"{owner}.{name}" in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"qk_norm": False}, {"tie_embeddings": True}, {"head_dim": 6, "num_kv_heads": 1}]
+)
+def test_a_config_knows_the_shapes_of_its_parameters(settings: dict[str, Any]) -> None:
+    config = replace(TINY, **settings)
+    shapes = config.parameter_shapes()
+    model = TransformerLM(config)
+    assert shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
+    assert (
+        sum(math.prod(shape) for shape in shapes.values()) == config.num_parameters == model.num_parameters()
+    )
+
+
+def test_numbers_of_numpy_in_a_config_are_plain_ones() -> None:
+    config = ModelConfig(
+        vocab_size=np.arange(5).max() + 1,
+        hidden_size=np.uint16(8),
+        num_heads=np.int32(2),
+        norm_eps=np.float32(0.5),
+    )  # type: ignore[arg-type]
+    assert {type(value) for value in vars(config).values()} == {int, float, bool, str}
+
+
+def test_the_current_config_says_whether_the_head_is_tied_now() -> None:
+    model = TransformerLM(TINY)
+    assert model.current_config == TINY
+    model.head.weight = model.embedding.weight
+    assert model.current_config == replace(TINY, tie_embeddings=True)
+    tied = TransformerLM(replace(TINY, tie_embeddings=True))
+    tied.head.weight = Parameter(tied.embedding.weight.data.copy())
+    assert tied.current_config == TINY
 
 
 # ---- Layers ------------------------------------------------------------------------------------

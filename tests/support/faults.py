@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyllm.system import storage
 
-OPERATIONS = ("write_bytes", "flush_file", "flush_folder", "rename", "link")
+OPERATIONS = ("write_bytes", "flush_file", "flush_folder", "rename", "exchange", "link")
 """The functions of tinyllm.storage that change a disk."""
 KINDS = ("error", "error afterwards", "no space", "kill", "kill afterwards")
 """What happens in their place. A write whose disk has no space, and one that is killed, has written half."""

@@ -38,7 +38,7 @@ def before_step(trainer: Trainer, act: Callable[[int], None]) -> None:
 
 
 def _on_cpu(trainer: Trainer) -> DataParallel:
-    if backend.reads_wait():
+    if backend.is_asynchronous():
         raise TypeError("this trouble is made on the NumPy backend alone")
     return cast("DataParallel", trainer.workers)
 

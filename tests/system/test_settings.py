@@ -1,10 +1,10 @@
-"""Config: dataclass to mapping, file and flags, and back; every wrong input is one clear line."""
+"""Config: dataclass to mapping and file, and back; every wrong input is one clear line."""
 
-import argparse
 import dataclasses
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -14,19 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import (
-    add_flags,
-    field,
-    format_toml,
-    from_mapping,
-    given_flags,
-    nearest,
-    read_json,
-    read_sections,
-    to_mapping,
-    write_text,
-    write_toml,
-)
+from tinyllm.system.json_files import read_json
+from tinyllm.system.settings import LARGEST_INTEGER, check_bounds, field, from_mapping, to_mapping
+from tinyllm.system.text_files import write_text
+from tinyllm.system.toml_files import format_toml, read_sections, write_toml
+from tinyllm.system.wording import did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -154,6 +146,65 @@ def test_nearest() -> None:
     assert nearest("a", []) is None
 
 
+def test_did_you_mean() -> None:
+    assert did_you_mean("n_heads", ["num_heads", "hidden_size"], "see --help") == "did you mean 'num_heads'?"
+    assert did_you_mean("qqq", ["num_heads"], "see --help") == "see --help"
+
+
+# ---- Bounds ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounded:
+    count: int = field(1, "an integer", at_least=1)
+    few: int = field(0, "an integer", at_least=0, at_most=20)
+    rate: float = field(1.0, "a number", above=0, below=math.inf)
+    limit: float = field(1.0, "a number", above=0)
+    part: float = field(0.5, "a number", at_least=0, below=1)
+    share: float = field(0.5, "a number", at_least=0, at_most=1)
+    most: int | None = field(None, "an integer", at_least=1)
+    free: int = field(0, "an integer")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"count": LARGEST_INTEGER, "few": 20, "rate": 5e-324, "limit": math.inf, "part": 0.0, "share": 1.0},
+        {"count": 1, "few": 0, "rate": 1e308, "part": 1 - 2**-53, "share": 0, "most": 1, "free": -(10**30)},
+    ],
+)
+def test_the_ends_of_intervals_are_inside_or_not(values: dict[str, Any]) -> None:
+    assert {name: getattr(Bounded(**values), name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "count=0; it must be from 1 to 2147483647"),
+        ({"count": 2**31}, "count=2147483648; it must be from 1 to 2147483647"),
+        ({"few": 21}, "few=21; it must be from 0 to 20"),
+        ({"few": -1}, "few=-1; it must be from 0 to 20"),
+        ({"rate": 0.0}, "rate=0.0; it must be above 0 and finite"),
+        ({"rate": math.inf}, "rate=inf; it must be above 0 and finite"),
+        ({"limit": -1.0}, "limit=-1.0; it must be above 0"),
+        ({"limit": math.nan}, "limit=nan; it must be above 0"),
+        ({"part": 1.0}, "part=1.0; it must be at least 0 and below 1"),
+        ({"share": 1.5}, "share=1.5; it must be from 0 to 1"),
+        ({"most": 0}, "most=0; it must be from 1 to 2147483647"),
+    ],
+)
+def test_a_number_out_of_bounds(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        Bounded(**values)
+    assert one_line(error) == message
+    if not math.isnan(next(iter(values.values()))):
+        with pytest.raises(InputError, match=re.escape(message)):
+            from_mapping(Bounded, values)
+
+
 @dataclass(frozen=True)
 class HoldsList:
     sizes: list[int] = dataclasses.field(default_factory=list)
@@ -271,71 +322,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
                 write_text(path, "new")
         assert path.read_text() == "old"
         assert [entry.name for entry in tmp_path.iterdir()] == ["run.toml"]
-
-
-# ---- Flags -------------------------------------------------------------------------------------
-
-
-def parse(arguments: list[str], cls: type = Model) -> dict[str, Any]:
-    parser = argparse.ArgumentParser()
-    add_flags(parser.add_argument_group("model"), cls)
-    return given_flags(parser.parse_args(arguments), cls)
-
-
-def test_only_given_flags_come_back() -> None:
-    assert parse([]) == {}
-    assert parse(["--hidden-size", "64", "--norm-eps", "1e-6"]) == {
-        "hidden_size": 64,
-        "norm_eps": 1e-6,
-    }
-    assert parse(["--no-tie-embeddings"]) == {"tie_embeddings": False}
-    assert parse(["--tie-embeddings", "--use-cache", "false"]) == {
-        "tie_embeddings": True,
-        "use_cache": False,
-    }
-    assert parse(["--data", "a", "b", "--note", "none"]) == {"data": ("a", "b"), "note": "none"}
-    assert parse(["--clip", "none", "--num-kv-heads", "2"]) == {"clip": None, "num_kv_heads": 2}
-    assert parse(["--activation", "gelu", "--level", "3", "--mode", "none"]) == {
-        "activation": "gelu",
-        "level": 3,
-        "mode": None,
-    }
-    assert parse(["--steps", "2"], Train) == {"steps": 2}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--hidden-size", "big"], "--hidden-size: hidden_size must be an integer, got 'big'"),
-        (["--hidden-size", "none"], "an integer, got 'none'"),
-        (["--norm-eps", "nan"], "a number, got nan"),
-        (["--activation", "gelo"], "did you mean 'gelu'"),
-        (["--level", "4"], "one of 1, 2, 3, got 4"),
-        (["--use-cache", "maybe"], "true or false or none, got 'maybe'"),
-    ],
-)
-def test_wrong_flag(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse(arguments)
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
-
-
-def test_help_shows_text_type_choices_and_default() -> None:
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Model)
-    shown = " ".join(parser.format_help().split())
-    for piece in [
-        "width of the residual stream (int; default: 128)",
-        "--tie-embeddings, --no-tie-embeddings",
-        "share the embedding with the output (bool; default: true)",
-        "--activation {swiglu,gelu}",
-        "(one of swiglu, gelu; default: swiglu)",
-        "clip at this norm, 100% of it (float or none; default: 1.0)",
-        "(int or none; default: none)",
-        "files (texts; default: empty)",
-    ]:
-        assert piece in shown
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Train)
-    assert "(int; required)" in parser.format_help()

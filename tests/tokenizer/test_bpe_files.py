@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import read_json
+from tinyllm.system.json_files import read_json
 from tinyllm.tokenizer import BPETokenizer
 from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken, write_gpt2, write_tiktoken
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
@@ -285,23 +285,28 @@ def test_damaged_tokenizer_json() -> None:
         ("model.byte_fallback", False, "byte_fallback"),
         ("model.vocab", {"a": 1}, "ids from 0"),
         ("model.vocab", {"a": [0]}, "ids from 0"),
-        ("model.unk_token", None, "unknown pieces"),
-        ("model.unk_token", ["x"], "unknown pieces"),
+        ("model.unk_token", ["x"], "model.unk_token a text or null"),
         ("model.merges", None, "must be a list"),
         ("model.merges", 7, "merges"),
         ("model.merges", [["a"]], "merges holds"),
-        ("model.merges", [*good["merges"], ["a", "b"]], "merges are not all pairs"),
-        ("model.merges", good["merges"][1:], "merges are not all pairs"),
-        ("model.ignore_merges", True, "ignore_merges"),
+        ("model.merges", [*good["merges"], ["a", "a"]], "not in the vocabulary"),
+        ("model.ignore_merges", 1, "ignore_merges"),
+        ("model.unheard of", 1, "unheard of"),
         ("model.dropout", 0.5, "dropout"),
         ("added_tokens", 7, "added_tokens"),
         ("added_tokens", [{"content": "ab", "id": 0, "special": True}], "added_tokens"),
-        ("normalizer", {"type": "NFKC"}, "normalizer"),
+        ("normalizer", {"type": "Nmt"}, "normalizer"),
         ("normalizer", 7, "normalizer"),
         ("normalizer", {"normalizers": 7}, "normalizer"),
-        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "zz|(", "x": 1}}, "pre_tokenizer"),
-        ("pre_tokenizer", {"type": "Metaspace"}, "pre_tokenizer"),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "zz|(", "x": 1}}, "a pattern is"),
+        ("pre_tokenizer", {"type": "Metaspace", "replacement": "__"}, "must be a character"),
+        ("model.vocab", {"\ud800": len(good["vocab"]), **good["vocab"]}, "UTF-16"),
+        ("added_tokens", [{"content": "\ud800", "id": len(good["vocab"]), "special": False}], "UTF-16"),
+        ("pre_tokenizer", {"type": "Metaspace", "str_rep": "_"}, "str_rep '_'"),
+        ("pre_tokenizer", {"type": "Metaspace", "prepend_scheme": "last"}, "prepend_scheme 'last'"),
         ("decoder", None, "decoder"),
+        ("decoder", {"type": "Sequence", "decoders": []}, "decoder"),
+        ("post_processor", {"type": "Sequence", "processors": [{"type": "x"}]}, "post_processor"),
     ):
         one_line(expected, changed(where, value))
 

@@ -241,7 +241,7 @@ def test_expression_that_only_looks_catastrophic(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_invalid_expression(expression: str) -> None:
-    with pytest.raises(InputError, match="neither one of gpt2, gpt4, llama3, o200k nor") as error:
+    with pytest.raises(InputError, match="neither one of gpt2, gpt4, llama3, qwen2, o200k nor") as error:
         Pattern(expression)
     assert len(str(error.value)) < 300
 
@@ -267,11 +267,23 @@ OTHER_SPELLINGS = {
     r"|\s*[\r\n]|\s+(?!\S)|\s",
     "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
     "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+
+
+PHI4 = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+
+
+@given(text=st.one_of(any_texts, hard_texts, joined_texts))
+@settings(max_examples=MANY)
+def test_phi4_splits_as_llama3(text: str) -> None:
+    assert Pattern(PHI4).name == "llama3"
+    assert [match.group() for match in regex.finditer(PHI4, text)] == Pattern("llama3").split(text)
 
 
 @pytest.mark.parametrize("name", PATTERNS)

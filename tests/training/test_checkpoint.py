@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from support.faults import KILLED, KINDS, OPERATIONS, Faults, in_fork
 
 from tinyllm import InputError
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.models import ModelConfig, TransformerLM
+from tinyllm.nn import Parameter
+from tinyllm.system import storage
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.checkpoints import checkpoint
 from tinyllm.training.checkpoints.checkpoint import TrainingState
+from tinyllm.training.config import TrainConfig
+from tinyllm.training.trainer import Trainer
 
 TOKENIZER = CharTokenizer("\n abcdé")
 CONFIG = ModelConfig(
@@ -169,6 +176,217 @@ def test_a_folder_of_transformers_without_training_is_read(saved: Path) -> None:
     model, _ = checkpoint.load(saved)
     assert model.config.qk_norm
     refused(lambda: checkpoint.load_training(saved), "no training state")
+
+
+# ---- What is refused before it is written -------------------------------------------------------
+
+
+def rng_array(*shape: int, dtype: Any = np.float32) -> Any:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+def append_a_block(model: TransformerLM) -> None:
+    model.blocks.append(TransformerLM(CONFIG, 5).blocks[0])
+
+
+def remove_a_block(model: TransformerLM) -> None:
+    del model.blocks[0]
+
+
+def enlarge_the_head(model: TransformerLM) -> None:
+    model.head.weight = Parameter(rng_array(9, 16))
+
+
+def add_a_bias(model: TransformerLM) -> None:
+    model.head.bias = Parameter(rng_array(7))
+
+
+def remove_the_norms_of_heads(model: TransformerLM) -> None:
+    for block in model.blocks:
+        block.attention.query_norm = block.attention.key_norm = None
+
+
+def widen_one_feed_forward(model: TransformerLM) -> None:
+    wide = TransformerLM(replace(CONFIG, intermediate_size=24))
+    model.blocks[1].feed_forward = wide.blocks[1].feed_forward
+
+
+def share_a_module(model: TransformerLM) -> None:
+    model.blocks[1].feed_forward = model.blocks[0].feed_forward
+
+
+def share_a_parameter(model: TransformerLM) -> None:
+    model.blocks[1].attention.key.weight = model.blocks[1].attention.value.weight
+
+
+def share_memory(model: TransformerLM) -> None:
+    model.head.weight.data = model.embedding.weight.data[:]
+
+
+def put_an_array(model: TransformerLM) -> None:
+    model.norm.weight = np.full(16, 2.0)  # type: ignore[assignment]
+
+
+def put_a_tensor(model: TransformerLM) -> None:
+    model.norm.weight = Tensor(np.ones(16, dtype=np.float32), requires_grad=True)  # type: ignore[assignment]
+
+
+def put_integers(model: TransformerLM) -> None:
+    model.norm.weight.data = np.ones(16, dtype=np.int64)
+
+
+def put_long_doubles(model: TransformerLM) -> None:
+    model.astype(np.longdouble)
+
+
+def mix_dtypes(model: TransformerLM) -> None:
+    model.norm.weight.data = np.ones(16)
+
+
+def put_nan_into_the_config(model: TransformerLM) -> None:
+    object.__setattr__(model.config, "norm_eps", math.nan)
+
+
+def put_a_number_for_yes_into_the_config(model: TransformerLM) -> None:
+    model.config = replace(model.config, qk_norm=1)  # type: ignore[arg-type]
+
+
+def put_a_fraction_into_the_config(model: TransformerLM) -> None:
+    model.config = replace(model.config, context_length=64.0)  # type: ignore[arg-type]
+
+
+CHANGES: dict[Callable[[TransformerLM], None], str] = {
+    append_a_block: "the config says 2 layers, the weights are of 3",
+    remove_a_block: "the config says 2 layers, the weights are of 1",
+    enlarge_the_head: "'head.weight' has shape (9, 16), the model needs (7, 16)",
+    add_a_bias: "unknown: 'head.bias'",
+    remove_the_norms_of_heads: "missing: 'blocks.0.attention.query_norm.weight'",
+    widen_one_feed_forward: "'blocks.1.feed_forward.gate.weight' has shape (24, 16), the model needs (48, 16)",
+    share_a_module: "missing: 'blocks.1.feed_forward.gate.weight'",
+    share_a_parameter: "missing: 'blocks.1.attention.value.weight'",
+    share_memory: "'head.weight' and 'embedding.weight' are two parameters in the same memory",
+    put_an_array: "norm.weight is of class ndarray, where a Parameter must stand",
+    put_a_tensor: "norm.weight is of class Tensor, where a Parameter must stand",
+    put_integers: "'norm.weight' is of int64; weights must be floating-point numbers",
+    put_long_doubles: "there are 'head.weight' of float128",
+    mix_dtypes: "'head.weight' of float32, 'norm.weight' of float64",
+    put_nan_into_the_config: "norm_eps=nan",
+    put_a_number_for_yes_into_the_config: "qk_norm must be true or false, got 1",
+    put_a_fraction_into_the_config: "context_length must be an integer, got 64.0",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_load_would_refuse_is_not_saved(tmp_path: Path, change: Callable[[TransformerLM], None]) -> None:
+    """Nor trained: the Trainer refuses it before any work, if it is to keep checkpoints."""
+    model = TransformerLM(replace(CONFIG), 1)
+    checkpoint.require_loadable(model, TOKENIZER)
+    change(model)
+    refused(lambda: checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state()), CHANGES[change])
+    tokens = np.arange(100, dtype=np.uint16) % 7
+    train = TrainConfig(steps=1, batch_size=1, threads=1)
+    refused(lambda: Trainer(model, TOKENIZER, tokens, tokens, train, tmp_path), CHANGES[change])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_load_would_refuse_is_not_saved(tmp_path: Path) -> None:
+    class Own(CharTokenizer):
+        def to_json(self) -> dict[str, Any]:
+            return {**super().to_json(), "model": {"type": "Own"}}
+
+    class Forgetful(CharTokenizer):
+        def to_json(self) -> dict[str, Any]:
+            return {**super().to_json(), "forgotten": 5}
+
+    model = TransformerLM(CONFIG, 1)
+    larger = CharTokenizer("abcdefgh")
+    for tokenizer, message in (
+        (larger, "the tokenizer has 8 tokens, the model 7"),
+        (Own("abc"), "the tokenizer's model type is 'Own'"),
+        (Forgetful("abc"), "this Forgetful would be another one"),
+    ):
+        refused(lambda tokenizer=tokenizer: checkpoint.save(tmp_path / "x", model, tokenizer), message)  # type: ignore[misc]
+    state = TrainingState({}, {"callbacks": {"Own": {"mean": np.float32(5)}}})
+    refused(lambda: checkpoint.save(tmp_path / "x", model, TOKENIZER, state), "JSON cannot hold", "float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_that_load_would_refuse_is_not_saved(tmp_path: Path) -> None:
+    arrays = {f"{number:0100}": np.zeros(0, dtype=np.float32) for number in range(40_000)}
+    state = TrainingState(arrays, {})
+    refused(
+        lambda: checkpoint.save(tmp_path / "x", TransformerLM(CONFIG), TOKENIZER, state), "the header has"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- What is kept ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["head = embedding", "embedding = head"])
+def test_a_tie_made_by_hand_is_saved_as_one(tmp_path: Path, reverse: bool) -> None:
+    model = TransformerLM(CONFIG, 1)
+    if reverse:
+        model.embedding.weight = model.head.weight
+    else:
+        model.head.weight = model.embedding.weight
+    path = checkpoint.save(tmp_path / "x", model, TOKENIZER)
+    assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in safetensors.numpy.load_file(path / "model.safetensors")
+    loaded, _ = checkpoint.load(path)
+    assert loaded.head.weight is loaded.embedding.weight
+    assert loaded.head.weight.data.tobytes() == model.head.weight.data.tobytes()
+    tokens = np.arange(6).reshape(2, 3)
+    assert loaded(tokens).data.tobytes() == model.eval()(tokens).data.tobytes()
+
+
+def test_a_tie_undone_by_hand_is_saved_as_none(tmp_path: Path) -> None:
+    model = TransformerLM(replace(CONFIG, tie_embeddings=True), 1)
+    model.head.weight = Parameter(model.embedding.weight.data + 1)
+    loaded, _ = checkpoint.load(checkpoint.save(tmp_path / "x", model, TOKENIZER))
+    assert not loaded.config.tie_embeddings
+    for name, array in model.state_dict().items():
+        assert loaded.state_dict()[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loads_as"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_a_dtype_is_written_and_no_bit_is_lost(tmp_path: Path, dtype: str, loads_as: str) -> None:
+    model = TransformerLM(replace(CONFIG, tie_embeddings=True), 1).astype(np.float64)
+    for parameter in model.parameters():
+        parameter.data[...] = rng_array(*parameter.shape, dtype=np.float64)
+    model.astype(dtype)
+    path = checkpoint.save(tmp_path / "x", model, TOKENIZER)
+    assert json.loads((path / "config.json").read_text())["torch_dtype"] == dtype
+    loaded, _ = checkpoint.load(path)
+    assert loaded.head.weight is loaded.embedding.weight
+    for name, array in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == loads_as
+        assert np.array_equal(loaded.state_dict()[name], array)
+
+
+def test_arrays_in_any_layout_are_saved_as_their_values(tmp_path: Path) -> None:
+    model = TransformerLM(CONFIG, 1)
+    expected = {name: array.copy() for name, array in model.state_dict().items()}
+    model.embedding.weight.data = np.asfortranarray(expected["embedding.weight"])
+    model.head.weight.data = np.ascontiguousarray(expected["head.weight"][::-1])[::-1]
+    query = model.blocks[0].attention.query.weight
+    query.data = np.repeat(query.data, 2, axis=1)[:, ::2]
+    model.norm.weight.data = np.broadcast_to(np.float32(2), 16)
+    expected["norm.weight"][...] = 2
+    moment = rng_array(3, 2)
+    state = TrainingState(
+        {"a.m": np.asfortranarray(moment), "b.v": moment[::-1, ::-1], "c": moment[0, 0]}, {}
+    )
+    path = checkpoint.save(tmp_path / "x", model, TOKENIZER, state)
+    arrays = checkpoint.load_training(path).arrays
+    assert np.array_equal(arrays["a.m"], moment)
+    assert np.array_equal(arrays["b.v"], moment[::-1, ::-1])
+    assert arrays["c"].shape == ()
+    loaded, _ = checkpoint.load(path)
+    for name, array in loaded.state_dict().items():
+        assert array.tobytes() == expected[name].tobytes()
 
 
 # ---- Damage ------------------------------------------------------------------------------------
@@ -373,11 +591,65 @@ def test_a_save_that_fails_leaves_nothing(
     checkpoint.load(checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state()))
 
 
-def test_a_save_never_writes_into_a_checkpoint_that_is_there(saved: Path) -> None:
-    before = (saved / "model.safetensors").read_bytes()
-    refused(lambda: checkpoint.save(saved, TransformerLM(CONFIG, 9), TOKENIZER), str(saved))
-    assert (saved / "model.safetensors").read_bytes() == before
+@pytest.fixture(params=[True, False], ids=["names are exchanged", "two renames"])
+def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With a system that exchanges two names in one step, and without."""
+    if not request.param:
+        monkeypatch.setattr(storage, "exchange", fail_on_call(None, 1, OSError(errno.ENOSYS, "no such call")))
+    return bool(request.param)
+
+
+def test_a_second_save_replaces_the_first(saved: Path, exchanges: bool) -> None:
+    model = TransformerLM(replace(CONFIG, num_layers=1), 9)
+    checkpoint.save(saved, model, TOKENIZER)
+    loaded, _ = checkpoint.load(saved)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, array in model.state_dict().items():
+        assert loaded.state_dict()[name].tobytes() == array.tobytes()
+    refused(lambda: checkpoint.load_training(saved), "no training state")  # that of the first is gone
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_second_save_that_fails_leaves_one_of_the_two(saved: Path, operation: str, kind: str) -> None:
+    """An error or a kill at each operation: under the name there is the old checkpoint or the new one, whole."""
+    seeds = (1, 9)
+    both = [TransformerLM(CONFIG, seed).embedding.weight.data.tobytes() for seed in seeds]
+
+    def save_again(number: int) -> None:
+        with Faults(operation, number, kind) as faults, contextlib.suppress(InputError):
+            checkpoint.save(saved, TransformerLM(CONFIG, 9), TOKENIZER, training_state())
+        if faults.calls < number:
+            raise ValueError("there is no such call")
+
+    for number in range(1, 20):
+        checkpoint.save(saved, TransformerLM(CONFIG, 1), TOKENIZER, training_state())
+        code = in_fork(lambda number=number: save_again(number))  # type: ignore[misc]
+        load_all(saved)
+        assert checkpoint.load(saved)[0].embedding.weight.data.tobytes() in both
+        if code not in (0, KILLED):
+            break
+        assert (code == KILLED) == kind.startswith("kill")
+    assert number == {"write_bytes": 8, "flush_file": 8, "flush_folder": 4, "exchange": 2}.get(operation, 1)
+
+
+def test_a_save_replaces_nothing_but_a_checkpoint(saved: Path) -> None:
+    """Notes beside the weights, a run, a folder of something else, a link, a file: all stay."""
+    again = lambda path: lambda: checkpoint.save(path, TransformerLM(CONFIG, 9), TOKENIZER)  # noqa: E731
+    link = saved.with_name("link")
+    link.symlink_to(saved)
+    refused(again(link), "link", "give the folder itself")
+    (saved / "training" / "notes.md").write_text("dear diary")
+    refused(again(saved), str(saved), "training/notes.md", "no part of a checkpoint")
+    (saved / "training" / "notes.md").unlink()
+    (saved / "elsewhere").symlink_to(saved.parent)
+    refused(again(saved), "holds elsewhere")
+    refused(again(saved.parent), "holds")
+    (saved.parent / "file").write_text("")
+    refused(again(saved.parent / "file"), "file", "cannot be written")
+    (saved.parent / "empty").mkdir()
+    checkpoint.load(again(saved.parent / "empty")())
 
 
 def test_a_save_below_a_file_is_refused(tmp_path: Path) -> None:

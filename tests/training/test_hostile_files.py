@@ -23,7 +23,7 @@ from tinyllm import InputError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.formats.safetensors_reader import LARGEST_HEADER, read_safetensors
 from tinyllm.system import storage
-from tinyllm.system.settings import parse_json, read_json
+from tinyllm.system.json_files import parse_json, read_json
 from tinyllm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, patterns
 from tinyllm.training.checkpoints import checkpoint
 
@@ -416,10 +416,10 @@ EXPRESSIONS: dict[str, tuple[str, str | None]] = {
     "recursion": ("(?R)", "it calls itself"),
     "recursion of a group": ("((?1))", "it calls itself"),
     "recursion of a name": ("(?P<x>a(?&x))", "it calls itself"),
-    "exponential": ("(a+)+$", None),
-    "exponential alternatives": ("(a|aa)+$", None),
-    "back reference": (r"(a*)*\1$", None),
-    "fuzzy": ("(?:aaaaaaaaaaaaaaaaaaaa){e<=10}$", None),
+    "exponential": (r"(a+)+(?![\s\S])", None),
+    "exponential alternatives": (r"(a|aa)+(?![\s\S])", None),
+    "back reference": (r"(a+)\1b", "Oniguruma"),
+    "fuzzy": ("(?:aaaaaaaaaaaaaaaaaaaa){e<=10}", "Oniguruma"),
 }
 
 

@@ -14,7 +14,8 @@ import pytest
 import threadpoolctl
 
 from tinyllm import InputError, gradients, no_grad, ops
-from tinyllm.autograd.mode import Observer, is_grad_enabled, observe
+from tinyllm.autograd.mode import is_grad_enabled
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.data import SequentialWindows
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import Module

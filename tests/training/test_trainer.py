@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,68 @@ def test_the_same_seed_gives_the_same_bits(kind: str) -> None:
     other = make(replace(config, seed=config.seed + 1), model)
     other.fit()
     assert bits(other)["norm.weight"] != found[0][0]["norm.weight"]
+
+
+def tie(model: TransformerLM) -> None:
+    model.head.weight = model.embedding.weight
+
+
+def to_float64(model: TransformerLM) -> None:
+    model.astype(np.float64)
+
+
+def leave(model: TransformerLM) -> None:
+    pass
+
+
+@pytest.mark.parametrize("change", [tie, to_float64])
+def test_a_model_that_was_changed_by_hand_is_resumed_bit_for_bit(
+    tmp_path: Path, change: Callable[[TransformerLM], None]
+) -> None:
+    def make_changed(name: str, change: Callable[[TransformerLM], None], *callbacks: Callback) -> Trainer:
+        run = tmp_path / name
+        run.mkdir(exist_ok=True)
+        model = TransformerLM(MODEL, TRAIN.seed)
+        change(model)
+        return Trainer(model, TOKENIZER, *SPLIT, TRAIN, run, callbacks)
+
+    expected = make_changed("a", change)
+    expected.fit()
+    with pytest.raises(KeyboardInterrupt):
+        make_changed("b", change, Recorder(stop_at=5)).fit()
+    forgotten = make_changed("b", leave)
+    before = bits(forgotten)
+    message = {
+        tie: "tie_embeddings was True and is False",
+        to_float64: "the weights were float64 and are float32",
+    }
+    with pytest.raises(InputError, match=message[change]):
+        forgotten.resume()
+    assert bits(forgotten) == before
+    resumed = make_changed("b", change)
+    resumed.resume()
+    resumed.fit()
+    assert bits(resumed) == bits(expected)
+    loaded, _ = checkpoint.load(tmp_path / "b" / "latest")
+    assert (loaded.head.weight is loaded.embedding.weight) == (change is tie)
+    for name, array in expected.model.state_dict().items():
+        assert loaded.state_dict()[name].tobytes() == array.tobytes()
+
+
+def test_a_model_that_is_changed_after_the_trainer_was_made(tmp_path: Path) -> None:
+    """Nothing is trained; without a folder for checkpoints there is nothing to refuse."""
+    recorder = Recorder()
+    trainer = make(run=tmp_path / "run", callbacks=[recorder])
+    trainer.model.blocks.append(TransformerLM(MODEL, 5).blocks[0])
+    with pytest.raises(InputError) as error:
+        trainer.fit()
+    assert "the config says 1 layers, the weights are of 2" in str(error.value)
+    assert "free space" not in str(error.value)
+    assert recorder.events == [("start", 0, 10), "end"]
+    assert not checkpoint.checkpoints(tmp_path / "run")
+    model = TransformerLM(MODEL, 1)
+    model.blocks.append(TransformerLM(MODEL, 5).blocks[0])
+    Trainer(model, TOKENIZER, *SPLIT, replace(TRAIN, steps=1)).fit()
 
 
 @kinds

@@ -3,7 +3,7 @@
 An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`): its formula, in whose place a
 fast form may run. A Tensor holds an
 array and remembers the op that made it; the ops and their input Tensors are the graph. Operators such as `+`
-are attached by `tinyllm.ops`, so that this module imports nothing above the backend.
+are in `operators`, which `tinyllm.ops` is given to, so that this module imports nothing above the backend.
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
+from tinyllm.autograd.operators import Operators
 from tinyllm.backend import Array, current
 
-if TYPE_CHECKING:
-    from tinyllm.ops.methods import TensorMethods as _Methods
-else:
-    _Methods = object
 
-
-class Tensor(_Methods):
+class Tensor(Operators):
     """An array in a graph of ops.
 
     Args:

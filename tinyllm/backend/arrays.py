@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy
 
 from tinyllm.backend import current
+from tinyllm.backend.current import Array
 
 CACHED_ELEMENTS = 1 << 16
 """Elements of a part in `cache_parts`."""
@@ -15,12 +15,12 @@ FEW_ROWS = 256
 """Up to so many target rows, `scatter_add` is a product with a one-hot matrix."""
 
 
-def magnitude(x: Any) -> Any:
+def magnitude(x: Array) -> Array:
     """|x| for real x. For complex x, the continuation x sign(Re x), which is what complex-step derivatives need."""
     return current.xp.absolute(x) if x.dtype.kind != "c" else current.xp.where(x.real < 0, -x, x)
 
 
-def selected(condition: Any, x: Any) -> Any:
+def selected(condition: Array, x: Array) -> Array:
     """x where `condition` holds and 0 elsewhere, whatever x is there: as a product, infinity times 0 would be NaN."""
     if current.xp is not numpy or type(x) is not numpy.ndarray or x.dtype.char not in "efd":
         return current.xp.where(condition, x, 0)
@@ -31,7 +31,7 @@ def selected(condition: Any, x: Any) -> Any:
     return result
 
 
-def clear_rows(x: Any, rows: Any) -> None:
+def clear_rows(x: Array, rows: Array) -> None:
     """x[rows] = 0, in place. x: (N, D), rows: (N,) booleans."""
     if current.xp is numpy:
         x[rows] = 0
@@ -39,7 +39,7 @@ def clear_rows(x: Any, rows: Any) -> None:
         current.xp.copyto(x, 0, where=rows[:, None])  # an assignment would upload the 0
 
 
-def scatter_add(target: Any, index: Any, values: Any) -> None:
+def scatter_add(target: Array, index: Array, values: Array) -> None:
     """Add `values` into `target` at `index` along the first axis, in place; repeated indices add up in a fixed order.
 
     target: (N, ...), index: (M,) integers in [-N, N), values: (M, ...).
@@ -72,7 +72,7 @@ def scatter_add(target: Any, index: Any, values: Any) -> None:
     target[sorted_index[starts]] += numpy.add.reduceat(values[order], starts, axis=0)
 
 
-def add_at(target: Any, index: Any, values: Any) -> None:
+def add_at(target: Array, index: Array, values: Array) -> None:
     """target[index] += values, in place, where an element that `index` names several times gets every value."""
     if current.xp is numpy:
         numpy.add.at(target, index, values)
@@ -80,18 +80,18 @@ def add_at(target: Any, index: Any, values: Any) -> None:
         current.xp.library.add.at(target, index, values)
 
 
-def swap_halves(x: Any) -> Any:
+def swap_halves(x: Array) -> Array:
     """A new array: x with the halves of its last axis, whose length is even, exchanged."""
     half = x.shape[-1] // 2
     if current.xp is not numpy or half == 0 or not x.flags.c_contiguous:
-        return joined(x[..., half:], x[..., :half])
+        return concatenate_last(x[..., half:], x[..., :half])
     # Each half as one opaque item: several times faster than copying short rows of numbers.
     swapped = numpy.empty_like(x)
     swapped.view(f"V{half * x.itemsize}")[...] = x.view(f"V{half * x.itemsize}")[..., ::-1]
     return swapped
 
 
-def joined(a: Any, b: Any) -> Any:
+def concatenate_last(a: Array, b: Array) -> Array:
     """A new array: a and b one after the other along the last axis. CuPy's `concatenate` uploads where they lie."""
     whole = current.xp.empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]), dtype=a.dtype)
     whole[..., : a.shape[-1]] = a
@@ -99,7 +99,7 @@ def joined(a: Any, b: Any) -> Any:
     return whole
 
 
-def cache_parts(*arrays: Any) -> Iterator[tuple[Any, ...]]:
+def cache_parts(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     """Arrays of one shape in flat parts, as views, small enough to stay in a core's cache.
 
     Many cheap passes over each part cost less than over arrays that have to come from memory every time. On a device

@@ -15,7 +15,10 @@ import numpy.typing
 from tinyllm.backend.device import CuPy, Namespace, import_cupy
 from tinyllm.system.errors import InputError
 
-Array = numpy.typing.NDArray[Any]
+HostArray = numpy.typing.NDArray[Any]
+"""An array of NumPy, in this machine's memory."""
+Array = HostArray
+"""An array of the current library. CuPy's have NumPy's interface, so the type checker takes them for NumPy's."""
 Chosen = TypeVar("Chosen")
 
 xp: Any = numpy
@@ -74,7 +77,7 @@ def products_underflow() -> bool:
     return xp is not numpy and xp.library.precision == "float16"
 
 
-def reads_wait() -> bool:
+def is_asynchronous() -> bool:
     """Whether to look at a number means to wait for a device, so that it is done only where it must be."""
     return xp is not numpy
 
@@ -84,12 +87,12 @@ def is_array(value: object) -> bool:
     return isinstance(value, xp.ndarray)
 
 
-def asarray(values: Any, dtype: Any = None) -> Any:
+def asarray(values: Any, dtype: Any = None) -> Array:
     """`values` as an array of the current backend; no copy when it is one of that dtype already."""
     return xp.asarray(values, dtype=dtype)
 
 
-def to_numpy(array: Any) -> Array:
+def to_numpy(array: Any) -> HostArray:
     """`array` as a NumPy array: itself on NumPy, a copy from the device on CuPy."""
     if isinstance(array, numpy.ndarray):
         return array
@@ -98,7 +101,7 @@ def to_numpy(array: Any) -> Array:
     return numpy.asarray(array)
 
 
-def free_to_read(values: Any) -> Array | None:
+def to_numpy_without_waiting(values: Any) -> HostArray | None:
     """`values` as a NumPy array; None where they lie on a device, so that looking at them would wait for it."""
     if xp is not numpy and isinstance(values, xp.ndarray):
         return None

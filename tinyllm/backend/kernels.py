@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from tinyllm.backend import current
+from tinyllm.backend.current import Array
 
 
 def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +34,7 @@ _condition: ContextVar[Any] = ContextVar("condition", default=None)
 
 
 @contextlib.contextmanager
-def only_where(condition: Any) -> Iterator[None]:
+def masked_updates(condition: Array | None) -> Iterator[None]:
     """Within this context, elementwise functions change arguments only if `condition`, a boolean on a device, is true.
 
     None: always. So a step can be given up without waiting for the number that decides it.

@@ -8,10 +8,10 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinyllm import backend
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 
 MULTIPLIER_0 = 0xD2511F53
 MULTIPLIER_1 = 0xCD9E8D57
@@ -34,7 +34,9 @@ class Key(NamedTuple):
 
 
 @backend.elementwise
-def philox_4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+def philox_4x32(
+    c0: Array, c1: Array, c2: Array, c3: Array, k0: Array | int, k1: Array | int
+) -> tuple[Array, Array, Array, Array]:
     """Ten rounds of Philox on four uint64 arrays that hold 32-bit words; returns four such arrays.
 
     c0 to c3: the counter, each (N,) or broadcastable to it; k0, k1: the key, likewise or integers.
@@ -53,7 +55,7 @@ def philox_4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[A
     return c0, c1, c2, c3
 
 
-def random_words(count: int, key: Key) -> Any:
+def random_words(count: int, key: Key) -> Array:
     """`count` random 32-bit words for `key`: uint32, shape (count,)."""
     xp = current.xp
     blocks = -(-count // 4)
@@ -68,7 +70,7 @@ def random_words(count: int, key: Key) -> Any:
     return words.reshape(-1)[:count]
 
 
-def keep_mask(shape: tuple[int, ...], drop_probability: float, key: Key) -> Any:
+def keep_mask(shape: tuple[int, ...], drop_probability: float, key: Key) -> Array:
     """A boolean mask that is True with probability `1 - drop_probability`, to within 2**-32."""
     count = 1
     for size in shape:

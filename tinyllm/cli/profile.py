@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import Array
+from tinyllm.backend import HostArray
+from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import embedded_corpus
 from tinyllm.debug.profiler import Profile, profile_step
 from tinyllm.models import ModelConfig, TransformerLM
@@ -21,16 +22,10 @@ from tinyllm.models.presets import PRESETS
 from tinyllm.optim import OPTIMIZERS, NonFiniteNormError
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import (
-    add_flags,
-    field,
-    from_mapping,
-    given_flags,
-    read_sections,
-    require_known,
-    to_mapping,
-    write_text,
-)
+from tinyllm.system.settings import check_bounds, field, from_mapping, to_mapping
+from tinyllm.system.text_files import write_text
+from tinyllm.system.toml_files import read_sections
+from tinyllm.system.wording import require_known
 from tinyllm.tokenizer import ByteTokenizer
 from tinyllm.training import runs
 from tinyllm.training.checkpoints import checkpoint
@@ -45,9 +40,12 @@ from tinyllm.training.trainer import build_optimizer
 class ProfileFlags:
     """The flags of `tinyllm profile` itself."""
 
-    steps: int = field(10, "steps to measure; times are means of the middle half")
+    steps: int = field(10, "steps to measure; times are means of the middle half", at_least=1)
     json: str | None = field(None, "write all numbers to this file")
     plot: str | None = field(None, "draw the time by op into this PNG; needs matplotlib")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,6 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 def profile_command(args: argparse.Namespace) -> None:
     """`tinyllm profile`."""
     flags = from_mapping(ProfileFlags, given_flags(args, ProfileFlags))
-    if flags.steps < 1:
-        raise InputError(f"--steps is {flags.steps}; it must be at least 1")
     if flags.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib; install it with: pip install 'tinyllm-numpy[plot]'")
     for path in (flags.json, flags.plot):
@@ -178,7 +174,7 @@ def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
     return Subject(str(path), model, train)
 
 
-def _random_batch(subject: Subject) -> tuple[Array, Array]:
+def _random_batch(subject: Subject) -> tuple[HostArray, HostArray]:
     """Tokens and targets of a whole batch, (B, T) each."""
     windows = subject.train.batch_size * subject.train.gradient_accumulation
     shape = (2, windows, subject.model.config.context_length)

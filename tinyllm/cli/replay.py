@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.debug import AnomalyError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import from_mapping, read_json, shown
+from tinyllm.system.json_files import read_json
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.wording import shown
 from tinyllm.training.checkpoints import checkpoint
 from tinyllm.training.safeguards.incidents import Step, describe, findings
 
@@ -104,7 +106,9 @@ def _model(before: Path) -> TransformerLM:
     settings = checkpoint.load_training(before).values.get("model")
     if not isinstance(settings, Mapping):
         raise InputError(f"{before}: the training state is damaged (it has no model settings)")
-    model = TransformerLM(from_mapping(ModelConfig, settings, str(before)))
+    model = TransformerLM(from_mapping(ModelConfig, settings, str(before))).astype(
+        saved.embedding.weight.dtype
+    )
     try:
         model.load_state_dict(saved.state_dict())
     except ValueError as error:
@@ -134,10 +138,10 @@ def stop_in_op(anomaly: AnomalyError) -> None:
         trace = trace.tb_next
 
 
-def stop_with(step: Step, loss: float, norm: float, gradients: dict[str, Any]) -> None:
+def stop_with(step: Step, loss: float, norm: float, gradients: dict[str, Array]) -> None:
     """Stop in pdb where nothing is non-finite, with the step and all that it gave at hand."""
 
-    def look(step: Step, loss: float, norm: float, gradients: dict[str, Any], losses: Any) -> None:
+    def look(step: Step, loss: float, norm: float, gradients: dict[str, Array], losses: Array) -> None:
         """The step, its loss and gradient norm, the gradients by name, and the loss of each token (B, T)."""
         return
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import add_flags, field, from_mapping, given_flags, shown
-from tinyllm.system.text_files import blocks, text_files, text_of
+from tinyllm.system.settings import check_bounds, field, from_mapping
+from tinyllm.system.text_files import blocks, find_text_files, text_of
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer import BPETokenizer, Tokenizer, VocabularyWarning, inspection, load_tokenizer
 from tinyllm.tokenizer.base import FILE_NAME, file_for
 from tinyllm.tokenizer.inspection import TextStatistics
@@ -43,17 +45,23 @@ class TrainFlags:
         "llama3", f"how text is split into pieces: {', '.join(PATTERNS)}, or a regular expression"
     )
     min_frequency: int = field(2, "pairs that occur less often do not become tokens")
-    workers: int = field(0, "processes; 0: one for each core")
+    workers: int = field(0, "processes; 0: one for each core", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
 class InspectFlags:
     """The flags of `tinyllm tokenizer inspect`."""
 
-    show: int = field(0, "show so many characters of the text, cut into tokens")
+    show: int = field(0, "show so many characters of the text, with its tokens apart", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
-def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `tokenizer` and its four commands to the commands of a parser; they are parsers of its class."""
     parser = commands.add_parser("tokenizer", help="train, use and inspect a tokenizer", allow_abbrev=False)
     ours = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -134,8 +142,6 @@ def open_tokenizer(path: Path) -> Tokenizer:
 def train_command(args: argparse.Namespace) -> None:
     """`tinyllm tokenizer train`."""
     flags = from_mapping(TrainFlags, given_flags(args, TrainFlags))
-    if flags.workers < 0:
-        raise InputError(f"--workers is {flags.workers}; it must be at least 0 (0: one for each core)")
     chosen_pattern(flags.pattern)
     for token in args.special:
         _require_text(token, "--special")
@@ -200,7 +206,7 @@ def _require_readable(paths: Sequence[Path]) -> None:
     Raises InputError that names the file.
     """
     for path in paths:
-        for file in text_files(path):
+        for file in find_text_files(path):
             if next(blocks(file, 1 << 12), None) is None and not path.is_dir():
                 raise InputError(f"{path}: the file is empty; give a file with text")
 
@@ -278,8 +284,6 @@ def _standard_input() -> str:
 def inspect_command(args: argparse.Namespace) -> None:
     """`tinyllm tokenizer inspect`."""
     flags = from_mapping(InspectFlags, given_flags(args, InspectFlags))
-    if flags.show < 0:
-        raise InputError(f"--show is {flags.show}; it must be at least 0")
     if flags.show and not args.files:
         raise InputError("--show needs a text; give a file after PATH")
     tokenizer = open_tokenizer(Path(args.path))

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.text_files import StrPath, blocks, text_files
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import blocks, find_text_files
 
 
 def read_text(paths: StrPath | Iterable[StrPath]) -> str:
@@ -25,7 +26,7 @@ def read_text(paths: StrPath | Iterable[StrPath]) -> str:
     texts = []
     for path in map(Path, named):
         below = path.is_dir()
-        content = ["".join(blocks(file)) for file in text_files(path)]
+        content = ["".join(blocks(file)) for file in find_text_files(path)]
         # Empty files are common in a folder (__init__.py); a named one is a mistake.
         content = [text for text in content if text]
         if not content:

@@ -1,4 +1,9 @@
-"""Tools for looking inside: breakpoints by name, anomalies, tables of what ran, and graphs."""
+"""Tools for looking inside: breakpoints by name, anomalies, tables of what ran, drawings, and a profiler.
+
+All but `breakpoints`, which puts a stop into the op itself, are observers (`autograd.mode`): they are told of each op
+before and after it runs, and find out from `origin` in which module and line. `tracing` makes tables of that, `anomaly`
+an error at the first number that cannot be right, `profiler` means of time and memory; `graphs` draws what is left.
+"""
 
 from tinyllm.debug.anomaly import AnomalyError, detect_anomaly
 from tinyllm.debug.breakpoints import break_on

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from tinyllm import backend
-from tinyllm.autograd.mode import Observer, observe
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.debug.origin import module_path, source_line
 
 
@@ -50,7 +49,7 @@ class _Watch(Observer):
                 what = _describe(nans, infinities, x.data)
                 self._raise(op, "forward", f"input {position}, a leaf of shape {x.shape}, holds {what}")
 
-    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Array) -> None:
         # Kept on the op, because backward runs long after this frame is gone.
         op.origin = (module_path(), source_line())  # type: ignore[attr-defined]
         if output.dtype != inputs[0].dtype and not op.changes_dtype:
@@ -59,21 +58,23 @@ class _Watch(Observer):
             )
         self._compare(op, "forward", [x.data for x in inputs], output, "its output")
 
-    def after_backward(self, op: Op, gradient: Any, results: tuple[Any, ...]) -> None:
-        gradient = gradient.data if isinstance(gradient, Tensor) else gradient
+    def after_backward(
+        self, op: Op, gradient: Array | Tensor, results: tuple[Array | Tensor | None, ...]
+    ) -> None:
+        array = gradient.data if isinstance(gradient, Tensor) else gradient
         for position, result in enumerate(results):
             if result is None:
                 continue
-            result = result.data if isinstance(result, Tensor) else result
-            if result.dtype != gradient.dtype and not op.changes_dtype:
+            found = result.data if isinstance(result, Tensor) else result
+            if found.dtype != array.dtype and not op.changes_dtype:
                 self._raise(
                     op,
                     "backward",
-                    f"a gradient of dtype {gradient.dtype} became {result.dtype} for input {position}",
+                    f"a gradient of dtype {array.dtype} became {found.dtype} for input {position}",
                 )
-            self._compare(op, "backward", [gradient], result, f"the gradient of input {position}")
+            self._compare(op, "backward", [array], found, f"the gradient of input {position}")
 
-    def _compare(self, op: Op, phase: str, sources: list[Any], result: Any, name: str) -> None:
+    def _compare(self, op: Op, phase: str, sources: list[Array], result: Array, name: str) -> None:
         nans, infinities = count_non_finite(result)
         if not nans and not infinities:
             return
@@ -93,13 +94,13 @@ class _Watch(Observer):
         )
 
 
-def count_non_finite(array: Any) -> tuple[int, int]:
+def count_non_finite(array: Array) -> tuple[int, int]:
     """How many NaNs and how many infinities an array holds."""
     if array.dtype.kind not in "fc" or backend.read(current.xp.isfinite(array).all()):
         return 0, 0
     return backend.read(current.xp.isnan(array).sum()), backend.read(current.xp.isinf(array).sum())
 
 
-def _describe(nans: int, infinities: int, array: Any) -> str:
+def _describe(nans: int, infinities: int, array: Array) -> str:
     parts = [f"{count} {name}" for count, name in ((nans, "NaN"), (infinities, "infinite")) if count]
     return f"{' and '.join(parts)} of {array.size} elements"

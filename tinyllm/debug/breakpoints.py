@@ -10,10 +10,11 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tinyllm.autograd.mode import Observer, module_stack, observe, use_formulas
+from tinyllm.autograd.mode import module_stack, use_formulas
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
 from tinyllm.nn import Module
-from tinyllm.system.settings import nearest
+from tinyllm.system.wording import did_you_mean
 
 METHODS = ("forward", "backward")
 _FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
@@ -82,8 +83,7 @@ class _ModuleBreakpoints(Observer):
         modules = dict(module.named_modules())
         for path in self.paths:
             if path not in modules:
-                near = nearest(path, [*modules, *REGISTRY])
-                hint = f"did you mean {near!r}?" if near else "see dict(model.named_modules())"
+                hint = did_you_mean(path, [*modules, *REGISTRY], "see dict(model.named_modules())")
                 raise ValueError(f"{path!r} is no op, and no module of this {type(module).__name__}; {hint}")
             self.stack.enter_context(_stopping(modules[path]))
 

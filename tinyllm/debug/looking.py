@@ -13,7 +13,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.autograd.tensor import REGISTRY, FusedOp, Tensor
 from tinyllm.debug.tracing import shape_text, table
-from tinyllm.system.settings import require_known
+from tinyllm.system.wording import require_known
 
 
 def shapes(frame: FrameType | None = None) -> None:
@@ -26,7 +26,7 @@ def shapes(frame: FrameType | None = None) -> None:
     names = dict(frame.f_locals)
     owner = names.pop("self", None)
     names |= {f"self.{name}": value for name, value in getattr(owner, "__dict__", {}).items()}
-    lines = [("name", "shape", "dtype", "least", "greatest", "norm", "not finite")]
+    lines: list[tuple[str, ...]] = [("name", "shape", "dtype", "least", "greatest", "norm", "not finite")]
     lines += [row for name, value in names.items() if (row := _row(name, value)) is not None]
     print(table(lines, right=(3, 4, 5, 6)))
 

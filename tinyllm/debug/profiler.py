@@ -19,9 +19,10 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, module_stack, observe
+from tinyllm.autograd.mode import module_stack
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor, ancestors, gradients
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.nn import Module, dropout_position
 from tinyllm.nn.module import path_of
 from tinyllm.system.allocator import keep_freed_memory
@@ -144,8 +145,8 @@ def middle_half(items: Sequence[Item], seconds: Callable[[Item], float]) -> list
     The mean over them is hardly moved by a step that something interrupted; and unlike medians, the means of the parts
     of a step add up to that of the whole.
     """
-    cut = len(items) // 4
-    return sorted(items, key=seconds)[cut : len(items) - cut]
+    quarter = len(items) // 4
+    return sorted(items, key=seconds)[quarter : len(items) - quarter]
 
 
 # ---- One step in one thread --------------------------------------------------------------------
@@ -169,7 +170,7 @@ class Profiler(Observer):
     def before_forward(self, op: Op, inputs: tuple[Tensor, ...]) -> None:
         self._begin()
 
-    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Array) -> None:
         seconds = self._end()
         shape = tuple(output.shape)
         flops = op.flops([x.shape for x in inputs], shape)
@@ -180,10 +181,12 @@ class Profiler(Observer):
         op.profiled = call  # type: ignore[attr-defined]
         self.calls.append(call)
 
-    def before_backward(self, op: Op, gradient: Any) -> None:
+    def before_backward(self, op: Op, gradient: Array | Tensor) -> None:
         self._begin()
 
-    def after_backward(self, op: Op, gradient: Any, results: tuple[Any, ...]) -> None:
+    def after_backward(
+        self, op: Op, gradient: Array | Tensor, results: tuple[Array | Tensor | None, ...]
+    ) -> None:
         seconds = self._end()
         call: Call | None = getattr(op, "profiled", None)
         if call is None:  # its forward ran before this observer came
@@ -237,7 +240,7 @@ def profile_step(
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters, so a step has no backward to measure")
 
-    def step(number: int, look: Callable[[Tensor], None] | None = None) -> list[Any]:
+    def step(number: int, look: Callable[[Tensor], None] | None = None) -> list[Array]:
         with dropout_position(0, number):
             value = loss(model(inputs), targets)
         if look is not None:
@@ -364,7 +367,7 @@ def _with_peak(function: Callable[[], Any]) -> tuple[Any, int]:
             tracemalloc.stop()
 
 
-def _kept_bytes(output: Tensor, known: Iterable[Any]) -> dict[Place, int]:
+def _kept_bytes(output: Tensor, known: Iterable[Array]) -> dict[Place, int]:
     """The bytes that the graph behind `output` holds, by where they were made, without the `known` arrays.
 
     Several arrays may be views of the same memory, and an output may be what the next op keeps: memory counts once.
@@ -382,7 +385,7 @@ def _kept_bytes(output: Tensor, known: Iterable[Any]) -> dict[Place, int]:
     return kept
 
 
-def _arrays_in(value: Any) -> Iterator[Any]:
+def _arrays_in(value: Any) -> Iterator[Array]:
     """The arrays in what an op keeps."""
     if isinstance(value, Tensor):
         yield value.data

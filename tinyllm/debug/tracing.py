@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, observe, use_formulas
+from tinyllm.autograd.mode import use_formulas
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor, gradients
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.debug.origin import module_path
 from tinyllm.nn import Module
 
@@ -49,7 +49,7 @@ class Trace(Observer):
         backend.synchronize()
         self._begun = time.perf_counter()
 
-    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def after_forward(self, op: Op, inputs: tuple[Tensor, ...], output: Array) -> None:
         backend.synchronize()
         elapsed = time.perf_counter() - self._begun
         shapes = tuple(x.shape for x in inputs)
@@ -60,11 +60,13 @@ class Trace(Observer):
         op.row = row  # type: ignore[attr-defined]
         self.rows.append(row)
 
-    def before_backward(self, op: Op, gradient: Any) -> None:
+    def before_backward(self, op: Op, gradient: Array | Tensor) -> None:
         backend.synchronize()
         self._begun = time.perf_counter()
 
-    def after_backward(self, op: Op, gradient: Any, results: tuple[Any, ...]) -> None:
+    def after_backward(
+        self, op: Op, gradient: Array | Tensor, results: tuple[Array | Tensor | None, ...]
+    ) -> None:
         backend.synchronize()
         row: Row | None = getattr(op, "row", None)
         if row is not None:
@@ -94,7 +96,9 @@ class Trace(Observer):
         return table([header, *lines, total], right=(5, 6, 7, 8))
 
 
-def trace(model: Callable[..., Tensor], tokens: Any, targets: Any = None, fast: bool = False) -> Trace:
+def trace(
+    model: Callable[..., Tensor], tokens: Array, targets: Array | None = None, fast: bool = False
+) -> Trace:
     """Run `model` on tokens (B, T) forward and backward and return the table of every op that ran.
 
     The loss is the cross-entropy against `targets` (B, T); without them, each token's next one. The ops are those of
@@ -115,7 +119,7 @@ def trace(model: Callable[..., Tensor], tokens: Any, targets: Any = None, fast: 
     return watch
 
 
-def summary(model: Module, tokens: Any = None) -> str:
+def summary(model: Module, tokens: Array | None = None) -> str:
     """A table of the modules that hold parameters: shapes, numbers, bytes; and FLOPs for each token.
 
     FLOPs are those of a forward pass over `tokens` (B, T), by default one window of the model's context length,
@@ -163,13 +167,15 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), width: int = 48) -> str:
-    """Lines of cells as aligned text; columns in `right` are aligned to the right, long cells are cut."""
-    cut = [[cell if len(cell) <= width else cell[: width - 3] + "..." for cell in line] for line in lines]
-    widths = [max(len(line[column]) for line in cut) for column in range(len(cut[0]))]
+    """Lines of cells as aligned text; columns in `right` are aligned to the right, long cells are shortened."""
+    shortened = [
+        [cell if len(cell) <= width else cell[: width - 3] + "..." for cell in line] for line in lines
+    ]
+    widths = [max(len(line[column]) for line in shortened) for column in range(len(shortened[0]))]
     return "\n".join(
         "  ".join(
             cell.rjust(n) if column in right else cell.ljust(n)
             for column, (cell, n) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in cut
+        for line in shortened
     )

@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from tinyllm.nn.positional import PositionEncoding, RotaryEmbedding
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import field, require_known, shown
+from tinyllm.system.settings import field
+from tinyllm.system.wording import require_known, shown
 
 POSITION_ENCODINGS: dict[str, Callable[[ModelConfig], PositionEncoding]] = {
     "rope": lambda config: RotaryEmbedding(config.rope_theta),
@@ -50,6 +53,9 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # which JSON cannot write: `vocab_size=tokens.max() + 1`
+                object.__setattr__(self, name, value.item())
         for name in ("context_length", "num_layers", "num_heads", "hidden_size"):
             self._require(name, 1 <= getattr(self, name) < 2**31, "from 1 to 2147483647")
         for name in ("vocab_size", "num_kv_heads", "intermediate_size", "head_dim"):
@@ -86,6 +92,33 @@ class ModelConfig:
         attention = 2 * D * K * (self.num_heads + self.num_kv_heads) + 2 * K * self.qk_norm
         block = attention + 3 * D * F + 2 * D
         return self.vocab_size * D * (1 if self.tie_embeddings else 2) + self.num_layers * block + D
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter of a model of this config, by name."""
+        D, F, K, V = self.hidden_size, self.intermediate_size, self.head_dim, self.vocab_size
+        queries, keys = self.num_heads * K, self.num_kv_heads * K
+        block: dict[str, tuple[int, ...]] = {
+            "attention_norm.weight": (D,),
+            "attention.query.weight": (queries, D),
+            "attention.key.weight": (keys, D),
+            "attention.value.weight": (keys, D),
+            "attention.output.weight": (D, queries),
+            **(
+                {"attention.query_norm.weight": (K,), "attention.key_norm.weight": (K,)}
+                if self.qk_norm
+                else {}
+            ),
+            "feed_forward_norm.weight": (D,),
+            "feed_forward.gate.weight": (F, D),
+            "feed_forward.up.weight": (F, D),
+            "feed_forward.down.weight": (D, F),
+        }
+        return {
+            "embedding.weight": (V, D),
+            **{f"blocks.{i}.{name}": shape for i in range(self.num_layers) for name, shape in block.items()},
+            "norm.weight": (D,),
+            **({} if self.tie_embeddings else {"head.weight": (V, D)}),
+        }
 
     @property
     def residual_init_scale(self) -> float:

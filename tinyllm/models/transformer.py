@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,12 @@ class TransformerLM(Module):
         self.head = Linear(D, V, rng, config.head_scale)
         if tied:
             self.head.weight = self.embedding.weight
+
+    @property
+    def current_config(self) -> ModelConfig:
+        """The config of the model as it is: assigning `head.weight` may have tied it to the embedding, or untied it."""
+        tied = getattr(self.head, "weight", None) is self.embedding.weight
+        return replace(self.config, tie_embeddings=tied)
 
     def forward(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """Logits for the token after each. tokens: (B, T) integers -> (B, T, V).

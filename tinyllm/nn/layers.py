@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Linear(Module):
     al., "Efficient backprop", 1998, section 4.6); the bias begins at zero.
     """
 
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
     joined: Any = None
     """The matrices of this layer and of others, if it is packed beside them: (in_features, all out_features)."""
 
@@ -118,6 +119,8 @@ def _are_plain(layers: tuple[Any, ...]) -> bool:
 class Embedding(Module):
     """Rows of a table. indices: (...) in [0, num_embeddings) -> (..., width); weight: (num_embeddings, width)."""
 
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
+
     def __init__(self, num_embeddings: int, width: int, rng: np.random.Generator, std: float = 0.02) -> None:
         self.weight = normal(rng, (num_embeddings, width), std)
 
@@ -131,6 +134,8 @@ class Embedding(Module):
 
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., width)."""
+
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         self.weight = Parameter(current.xp.ones(width, dtype=np.float32))
@@ -151,6 +156,8 @@ class RMSNorm(Module):
 
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., width)."""
+
+    declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         self.weight = Parameter(current.xp.ones(width, dtype=np.float32))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tinyllm import backend
-from tinyllm.autograd.mode import module_stack, no_grad, observers
+from tinyllm.autograd.mode import module_stack, no_grad
+from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.system.settings import nearest
+from tinyllm.system.errors import InputError
+from tinyllm.system.wording import nearest, shown
+
+_LISTED = 3
+"""Faults of a kind that an error names; it counts the others."""
 
 
 class Parameter(Tensor):
@@ -33,6 +38,8 @@ class Module:
     defines it alone: a subclass without its own infers by its `forward`, which may be another.
     """
 
+    declared_parameters: ClassVar[tuple[str, ...]] = ()
+    """The attributes that must be Parameters or None: what else stood there would be neither trained nor saved."""
     training: bool = True
     _forward_hooks: tuple[Hook, ...] = ()
     _backward_hooks: tuple[Hook, ...] = ()
@@ -80,6 +87,11 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         token = module_stack.set((*module_stack.get(), self))
         try:
+            for name in self.declared_parameters:
+                value = getattr(self, name)
+                # Tensors pass: whoever differentiates with respect to a weight puts one there for the time of a call.
+                if value is not None and not isinstance(value, Tensor):
+                    raise _not_a_parameter(path_of(module_stack.get()), name, value)
             for observer in observers():
                 observer.enter_module(self)
             if self._forward_hooks or self._backward_hooks:
@@ -144,9 +156,16 @@ class Module:
                 yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters with their paths, each once."""
+        """All parameters with their paths, each once.
+
+        Raises InputError where something else stands in the place of a declared parameter.
+        """
         seen: set[int] = set()
         for path, module in self.named_modules():
+            for name in module.declared_parameters:
+                value = getattr(module, name)
+                if value is not None and not isinstance(value, Parameter):
+                    raise _not_a_parameter(path, name, value)
             for name, child in module.children():
                 if isinstance(child, Parameter) and id(child) not in seen:
                     seen.add(id(child))
@@ -190,26 +209,61 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy arrays into the parameters of the same names.
 
-        Raises ValueError when a name is missing or unknown, or a shape differs; nothing is changed then.
+        Raises InputError, with all that does not fit (see `require_fit`), and what NumPy raises for values that it
+        cannot convert; nothing is changed then.
         """
         parameters = dict(self.named_parameters())
-        unknown = [name for name in state if name not in parameters]
-        if unknown:
-            near = nearest(unknown[0], parameters)
-            hint = f"; the nearest is {near!r}" if near else ""
-            raise ValueError(
-                f"{len(unknown)} names are no parameters of this model, first {unknown[0]!r}{hint}"
+        require_fit({name: parameter.shape for name, parameter in parameters.items()}, state)
+        fixed = [name for name, p in parameters.items() if not getattr(p.data.flags, "writeable", True)]
+        if fixed:
+            raise InputError(
+                f"the arrays of {_listed(fixed)} are read-only; assign copies of them to `.data`"
             )
-        missing = [name for name in parameters if name not in state]
-        if missing:
-            raise ValueError(f"{len(missing)} parameters of this model are missing, first {missing[0]!r}")
+        values = {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
+        # All are converted before the first is copied, because any of them may fail.
+        arrays = {name: backend.asarray(values[name], p.dtype) for name, p in parameters.items()}
         for name, parameter in parameters.items():
-            if tuple(state[name].shape) != parameter.shape:
-                raise ValueError(
-                    f"{name!r} has shape {tuple(state[name].shape)}, this model needs {parameter.shape}"
-                )
-        for name, parameter in parameters.items():
-            parameter.data[...] = backend.asarray(state[name], parameter.dtype)
+            parameter.data[...] = arrays[name]
+
+
+def require_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> None:
+    """Raise InputError, with all faults in one line, unless `arrays` are of floating point and of these shapes."""
+    missing = [name for name in shapes if name not in arrays]
+    unknown = [name for name in arrays if name not in shapes]
+    faults = [f"missing: {_listed(missing)}"] if missing else []
+    if unknown:
+        near = nearest(unknown[0], missing or shapes)
+        faults.append(f"unknown: {_listed(unknown)}" + (f" (did you mean {near!r}?)" if near else ""))
+    unfit = []
+    for name, shape in shapes.items():
+        if name not in arrays:
+            continue
+        array = arrays[name]
+        dtype = getattr(array, "dtype", None)
+        if dtype is None:
+            unfit.append(f"{name!r} is {shown(array)}, not an array")
+        elif tuple(array.shape) != shape:
+            unfit.append(f"{name!r} has shape {shown(tuple(array.shape))}, the model needs {shape}")
+        elif "float" not in getattr(dtype, "name", str(dtype)):
+            unfit.append(f"{name!r} is of {dtype}; weights must be floating-point numbers")
+    faults += unfit[:_LISTED]
+    if len(unfit) > _LISTED:
+        faults.append(f"{len(unfit) - _LISTED:,} more that do not fit")
+    if faults:
+        raise InputError("; ".join(faults))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(map(shown, names[:_LISTED])) + more
+
+
+def _not_a_parameter(path: str, name: str, value: Any) -> InputError:
+    name = f"{path}.{name}" if path else name
+    return InputError(
+        f"{name} is of class {type(value).__name__}, where a Parameter must stand; change its values with "
+        f"`{name}.data[...] = values`, or assign Parameter(values)"
+    )
 
 
 def _packed(value: Any) -> Any:

@@ -1,5 +1,8 @@
 """Differentiable functions of Tensors. Importing this package puts the operators on Tensor."""
 
+import sys
+
+from tinyllm.autograd import operators
 from tinyllm.ops.activation import gelu, silu, swiglu
 from tinyllm.ops.attention import scaled_dot_product_attention
 from tinyllm.ops.elementwise import (
@@ -34,8 +37,8 @@ from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
 from tinyllm.ops.lookup import dropout, embedding
 from tinyllm.ops.loss import cross_entropy
 from tinyllm.ops.matrix import einsum, linear, matmul
-from tinyllm.ops.methods import attach
 from tinyllm.ops.norm import layer_norm, rms_norm
+from tinyllm.ops.numpy_functions import apply_function, apply_ufunc  # noqa: F401 (called by Operators)
 from tinyllm.ops.reduce import cumsum, max, mean, min, prod, std, sum, var
 from tinyllm.ops.rotary import rope
 from tinyllm.ops.shape import (
@@ -53,7 +56,7 @@ from tinyllm.ops.shape import (
 )
 from tinyllm.ops.softmaxes import log_softmax, logsumexp, softmax
 
-attach()
+operators.ops = sys.modules[__name__]
 
 from tinyllm.ops import fast  # noqa: E402, F401 (puts the fast forms in place)
 

@@ -363,7 +363,8 @@ def _to_chosen(gradient: Any, equal: Any, not_a: Any, not_b: Any) -> tuple[Any, 
     """The gradients of two operands, from where they are equal, and where each of them was not chosen."""
     xp = current.xp
     gradient = xp.where(equal, gradient / 2, gradient)
-    return tuple(backend.selected(xp.logical_not(off), gradient) for off in (not_a, not_b))
+    of_a, of_b = (backend.selected(xp.logical_not(off), gradient) for off in (not_a, not_b))
+    return of_a, of_b
 
 
 @register

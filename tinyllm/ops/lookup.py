@@ -79,7 +79,7 @@ def embedding(weight: Any, indices: Any) -> Tensor:
 
 def row_numbers(indices: Any, V: int) -> Any:
     """`indices` as an array of the backend, found to be rows of a table of V; raises what `embedding` does."""
-    known, indices = backend.free_to_read(indices), backend.asarray(indices)
+    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
     if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= V):

@@ -92,7 +92,7 @@ def cross_entropy(
     """
     logits = as_tensor(logits)
     targets = targets.data if isinstance(targets, Tensor) else targets
-    known, targets = backend.free_to_read(targets), backend.asarray(targets)
+    known, targets = backend.to_numpy_without_waiting(targets), backend.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets are integers; got dtype {targets.dtype}")
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:

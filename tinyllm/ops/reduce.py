@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from tinyllm import backend
+from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
 from tinyllm.backend import current
 from tinyllm.ops.elementwise import sqrt
-
-Axis = int | tuple[int, ...] | None
 
 
 def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0) -> tuple[Case, ...]:
@@ -118,22 +117,23 @@ class Prod(Reduction):
         return self.y
 
     def backward(self, gradient: Any) -> Any:
-        x, shape = self.x, self.x.shape
-        gradient = self.expand(gradient, shape)
-        if not backend.read((x == 0).any()):
-            return gradient * self.expand(self.y, shape) / x
-        # With a zero among the factors, the product of the others is taken literally: row i of `others`
-        # holds the n factors with factor i replaced by one.
-        axes = reduced_axes(self.axis, len(shape))
-        kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
-        order = kept + axes
-        n = math.prod(shape[axis] for axis in axes)
-        kept_shape = tuple(shape[axis] for axis in kept)
-        rows = x.transpose(order).reshape((*kept_shape, 1, n))
-        others = current.xp.where(current.xp.eye(n, dtype=bool), 1, rows).prod(axis=-1)
-        inverse = tuple(order.index(axis) for axis in range(len(shape)))
-        others = others.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
-        return gradient * others
+        gradient = self.expand(gradient, self.x.shape)
+        if backend.read((self.x == 0).any()):
+            return gradient * _product_of_others(self.x, reduced_axes(self.axis, len(self.x.shape)))
+        return gradient * self.expand(self.y, self.x.shape) / self.x
+
+
+def _product_of_others(x: Any, axes: tuple[int, ...]) -> Any:
+    """For each element the product of the others along the axes, in the shape of x."""
+    shape = x.shape
+    kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    order = kept + axes
+    n = math.prod(shape[axis] for axis in axes)
+    rows = x.transpose(order).reshape((*[shape[axis] for axis in kept], 1, n))
+    # Row i holds the n factors with factor i replaced by one.
+    others = current.xp.where(current.xp.eye(n, dtype=bool), 1, rows).prod(axis=-1)
+    inverse = tuple(order.index(axis) for axis in range(len(shape)))
+    return others.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
 
 
 @register

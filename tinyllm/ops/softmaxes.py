@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
 from tinyllm.backend import current
-from tinyllm.ops.reduce import Axis, Reduction, reduction_cases
+from tinyllm.ops.reduce import Reduction, reduction_cases
 
 AXIS_CASES = (
     Case(((3, 4),), {"axis": -1}),

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinyllm.backend import Array
+from tinyllm.backend import HostArray
 from tinyllm.system.allocator import keep_freed_memory
 from tinyllm.system.cores import physical_cores, threads_allowed
 from tinyllm.system.errors import WorkerEndedError
@@ -218,7 +218,7 @@ class _SharedMemory(mmap.mmap):
     """Anonymous memory that forks share, told apart from mapped files."""
 
 
-def share(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def share(arrays: Mapping[str, HostArray]) -> dict[str, HostArray]:
     """Copies of the arrays in memory that this process shares with those that it forks from now on."""
     ends = np.cumsum([-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()], dtype=int)
     memory = _SharedMemory(-1, max(1, int(ends[-1]) if len(ends) else 0))
@@ -231,7 +231,7 @@ def share(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return shared
 
 
-def is_shared(array: Array) -> bool:
+def is_shared(array: HostArray) -> bool:
     """Whether `share` made this array."""
     base: Any = array
     while isinstance(base, np.ndarray):

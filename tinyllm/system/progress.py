@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 
-def say(line: str, stream: TextIO | None = None) -> None:
+def print_status(line: str, stream: TextIO | None = None) -> None:
     """Print a line on standard error; where nobody can read it (a full disk, a reader that has left), work goes on."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr if stream is None else stream, flush=True)
@@ -30,7 +30,7 @@ class Bar:
         self.seconds = seconds
         self._stream = sys.stderr if stream is None else stream
         self._done = 0
-        self._told = time.monotonic()
+        self._last_shown = time.monotonic()
         self._bar: Any = None
         if self._stream.isatty():
             from tqdm import tqdm  # slow to import
@@ -50,8 +50,8 @@ class Bar:
         self._done += amount
         if self._bar is not None:
             self._bar.update(amount)
-        elif time.monotonic() - self._told > self.seconds:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_shown > self.seconds:
+            self._last_shown = time.monotonic()
             of_total = f" of {self.total:,}" if self.total is not None else ""
             print(f"{self.label}: {self._done:,}{of_total} {self.unit}", file=self._stream, flush=True)
 

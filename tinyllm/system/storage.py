@@ -1,12 +1,13 @@
 """Files written so that a crash leaves the old or the new, never half, and read without trusting what they are.
 
-Everything that changes a disk goes through `write_bytes`, `flush_file`, `flush_folder`, `rename` and `link`, so that a
-test can make each of them fail, at any call. All raise OSError.
+Everything that changes a disk goes through `write_bytes`, `flush_file`, `flush_folder`, `rename`, `exchange` and
+`link`, so that a test can make each of them fail, at any call. All raise OSError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -14,6 +15,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+StrPath = str | os.PathLike[str]
 
 
 def write_bytes(file: IO[bytes], content: bytes) -> None:
@@ -47,6 +50,18 @@ def rename(old: Path, new: Path) -> None:
     os.replace(old, new)
 
 
+def exchange(first: Path, second: Path) -> None:
+    """Let two folders exchange their names in one step; raises OSError where the system or the file system cannot."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2  # Linux
+    except (AttributeError, OSError, TypeError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, os.fsencode(first), here, os.fsencode(second), swap):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(second))
+
+
 def link(target: str, path: Path) -> None:
     """Make `path` a symbolic link to the folder `target`."""
     os.symlink(target, path, target_is_directory=True)
@@ -76,6 +91,29 @@ def replace(path: Path, content: bytes) -> None:
         flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, if that is there, whose content is at `new` afterwards.
+
+    Where the system cannot exchange names, a crash may leave the old content under a hidden name that ends in .before.
+    """
+    if not folder.is_dir():
+        rename(new, folder)
+        return
+    try:
+        exchange(new, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.before")
+        rename(folder, aside)
+        try:
+            rename(new, folder)
+        except OSError:
+            rename(aside, folder)
+            raise
+        rename(aside, new)
 
 
 def remove_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text files: which ones a path names, and their text, a block at a time."""
+"""Text files: which ones a path names, and their text, a block at a time or whole."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
-
-StrPath = str | os.PathLike[str]
+from tinyllm.system.storage import StrPath
 
 # In a folder, only these are taken; a file that is named directly may be called anything.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 
 _BLOCK = 1 << 22
+LARGEST_FILE = 1 << 27
+"""Bytes of a file that is read whole."""
 
 _LONGEST_NAME = 255
 _NAME = re.compile(
@@ -26,7 +27,7 @@ _NAME = re.compile(
 )
 
 
-def text_files(path: StrPath) -> list[Path]:
+def find_text_files(path: StrPath) -> list[Path]:
     """The file itself, or the text files of a folder and its folders, sorted; hidden names are left out.
 
     Raises:
@@ -82,7 +83,7 @@ def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def text_of(file: BinaryIO, name: str, size: int = _BLOCK) -> Iterator[str]:
+def text_of(file: IO[bytes], name: str, size: int = _BLOCK) -> Iterator[str]:
     """The text of an open file, such as standard input, as blocks() gives it; `name` is what errors call it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     # Said where a byte is found that no text has.
@@ -112,3 +113,43 @@ def text_of(file: BinaryIO, name: str, size: int = _BLOCK) -> Iterator[str]:
             yield text
         if not content:
             return
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file of at most LARGEST_FILE bytes.
+
+    Raises:
+        InputError: missing, unreadable, no plain file, or too large.
+    """
+    try:
+        return storage.read_file(path, LARGEST_FILE)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def decode(content: bytes, where: StrPath) -> str:
+    """The UTF-8 text in the bytes of a file, without a byte order mark; `where` is what errors call it.
+
+    Raises:
+        InputError: not UTF-8 (names the byte).
+    """
+    try:
+        # "utf-8-sig" drops the byte order mark that some Windows editors write.
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start}); is it the right file?") from None
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Write UTF-8 text so that a crash leaves the old file or the new one, never half of one.
+
+    Raises:
+        InputError: the folder is missing, the disk is full, writing is not allowed.
+    """
+    path = Path(path)
+    try:
+        storage.replace(path, text.encode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

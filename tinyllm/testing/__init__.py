@@ -1,4 +1,9 @@
-"""Gradient checks for your own functions: of Tensors (`gradcheck`), or in plain NumPy (`check_vjp`)."""
+"""Gradient checks for your own functions: of Tensors (`gradcheck`), or in plain NumPy (`check_vjp`).
+
+`numeric` differentiates a function by differences or a complex step, `compare` holds a backward against that, and
+`report` says what is most likely wrong. `strategies` draws arrays and models for hypothesis, `invariants` and
+`learning` are checks of whole models, `mutants` plants bugs in this package to see which check finds each.
+"""
 
 from tinyllm.testing.compare import GradcheckResult
 from tinyllm.testing.gradient_check import check_vjp, gradcheck, gradient_function

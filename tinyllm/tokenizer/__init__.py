@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import StrPath, read_json, shown
+from tinyllm.system.json_files import read_json
+from tinyllm.system.storage import StrPath
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
-from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer, VocabularyWarning
+from tinyllm.tokenizer.bpe.learning import VocabularyWarning
+from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
 from tinyllm.tokenizer.byte import ByteTokenizer
 from tinyllm.tokenizer.char import CharTokenizer
 from tinyllm.tokenizer.files import read_gpt2, read_sentencepiece, read_tiktoken, write_gpt2, write_tiktoken
 from tinyllm.tokenizer.sentencepiece.tokenizer import SentencePieceTokenizer
+from tinyllm.tokenizer.surroundings import TokenizerFileWarning
 
 __all__ = [
     "BPETokenizer",
@@ -18,6 +22,7 @@ __all__ = [
     "CharTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "TokenizerFileWarning",
     "VocabularyWarning",
     "load_tokenizer",
     "parse_tokenizer",
@@ -54,6 +59,8 @@ def parse_tokenizer(content: dict[str, Any], where: StrPath) -> Tokenizer:
     """
     model = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
+    if kind is None and isinstance(model, dict) and "merges" in model:
+        kind = "BPE"  # what the tokenizers library takes it for
     if not isinstance(model, dict) or not isinstance(kind, str) or kind not in _CLASSES:
         raise InputError(
             f"{where}: the tokenizer's model type is {shown(kind)}; supported: {', '.join(_CLASSES)}"
@@ -65,3 +72,5 @@ def parse_tokenizer(content: dict[str, Any], where: StrPath) -> Tokenizer:
         return reader.from_json(content)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    except RecursionError:
+        raise InputError(f"{where}: it is nested too deeply") from None

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import StrPath, shown, write_text
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import write_text
+from tinyllm.system.wording import shown
 
 FILE_NAME = "tokenizer.json"
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
 from tinyllm.system.text_files import names_file
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text
 
 # Everything in tokenizer.json but the vocabulary. `tokenizers` runs its patterns in Oniguruma,

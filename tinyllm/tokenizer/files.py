@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import StrPath, read_json, shown, write_text
+from tinyllm.system.json_files import read_json
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import write_text
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.bpe.json_format import parse_merges, parse_vocab
 from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
 from tinyllm.tokenizer.byte_level import to_characters
@@ -69,7 +72,15 @@ def read_gpt2(
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     try:
-        return BPETokenizer(parse_vocab(vocab, special), merges, "gpt2", special)
+        tokens = parse_vocab(vocab, special)
+        made = {left + right for left, right in merges}
+        never = next((token for token in tokens if len(token) > 1 and token not in made), None)
+        if never is not None:
+            raise InputError(
+                f"no merge makes the token {shown(to_characters(never))}; is merges.txt cut off? A token that is never "
+                "made of text belongs in special_tokens"
+            )
+        return BPETokenizer(tokens, merges, "gpt2", special)
     except InputError as error:
         raise InputError(f"{vocab_path} with {path}: {error}") from None
 
@@ -81,6 +92,7 @@ def write_gpt2(tokenizer: BPETokenizer, folder: StrPath) -> None:
         InputError: the files cannot say it, because the pattern is not GPT-2's, a token is only ever taken whole, or
             a special token is written like another token; or they cannot be written.
     """
+    _require_plain(tokenizer, "vocab.json and merges.txt")
     if tokenizer.pattern != PATTERNS["gpt2"]:
         raise InputError(
             f"the pattern is {shown(tokenizer.pattern)}; vocab.json and merges.txt mean that of gpt2: use "
@@ -108,6 +120,15 @@ def write_gpt2(tokenizer: BPETokenizer, folder: StrPath) -> None:
     merges = [f"{to_characters(left)} {to_characters(right)}" for left, right in tokenizer.merges]
     write_text(target / "vocab.json", json.dumps(ordered, ensure_ascii=False) + "\n")
     write_text(target / "merges.txt", "\n".join([_VERSION, *merges]) + "\n")
+
+
+def _require_plain(tokenizer: BPETokenizer, file: str) -> None:
+    """Raise InputError for a tokenizer that does more to a text than a pattern, merges and special tokens do."""
+    if not tokenizer.is_plain:
+        raise InputError(
+            f"the tokenizer changes texts, splits them in several steps, or has added tokens that are not special, "
+            f"which {file} cannot say: use tokenizer.save"
+        )
 
 
 # ---- tiktoken: a token and its rank in each line ----
@@ -170,6 +191,7 @@ def write_tiktoken(tokenizer: BPETokenizer, path: StrPath) -> None:
         InputError: tiktoken would make other ids of it, because the ids of the tokens are not in the order of the
             merges or the merges are not those that follow from this order; or the file cannot be written.
     """
+    _require_plain(tokenizer, "a file of tiktoken")
     ids = tokenizer.vocab
     last: Merge | None = None
     for left, right in tokenizer.merges:
@@ -210,7 +232,7 @@ def _merges_of_ranks(ranks: Mapping[bytes, int]) -> tuple[list[Merge], bool]:
     if not others:
         return merges, False
     # Such a token may be made of what comes after it, so that no single merge makes it everywhere.
-    whole = any(len(joined(token, ranks.get)) > 1 for token in others)
+    whole = any(len(joined(token, lambda left, right: ranks.get(left + right))) > 1 for token in others)
     lengths = sorted(set(map(len, ranks)))
     return [
         merge for token in sorted(ranks, key=ranks.__getitem__) for merge in _splits(token, ranks, lengths)
@@ -229,8 +251,8 @@ def _splits(token: bytes, ranks: Mapping[bytes, int], lengths: Sequence[int]) ->
 def _parts_below(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
     """What merging by rank, below the rank `limit`, makes of the bytes of `token`."""
 
-    def priority(part: bytes) -> int | None:
-        rank = ranks.get(part)
+    def priority(left: bytes, right: bytes) -> int | None:
+        rank = ranks.get(left + right)
         return rank if rank is not None and rank < limit else None
 
     return joined(token, priority)

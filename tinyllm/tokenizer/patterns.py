@@ -16,7 +16,7 @@ import numpy.typing as npt
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import require_known, shown
+from tinyllm.system.wording import require_known, shown
 
 # The suffixes of English that o200k and llama3 split off, in either case.
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -36,6 +36,8 @@ PATTERNS: dict[str, str] = {
     "gpt4": _LLAMA3.replace(r"|\s*[\r\n]+", r"|\s+(?![\s\S])|\s*[\r\n]+"),
     # Dubey et al. (2024), Llama 3; llama.cpp calls it llama-bpe
     "llama3": _LLAMA3,
+    # Qwen 2 and 3: each numeral on its own
+    "qwen2": _LLAMA3.replace("{1,3}", ""),
     # o200k_base: words split where a capital follows a small letter
     "o200k": "|".join(
         (
@@ -58,6 +60,8 @@ _ALIASES: dict[str, str] = {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt2",
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s": "gpt4",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+": "llama3",
 }
 
 # What else people call them, in small letters and digits alone: other name -> name.
@@ -65,6 +69,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("r50k", "r50kbase", "p50k", "p50kbase", "gpt3", "roberta"), "gpt2"),
     **dict.fromkeys(("cl100k", "cl100kbase", "gpt35", "gpt35turbo", "gpt4turbo"), "gpt4"),
     **dict.fromkeys(("llamabpe", "llama31", "llama32", "llama33"), "llama3"),
+    **dict.fromkeys(("qwen", "qwen15", "qwen25", "qwen3"), "qwen2"),
     **dict.fromkeys(("o200kbase", "o200kharmony", "gpt4o", "gpt4omini", "gpt41", "gpt5"), "o200k"),
     **{name: name for name in PATTERNS},
 }
@@ -86,18 +91,19 @@ class Pattern:
     Args:
         pattern: a name of PATTERNS, or a regular expression in the syntax of `regex`. Text between its matches
             becomes pieces too, so nothing is lost.
+        is_name: whether a name is meant where it is one, and not the expression that finds it.
 
     Raises:
         InputError: the expression is not valid, or what somebody else calls one of PATTERNS.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, is_name: bool = True) -> None:
         if not isinstance(pattern, str):
             raise InputError(f"the pattern must be a str, got {shown(pattern)}: one of {', '.join(PATTERNS)}")
         meant = _OTHER_NAMES.get(re.sub(r"[-_.]", "", pattern.lower()), pattern)
-        if meant != pattern:
+        if is_name and meant != pattern:
             raise InputError(f"unknown pattern {shown(pattern)}; did you mean {meant!r}?")
-        self.expression = PATTERNS.get(pattern, pattern)
+        self.expression = PATTERNS.get(pattern, pattern) if is_name else pattern
         self.name: str | None = _ALIASES.get(self.expression)
         if self.name is not None:
             self.expression = PATTERNS[self.name]
@@ -123,14 +129,19 @@ class Pattern:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """(start, end) of each piece of `text`, in characters."""
+        for start, end, _ in self.marked_spans(text):
+            if end > start:
+                yield start, end
+
+    def marked_spans(self, text: str) -> Iterator[tuple[int, int, bool]]:
+        """(start, end, whether it is a match) of each match and of what lies between matches; a match may be empty."""
         seconds = _SECONDS_PER_MILLION * (1 + len(text) / 1e6)
         end = 0
         try:
             for match in self._regex.finditer(text, timeout=seconds):
                 if match.start() > end:
-                    yield end, match.start()
-                if match.end() > match.start():
-                    yield match.start(), match.end()
+                    yield end, match.start(), False
+                yield match.start(), match.end(), True
                 end = match.end()
         except (RecursionError, MemoryError) as error:
             raise InputError(f"the pattern {shown(self.expression)} ran out of memory: {error}") from None
@@ -140,7 +151,7 @@ class Pattern:
                 "characters; it backtracks too much, so take one of " + ", ".join(PATTERNS)
             ) from None
         if end < len(text):
-            yield end, len(text)
+            yield end, len(text), False
 
     def __repr__(self) -> str:
         return f"Pattern({self.name or self.expression!r})"

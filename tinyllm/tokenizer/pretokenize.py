@@ -190,15 +190,15 @@ def _gpt2(text: str, codes: Codes, pattern: Pattern) -> Cut:
     return cut
 
 
-def _split_numbers(cut: Cut, kinds: npt.NDArray[np.uint8]) -> None:
-    """\\p{N}{1,3}: a run of numbers is cut after every third."""
+def _split_numbers(cut: Cut, kinds: npt.NDArray[np.uint8], most: int = 3) -> None:
+    """\\p{N}{1,3}: a run of numbers is cut after every third, or after every `most`."""
     numbers = np.flatnonzero(kinds == _NUMBER)
     if not numbers.size:
         return
     run_starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
     run_lengths = np.diff(run_starts, append=numbers.size)
     place_in_run = np.arange(numbers.size) - np.repeat(run_starts, run_lengths)
-    cut[numbers[place_in_run % 3 == 0]] = True
+    cut[numbers[place_in_run % most == 0]] = True
 
 
 def _split_spaces(
@@ -239,11 +239,11 @@ def _join_prefix(cut: Cut, kinds: npt.NDArray[np.uint8]) -> None:
 
 
 def _cl100k(text: str, codes: Codes, pattern: Pattern) -> Cut:
-    """gpt4 and llama3, which differ in white space at the end of the text."""
+    """llama3; gpt4, which differs in white space at the end of the text, and qwen2, which does in numbers."""
     flags = code_point_classes()[codes]
     kinds = _kinds(flags, LETTER)
     cut = _cut_at_changes(kinds)
-    _split_numbers(cut, kinds)
+    _split_numbers(cut, kinds, most=1 if pattern.name == "qwen2" else 3)
     _split_spaces(cut, codes, flags, kinds, end_whole=pattern.name == "gpt4")
     _join_prefix(cut, kinds)
     _split_contractions(cut, codes, both_cases=True)
@@ -296,4 +296,10 @@ def _ask_expression(
         cut[[start + begin for begin, _ in pattern.spans(text[start:end])]] = True
 
 
-_SPLITTERS: dict[str, Splitter] = {"gpt2": _gpt2, "gpt4": _cl100k, "llama3": _cl100k, "o200k": _o200k}
+_SPLITTERS: dict[str, Splitter] = {
+    "gpt2": _gpt2,
+    "gpt4": _cl100k,
+    "llama3": _cl100k,
+    "qwen2": _cl100k,
+    "o200k": _o200k,
+}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
-from tinyllm.system.progress import say
-from tinyllm.system.settings import shown
+from tinyllm.system.progress import print_status
+from tinyllm.system.wording import shown
 
 if TYPE_CHECKING:
     from tinyllm.training.safeguards.recovery import Rollback
@@ -124,7 +124,7 @@ class Progress(Callback):
         elif metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
             done = metrics.step - self.begun[0]
             left = (time.monotonic() - self.begun[1]) / max(done, 1) * (self.total_steps - metrics.step)
-            say(
+            print_status(
                 f"step {metrics.step}/{self.total_steps}  loss {metrics.loss:.4f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s  {duration(left)} left",
                 self.stream,
@@ -167,7 +167,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:
-            say(line, self.stream)
+            print_status(line, self.stream)
 
     def on_end(self) -> None:
         if self.bar is not None:
@@ -263,7 +263,7 @@ class MetricsFile(Callback):
             storage.write_bytes(self._file, content)
         except OSError as error:
             if not self._told:
-                say(
+                print_status(
                     f"{self.path}: cannot be written: {error.strerror or error}; its lines are kept and written later"
                 )
             self._told = True
@@ -373,7 +373,7 @@ class LossCurve(Callback):
             storage.replace(self.folder / "loss.png", image.getvalue())
         except OSError as error:
             # The end of a run has more important things to say.
-            say(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
+            print_status(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
 
 
 def running_mean(values: list[float], span: int = 50) -> list[float]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from tinyllm.optim import OPTIMIZERS
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import field, require_known, shown
+from tinyllm.system.settings import field
+from tinyllm.system.wording import require_known, shown
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from tinyllm.system import storage
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, WorkerEndedError
 from tinyllm.system.lock import FolderLock
-from tinyllm.system.progress import say
-from tinyllm.system.settings import write_toml
+from tinyllm.system.progress import print_status
+from tinyllm.system.toml_files import write_toml
 from tinyllm.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -151,15 +151,17 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
     """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
     tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
     assert folder is not None
-    say(
+    print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} threads"
     )
     if resumed and trainer.step < steps:
-        say(f"going on from step {trainer.step}")
+        print_status(f"going on from step {trainer.step}")
     elif resumed:
-        say(f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on")
+        print_status(
+            f"the run has made its {trainer.step} steps already; --steps N, with a larger N, goes on"
+        )
     try:
         trainer.fit()
     except MemoryError as error:
@@ -169,14 +171,14 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         raise InputError(f"{error}{there}") from None
     except KeyboardInterrupt:
         if trainer.saved_step < 0:
-            say("stopped; nothing is saved yet")
+            print_status("stopped; nothing is saved yet")
         else:
-            say(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
+            print_status(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
         raise
     if not math.isfinite(trainer.best_loss):
         raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
     bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
-    say(
+    print_status(
         f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
         f"the run is in {folder}"
     )
@@ -259,7 +261,9 @@ def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, wo
             warnings.simplefilter("ignore", VocabularyWarning)  # said below, without advice for Python
             learned = BPETokenizer.train([train_text], asked, workers=workers, progress=True)
         if learned.vocab_size < asked:
-            say(f"{learned.vocab_size:,} tokens, not {asked:,}: no pair of tokens is left that occurs twice")
+            print_status(
+                f"{learned.vocab_size:,} tokens, not {asked:,}: no pair of tokens is left that occurs twice"
+            )
         return learned
     if not Path(choice).exists():
         raise InputError(

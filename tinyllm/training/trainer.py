@@ -65,6 +65,8 @@ class Trainer:
         model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers.
         config: how. run: the folder for checkpoints; None keeps none.
         callbacks: told of every step and evaluation.
+
+    Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class Trainer:
         run: Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        if run is not None:
+            checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -146,10 +150,10 @@ class Trainer:
 
     def use_threads(self, threads: int) -> None:
         """From the next `fit` on, work in so many threads or processes, on which the rounding of a step depends."""
-        self.threads = 1 if backend.reads_wait() else threads
+        self.threads = 1 if backend.is_asynchronous() else threads
         model, seed, z_loss = self.model, self.config.seed, self.config.z_loss
         self.workers: DataParallel | DeviceSteps
-        if backend.reads_wait():
+        if backend.is_asynchronous():
             self.workers = DeviceSteps(model, self.optimizer, seed, self.validation, z_loss)
         else:
             self.workers = DataParallel(model, self.optimizer, threads, seed, self.validation, z_loss)
@@ -253,6 +257,7 @@ class Trainer:
         """
         if self.run is None or (interrupted and self.step == self.saved_step):
             return
+        checkpoint.require_loadable(self.model, self.tokenizer)
         folder = checkpoint.folder_of(self.run, self.step, interrupted)
         there = (
             f"--resume goes on from step {self.saved_step}"

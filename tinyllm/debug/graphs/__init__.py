@@ -1,1 +1,7 @@
-"""Drawings of a graph of ops: what to draw (`elements`), where (`layers`, `layout`), and how (`svg`)."""
+"""Drawings of a graph of ops.
+
+`drawing` walks the graph back from a Tensor and groups its ops by module, into the boxes and lines of `elements`;
+`layout` places them, layer by layer (`layers`), and `svg` writes the picture.
+"""
+
+__all__: list[str] = []

@@ -14,7 +14,7 @@ from tinyllm.debug.graphs.svg import FILLS, draw
 from tinyllm.debug.tracing import formula_of
 from tinyllm.nn import Module, Parameter
 from tinyllm.nn.module import path_of
-from tinyllm.system.settings import nearest
+from tinyllm.system.wording import did_you_mean, nearest
 
 MOST_NODES = 1000
 """Above this many boxes, ops of the same module in a row become one."""
@@ -165,10 +165,7 @@ class _Names:
         opened: set[str] = set()
         for path in expand:
             if path not in self.modules:
-                near = nearest(path, self.modules)
-                hint = (
-                    f"did you mean {near!r}?" if near else f"there are: {', '.join(self.modules) or 'none'}"
-                )
+                hint = did_you_mean(path, self.modules, f"there are: {', '.join(self.modules) or 'none'}")
                 raise ValueError(f"expand={path!r} is no module that an op of this graph ran in; {hint}")
             opened.update(self.modules[path])
         return opened

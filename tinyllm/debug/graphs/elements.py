@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.backend import Array
 from tinyllm.debug.tracing import shape_text
 
 Kind = Literal["module", "ops", "op", "parameter", "input", "constant"]
@@ -34,7 +35,7 @@ class Statistics:
     infinities: int
 
     @classmethod
-    def of(cls, array: Any) -> Statistics:
+    def of(cls, array: Array) -> Statistics:
         """The statistics of an array of any dtype and shape."""
         values = np.asarray(backend.to_numpy(array))
         values = np.abs(values) if values.dtype.kind == "c" else values

@@ -12,7 +12,8 @@ from typing import Any
 
 from tinyllm.models import ModelConfig
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import from_mapping, shown
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.wording import shown
 
 TENSOR_NAMES = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -79,8 +80,8 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
     return table[pattern].format(number.group(1)) if number else table[pattern]
 
 
-def config_to_json(config: ModelConfig) -> dict[str, Any]:
-    """config.json of transformers for a model of this shape."""
+def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """config.json of transformers for a model of this shape, whose weights are of `dtype`."""
     expressible = config.position_encoding == "rope"
     model_type = ("qwen3" if config.qk_norm else "llama") if expressible else "tinyllm"
     content: dict[str, Any] = {"model_type": model_type}
@@ -90,7 +91,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     content.update(
         hidden_act="silu",
         attention_bias=False,
-        torch_dtype="float32",
+        torch_dtype=dtype,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tinyllm={
             "position_encoding": config.position_encoding,

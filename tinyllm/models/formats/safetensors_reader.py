@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import refuse_duplicates, shown
+from tinyllm.system.json_files import refuse_duplicates
+from tinyllm.system.wording import shown
 
 LARGEST_HEADER = 1 << 22
 """In bytes. The format allows 100 MB; the objects that JSON becomes take some twenty times its size."""

@@ -101,7 +101,7 @@ class _Part:
         self.here, self.is_last = here, is_last
         self.logits: Any = None
         """After the last token of the prompt, (1, 1, V)."""
-        self.caches = [
+        self.caches: list[_CacheOfPart] = [
             _CacheOfPart(cache, here.start, before.caches[number] if before else None, is_last)
             for number, cache in enumerate(caches)
         ]

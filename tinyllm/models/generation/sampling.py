@@ -162,7 +162,7 @@ def _next_logits(
 
     if not use_cache:
         return uncached
-    if max_new_tokens == 0 or backend.reads_wait() or is_watched(model):
+    if max_new_tokens == 0 or backend.is_asynchronous() or is_watched(model):
         return _cached(model)
     if model.has_own_infer and agrees(model, first, Decoder(model, len(first))):
         return _decoded(model, max_new_tokens >= _WORTH_A_COPY)

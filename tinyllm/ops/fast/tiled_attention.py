@@ -87,7 +87,7 @@ class Heads:
         This saves a CPU a tenth of the time of `forward`. A device would have to be waited for, and float16 overflows
         early.
         """
-        if backend.reads_wait() or self.q.dtype not in ("float32", "float64"):
+        if backend.is_asynchronous() or self.q.dtype not in ("float32", "float64"):
             return False
         squares = (float(row_sum(x * x).max()) for x in (self.q, self.k))
         return math.prod(squares) <= _SAFE_SCORE**2
@@ -124,8 +124,8 @@ class Heads:
         """Adds the gradients of q, k and v, from the gradient of `out` and what forward wrote."""
         # sum_s P dP = O . dO, so that no tile needs the others. What is subtracted from each row of a product is a
         # column more of its factors, which saves a pass over the tile.
-        gradient_less = backend.joined(gradient, -row_sum(gradient * out))  # (..., T, K_v + 1)
-        v_and_one = backend.joined(self.v, current.xp.ones_like(self.v[..., :1]))
+        gradient_less = backend.concatenate_last(gradient, -row_sum(gradient * out))  # (..., T, K_v + 1)
+        v_and_one = backend.concatenate_last(self.v, current.xp.ones_like(self.v[..., :1]))
         scratch = self.scratch(), self.scratch()
         less_total = self._less(log_total)
         for rows in self.row_slices():
@@ -150,7 +150,9 @@ class Heads:
     def _less(self, log_total: Any) -> Heads:
         """The heads whose scores are these less `log_total` (..., T, 1), so that e^(score) is P."""
         ones = current.xp.ones_like(self.k[..., :1])
-        return replace(self, q=backend.joined(self.q, -log_total), k=backend.joined(self.k, ones))
+        return replace(
+            self, q=backend.concatenate_last(self.q, -log_total), k=backend.concatenate_last(self.k, ones)
+        )
 
 
 @backend.elementwise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import nearest
+from tinyllm.system.wording import did_you_mean
 from tinyllm.testing.mutants import CHECKS, MUTANTS, Kill, Mutant, survey
 from tinyllm.testing.mutants.hunt import interact, new_seed, reveal, run_script
 
@@ -101,8 +101,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 def _mutant(name: str) -> Mutant:
     if name not in MUTANTS:
-        near = nearest(name, MUTANTS)
-        hint = f"did you mean {near!r}?" if near else "--list shows all names"
+        hint = did_you_mean(name, MUTANTS, "--list shows all names")
         raise InputError(f"no mutant is named {name!r}; {hint}")
     return MUTANTS[name]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import optim
-from tinyllm.optim import SGD, AdamW, Muon, Optimizer, optimizers
+from tinyllm.optim import SGD, AdamW, Muon, Optimizer, muon
 from tinyllm.testing.mutants.planting import add, mutant
 
 # ---- Steps -------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ add(
     "newton_schulz_coefficient_mistyped",
     """The last coefficient of the Newton-Schulz iteration is 1.0315 instead of 2.0315: singular values do not settle
     around 1.""",
-    optimizers, "NEWTON_SCHULZ", (3.4445, -4.7750, 1.0315),
+    muon, "NEWTON_SCHULZ", (3.4445, -4.7750, 1.0315),
 )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ add(
 def newton_schulz_not_normalised(G: Any, steps: int = 5) -> Any:
     """The matrix is not divided by its norm first. The iteration converges for singular values below about 1.4, and
     explodes for larger ones."""
-    a, b, c = optimizers.NEWTON_SCHULZ
+    a, b, c = muon.NEWTON_SCHULZ
     X = G
     for _ in range(steps):
         A = X @ X.T

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
-from tinyllm.tokenizer.byte_level import to_bytes, to_characters
-from tinyllm.tokenizer.patterns import PATTERNS
+import regex
 
-# Parts of tokenizer.json that we do not do, with the values that mean that they are not used.
-_UNUSED: dict[str, tuple[Any, ...]] = {"normalizer": (None,)}
-_UNUSED_IN_MODEL: dict[str, tuple[Any, ...]] = {
+from tinyllm.system.errors import InputError
+from tinyllm.system.wording import shown
+from tinyllm.tokenizer.added_tokens import AddedToken, numbers_in_tokenizers
+from tinyllm.tokenizer.byte_level import ALPHABET, to_bytes, to_characters
+from tinyllm.tokenizer.splits import ByteLevel
+from tinyllm.tokenizer.steps import read_steps
+from tinyllm.tokenizer.surroundings import Surroundings
+
+DECODER = ByteLevel(add_prefix_space=False, use_regex=False)
+
+# What the object of a model may hold besides its vocabulary and merges -> the values that are supported; None: any.
+_MODEL: dict[str, tuple[Any, ...] | None] = {
+    "type": ("BPE", None),
     "dropout": (None, 0, 0.0),
+    "unk_token": None,
     "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
+    "end_of_word_suffix": None,
+    "fuse_unk": (None, False, True),
     "byte_fallback": (None, False),
+    "ignore_merges": (None, False, True),
+    "regex_version": None,
+    "vocab": None,
+    "merges": None,
 }
 
 
@@ -27,55 +40,66 @@ class Content:
 
     vocab: Mapping[bytes, int]
     merges: Sequence[tuple[bytes, bytes]]
-    pattern: str
-    special_tokens: Mapping[str, int]
+    surroundings: Surroundings
     ignore_merges: bool = False
+    end_of_word_suffix: str = ""
 
 
 def to_json(content: Content) -> dict[str, Any]:
-    """The JSON object of tokenizer.json."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": content.pattern},
-        "behavior": "Isolated",
-        "invert": False,
+    """The JSON object of tokenizer.json.
+
+    Raises:
+        InputError: the tokenizers library would give other ids to a special token.
+    """
+    vocab = {to_characters(token): id for token, id in content.vocab.items()}
+    _add_numbered(vocab, content)
+    kept = content.surroundings.kept
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": kept.get("unk_token"),
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": content.end_of_word_suffix or None,
+        "fuse_unk": kept.get("fuse_unk", False),
+        "byte_fallback": False,
+        "ignore_merges": content.ignore_merges,
+        # The ids of young characters depend on the version of Unicode that this package follows.
+        "regex_version": regex.__version__,
+        "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+        "merges": [[to_characters(left), to_characters(right)] for left, right in content.merges],
     }
-    added = [
-        {
-            "id": id,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for token, id in sorted(content.special_tokens.items(), key=lambda item: item[1])
-    ]
-    vocabulary = sorted(content.vocab.items(), key=lambda item: item[1])
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": content.ignore_merges,
-            "vocab": {to_characters(token): id for token, id in vocabulary},
-            "merges": [[to_characters(left), to_characters(right)] for left, right in content.merges],
-        },
-    }
+    return content.surroundings.to_json(model)
+
+
+def _add_numbered(vocab: dict[str, int], content: Content) -> None:
+    """Put the added tokens into the vocabulary of the file where the tokenizers library would else number them
+    otherwise.
+
+    Raises:
+        InputError: there it would have another meaning.
+    """
+    tokens = content.surroundings.added_tokens
+    contents = [token.content for token in tokens]
+    if numbers_in_tokenizers(vocab, contents) == [token.id for token in tokens]:
+        return
+    for token in tokens:
+        id = vocab.setdefault(token.content, token.id)
+        if id != token.id:
+            raise InputError(
+                f"the special token {shown(token.content)} with id {token.id} is written like the token of id {id} in "
+                "tokenizer.json, so that the tokenizers library would take one for the other; name it otherwise"
+            )
+        if content.ignore_merges and _is_a_piece(token):
+            raise InputError(
+                f"the special token {shown(token.content)} with id {token.id} must stand in the vocabulary of "
+                "tokenizer.json, where the tokenizers library would take it for a piece of text; name it otherwise"
+            )
+
+
+def _is_a_piece(token: AddedToken) -> bool:
+    """Whether the token, written in the vocabulary, is also a piece of a text in which it is not recognised."""
+    in_alphabet = set(token.content) <= set(ALPHABET)
+    return in_alphabet and not (token.plain and to_bytes(token.content) == token.content.encode())
 
 
 def from_json(content: Mapping[str, Any]) -> Content:
@@ -87,60 +111,59 @@ def from_json(content: Mapping[str, Any]) -> Content:
     model = content.get("model")
     if not isinstance(model, dict):
         raise InputError(f"model must be an object, got {shown(model)}")
-    for where, mapping, unused in (("", content, _UNUSED), ("model.", model, _UNUSED_IN_MODEL)):
-        for key, values in unused.items():
-            if mapping.get(key) not in values:
-                raise InputError(f"{where}{key} is {shown(mapping[key])}, which is not supported")
-    ignore_merges = model.get("ignore_merges", False)
-    if not isinstance(ignore_merges, bool):
-        raise InputError(f"model.ignore_merges must be true or false, got {shown(ignore_merges)}")
-    special = _added_tokens(content.get("added_tokens") or [])
-    vocab = parse_vocab(model.get("vocab"), special)
-    return Content(
-        vocab,
-        parse_merges(model.get("merges")),
-        _pattern(content.get("pre_tokenizer")),
-        special,
-        ignore_merges,
-    )
+    for key, value in model.items():
+        supported = _MODEL.get(key, ())
+        if supported is not None and (value not in supported or type(value) not in map(type, supported)):
+            raise InputError(f"model.{key} is {shown(value)}, which is not supported")
+    suffix, unknown = model.get("end_of_word_suffix"), model.get("unk_token")
+    if not isinstance(suffix, str | None) or not isinstance(unknown, str | None):
+        raise InputError(
+            f"model has the suffix {shown(suffix)} and unk_token {shown(unknown)}; they must be texts"
+        )
+    surroundings = Surroundings.from_json(content, unk_token=unknown, fuse_unk=bool(model.get("fuse_unk")))
+    if sum(isinstance(step, ByteLevel) for step in surroundings.splitters) != 1:
+        raise InputError(
+            f"pre_tokenizer is {shown(content.get('pre_tokenizer'))}; it must have one step ByteLevel, without which "
+            "tokens are not bytes"
+        )
+    decoders = read_steps(content.get("decoder"), "decoder", {"ByteLevel": ByteLevel})
+    if content.get("decoder") is not None and len(decoders) != 1:
+        raise InputError(f"decoder is {shown(content['decoder'])}; supported: ByteLevel")
+    merges = parse_merges(model.get("merges"))
+    added = {token.content: token.id for token in surroundings.added_tokens}
+    parts = {token for pair in merges for token in (*pair, pair[0] + pair[1])}
+    vocab = parse_vocab(model.get("vocab"), added, parts)
+    # Of a merge that stands twice, the tokenizers library knows the last place.
+    once = [*dict.fromkeys(reversed(merges))][::-1]
+    return Content(vocab, once, surroundings, bool(model.get("ignore_merges")), suffix or "")
 
 
-def _added_tokens(added: Any) -> dict[str, int]:
-    special: dict[str, int] = {}
-    if not isinstance(added, list):
-        raise InputError(f"added_tokens must be a list, got {shown(added)}")
-    for token in added:
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
-            raise InputError(f"added_tokens holds {shown(token)}; each must be an object with a content")
-        for key in ("lstrip", "rstrip", "single_word"):
-            if token.get(key):
-                raise InputError(
-                    f"the added token {shown(token['content'])} has {key}, which is not supported"
-                )
-        if not token.get("special"):
-            raise InputError(
-                f"the added token {shown(token['content'])} is not special; only special ones are supported"
-            )
-        if token["content"] in special:
-            raise InputError(f"the added token {shown(token['content'])} stands twice")
-        special[token["content"]] = token.get("id")  # type: ignore[assignment]
-    return special
+def parse_vocab(
+    vocab: Any, added: Mapping[str, int], parts_of_merges: Container[bytes] = ()
+) -> dict[bytes, int]:
+    """The ids of the tokens of a vocabulary in GPT-2's alphabet, but for the added ones that no text is merged to.
 
-
-def parse_vocab(vocab: Any, special: Mapping[str, int]) -> dict[bytes, int]:
-    """The ids of the tokens of a vocabulary in GPT-2's alphabet, but for the special ones."""
+    Raises:
+        InputError: it is no vocabulary, a token is not in the alphabet, an added one has another id.
+    """
     if not isinstance(vocab, dict) or not vocab:
         raise InputError(f"the vocabulary must be an object of tokens and ids, got {shown(vocab)}")
     result: dict[bytes, int] = {}
     for token, id in vocab.items():
-        if token in special and special[token] == id:
-            continue
+        if token in added and added[token] != id:
+            raise InputError(
+                f"the added token {shown(token)} has the id {shown(added[token])}, and {shown(id)} in the vocabulary"
+            )
         try:
-            result[to_bytes(token)] = id
+            string = to_bytes(token)
         except ValueError:
+            if token in added:
+                continue
             raise InputError(
                 f"the token {shown(token)} of the vocabulary is not written in GPT-2's characters for bytes"
             ) from None
+        if token not in added or len(string) == 1 or string in parts_of_merges:
+            result[string] = id
     return result
 
 
@@ -160,29 +183,3 @@ def parse_merges(merges: Any) -> list[tuple[bytes, bytes]]:
                 f"merge {rank}, {shown(merge)}, is not written in GPT-2's characters for bytes"
             ) from None
     return result
-
-
-def _pattern(pre_tokenizer: Any) -> str:
-    """The expression that the pre-tokenizer splits by."""
-    if not isinstance(pre_tokenizer, dict):
-        raise InputError(f"pre_tokenizer must be an object, got {shown(pre_tokenizer)}")
-    steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise InputError(f"pre_tokenizer is {shown(pre_tokenizer)}; it must be a list of steps")
-    *splits, last = steps or [{}]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise InputError(
-            f"pre_tokenizer ends with {shown(last)}; supported: ByteLevel without add_prefix_space"
-        )
-    if not splits and last.get("use_regex", True):
-        return PATTERNS["gpt2"]
-    if len(splits) == 1 and not last.get("use_regex", True):
-        split = splits[0]
-        pattern = split.get("pattern")
-        expression = pattern.get("Regex") if isinstance(pattern, dict) else None
-        plain = split.get("behavior") == "Isolated" and not split.get("invert")
-        if split.get("type") == "Split" and plain and isinstance(expression, str):
-            return expression
-    raise InputError(
-        f"pre_tokenizer is {shown(pre_tokenizer)}; supported: one Split by an expression, isolated, and ByteLevel"
-    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
-from tinyllm.system.text_files import blocks, looks_like_a_path, names_file, text_files
+from tinyllm.system.text_files import blocks, find_text_files, looks_like_a_path, names_file
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import require_text, texts_of
 from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points, last_border
@@ -60,7 +60,7 @@ def _parts(
                 code_points(text)  # here an error can still say where in the text it is
             sources: Iterable[Iterable[str]] = [[text]]
         elif isinstance(text, os.PathLike):
-            sources = (blocks(file) for file in text_files(text))
+            sources = (blocks(file) for file in find_text_files(text))
         else:
             raise InputError(
                 f"texts holds {shown(text)}, a {type(text).__name__}; a text is a str, a file or folder a Path"
@@ -146,39 +146,23 @@ def collection_of(name: str, tokens: Collection[str]) -> Collection[str]:
     return tokens
 
 
-def split_at_special(
-    text: str, special: Mapping[str, int], allowed: Special, disallowed: Special
-) -> Iterator[tuple[str, int | None]]:
-    """(text, None) for text between special tokens, (the token, its id) for those that are allowed.
-
-    A token that is allowed is found inside one that is neither allowed nor refused, as tiktoken does.
+def wanted_and_refused(
+    special: Collection[str], allowed: Special, disallowed: Special
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Those of the special tokens that are recognised in a text, and those that must not be in it.
 
     Raises:
-        InputError: a disallowed token anywhere in the text, an allowed one that is not special.
+        InputError: no collection of tokens, an allowed one that is not special.
     """
-    known = {*special}
-    wanted = known if allowed == "all" else {*collection_of("allowed_special", allowed)}
-    unwanted = known - wanted if disallowed == "all" else {*collection_of("disallowed_special", disallowed)}
+    known = frozenset(special)
+    wanted = known if allowed == "all" else frozenset(collection_of("allowed_special", allowed))
+    unwanted = (
+        known - wanted if disallowed == "all" else frozenset(collection_of("disallowed_special", disallowed))
+    )
     unknown = wanted - known
     if unknown:
         raise InputError(
             f"allowed_special has {shown(min(unknown))}, which is no special token of this vocabulary; those are "
             f"{', '.join(special) or 'none'}"
         )
-    refused = special_regex(unwanted)
-    found = refused.search(text) if refused is not None else None
-    if found is not None:
-        token = found.group()
-        raise InputError(
-            f"the text holds the special token {token!r} at position {found.start()}; pass "
-            f"allowed_special={{{token!r}}} if it is meant as one, disallowed_special=() to encode it as text"
-        )
-    start = 0
-    recognised = special_regex(wanted)
-    for match in recognised.finditer(text) if recognised is not None else ():
-        if match.start() > start:
-            yield text[start : match.start()], None
-        yield match.group(), special[match.group()]
-        start = match.end()
-    if start < len(text):
-        yield text[start:], None
+    return wanted, unwanted

@@ -5,33 +5,33 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.progress import Bar
-from tinyllm.system.settings import shown
-from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
+from tinyllm.system.wording import shown
+from tinyllm.tokenizer.added_tokens import AddedTokens
+from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
 from tinyllm.tokenizer.bpe import json_format as bpe_json
 from tinyllm.tokenizer.bpe.bulk import BulkEncoder
+from tinyllm.tokenizer.bpe.learning import learned, require_count
 from tinyllm.tokenizer.bpe.merging import Merges
 from tinyllm.tokenizer.bpe.parallel import ordered_map
 from tinyllm.tokenizer.bpe.sources import (
     Special,
-    collection_of,
     joined_at_borders,
-    lists_of_parts,
-    split_at_special,
 )
-from tinyllm.tokenizer.bpe.training import NUM_BYTES, count_pieces, learn_merges
-from tinyllm.tokenizer.bpe.vocabulary import by_id, numbered, special_bytes
-from tinyllm.tokenizer.patterns import Pattern, chosen_pattern
+from tinyllm.tokenizer.bpe.vocabulary import END_BYTE, NumberedTokens, by_id
+from tinyllm.tokenizer.oniguruma import require_same
+from tinyllm.tokenizer.patterns import Pattern
 from tinyllm.tokenizer.pretokenize import CHUNK, chunks, code_points
+from tinyllm.tokenizer.splits import Split, Splits, as_pattern
+from tinyllm.tokenizer.steps import Expression
+from tinyllm.tokenizer.surroundings import Surroundings
+from tinyllm.tokenizer.token_strings import TokenStrings
 
 DEFAULT_PATTERN = "llama3"
 
@@ -43,16 +43,6 @@ _MOST_KEPT = 1 << 16
 _CHUNKS_TOGETHER = 32
 # Below so many characters another process costs more than it saves.
 _WORTH_A_PROCESS = 1 << 23
-
-
-class VocabularyWarning(UserWarning):
-    """The text has fewer pairs of tokens to join than were asked for."""
-
-
-def require_count(name: str, value: int) -> None:
-    """Raise InputError unless `value` is an integer from 1."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name}={shown(value)}; it must be an integer, at least 1")
 
 
 class BPETokenizer(Tokenizer):
@@ -71,6 +61,12 @@ class BPETokenizer(Tokenizer):
         pattern: a name in PATTERNS, or a regular expression.
         special_tokens: ids of strings that stand for themselves and are never split or merged.
         ignore_merges: a piece that is in the vocabulary is that token, whatever merges would make of it.
+        end_of_word_suffix: what ends the tokens that end a piece, such as "</w>".
+        surroundings: what else a tokenizer.json says, instead of `pattern` and `special_tokens`. With a normalizer,
+            or splits that remove something, decoding gives the normalized text.
+
+    What is a letter depends on the version of Unicode that the installed `regex` follows (and Python, for NFC), so the
+    ids of young characters may differ between machines; the version of `regex` is saved.
 
     Raises:
         InputError: ids that are no numbering, a byte that is missing, a merge of or to an unknown token.
@@ -83,32 +79,37 @@ class BPETokenizer(Tokenizer):
         pattern: str = DEFAULT_PATTERN,
         special_tokens: Mapping[str, int] | None = None,
         ignore_merges: bool = False,
+        end_of_word_suffix: str = "",
+        surroundings: Surroundings | None = None,
     ) -> None:
         if special_tokens is not None and not isinstance(special_tokens, Mapping):
             raise InputError(
                 f"special_tokens must map each token to its id, such as {{'<|endoftext|>': {len(vocab)}}}, got "
                 f"{shown(special_tokens)}; BPETokenizer.train takes a list"
             )
-        self._pattern = Pattern(pattern)
-        self._special = dict(special_tokens or {})
+        if surroundings is None:
+            steps = (Split(Expression(Pattern(pattern).expression), "Isolated"), bpe_json.DECODER)
+            surroundings = Surroundings.of_special(special_tokens or {}, steps, bpe_json.DECODER)
+        if end_of_word_suffix and ignore_merges:
+            raise InputError("end_of_word_suffix with ignore_merges is not supported")
+        single = None if end_of_word_suffix else as_pattern(surroundings.splitters)
+        # Where several steps split a text, nothing is known of where it may be cut.
+        self._pattern = single or Pattern(r"[\s\S]+")
+        self._splits = None if single else Splits(surroundings.splitters)
+        self._surroundings = surroundings
+        self._added = AddedTokens(surroundings.added_tokens, surroundings.normalized)
+        self._special = self._added.special
         self.vocab = dict(vocab)
         self.merges = list(merges)
         self.ignore_merges = ignore_merges
-        self._tokens = by_id(self.vocab, self._special)
-        # Inside, the bytes come first, so that a byte is its own symbol; the others follow by id.
-        every_byte = [bytes([i]) for i in range(NUM_BYTES)]
-        missing = [byte for byte in every_byte if byte not in self.vocab]
-        if missing:
-            raise InputError(
-                f"the vocabulary lacks {len(missing)} of the 256 bytes, such as {missing[0]!r}: it is not one of "
-                "byte-level byte-pair encoding"
-            )
-        longer = sorted((token for token in self.vocab if len(token) != 1), key=self.vocab.__getitem__)
-        symbols = [*every_byte, *longer]
-        self._id_of_symbol = np.array([self.vocab[token] for token in symbols], dtype=np.int32)
-        number = {token: symbol for symbol, token in enumerate(symbols)}
-        pairs, results = numbered(self.merges, number)
-        self._merges = Merges(pairs, results, [len(token) for token in symbols])
+        self.end_of_word_suffix = end_of_word_suffix
+        tokens = by_id(self.vocab, self._added.tokens)
+        for id, text in self._added.changed().items():
+            tokens[id] = text.encode()
+        self._strings = TokenStrings(tokens)
+        numbered = NumberedTokens.of(self.vocab, self.merges, end_of_word_suffix)
+        self._id_of_symbol = np.array(numbered.ids, dtype=np.int32)
+        self._merges = Merges(numbered.pairs, numbered.results, numbered.lengths)
         self._kept: dict[str, list[int]] = {}
 
     @classmethod
@@ -140,64 +141,35 @@ class BPETokenizer(Tokenizer):
             InputError: no text, a text that seems to be the name of a file, a file that cannot be read, or a
                 vocab_size below 256 and the special tokens.
         """
-        if isinstance(texts, str | os.PathLike):
-            texts = [texts]
-        texts_of(texts, "a text is a str, a file or folder a Path")
-        compiled = chosen_pattern(pattern)
-        require_count("workers", workers)
-        for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
-            if not isinstance(value, int | np.integer):
-                raise InputError(f"{name}={shown(value)}; it must be an integer")
-        special_tokens = list(collection_of("special_tokens", special_tokens))
-        least = NUM_BYTES + len(special_tokens)
-        if vocab_size < least:
-            raise InputError(
-                f"vocab_size={vocab_size}; it must be at least {least}: 256 bytes and {len(special_tokens)} "
-                "special tokens"
-            )
-        if min_frequency < 1:
-            raise InputError(f"min_frequency={min_frequency}; it must be at least 1")
-        for token in special_tokens:
-            special_bytes(token)
-        if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
-            raise InputError(f"special tokens must be different and not empty, got {shown(special_tokens)}")
-        parts = lists_of_parts(texts, compiled, special_tokens)
-        first = next(parts, None)
-        if first is None:
-            raise InputError("no text to learn from: all of it is empty; give text")
-        with Bar("counting", None, "characters") if progress else nullcontext(lambda _: None) as bar:
-            counts = count_pieces(itertools.chain([first], parts), compiled, workers, bar)
-        num_merges = vocab_size - least
-        with Bar("merging", num_merges, "merges") if progress else nullcontext(lambda _: None) as bar:
-            pairs = learn_merges(counts, num_merges, min_frequency, bar)
-        tokens = [bytes([i]) for i in range(NUM_BYTES)]
-        for left, right in pairs:
-            tokens.append(tokens[left] + tokens[right])
-        vocab = {token: id for id, token in enumerate(tokens)}
-        merges = [(tokens[left], tokens[right]) for left, right in pairs]
-        if len(pairs) < num_merges:
-            why = f"that occurs {min_frequency} times" if min_frequency > 1 else "to join"
-            warnings.warn(
-                f"{least + len(pairs):,} tokens, not {vocab_size:,}: no pair of tokens is left {why}; more text"
-                f"{' or a lower min_frequency' * (min_frequency > 1)} gives more",
-                VocabularyWarning,
-                stacklevel=2,
-            )
-        return cls(vocab, merges, pattern, {token: len(tokens) + i for i, token in enumerate(special_tokens)})
+        vocab, merges, special = learned(
+            texts, vocab_size, pattern, special_tokens, min_frequency, workers, progress
+        )
+        return cls(vocab, merges, pattern, special)
 
     @property
     def vocab_size(self) -> int:
-        return len(self._tokens)
+        return len(self._strings)
 
     @property
     def pattern(self) -> str:
         """The regular expression that splits text into pieces."""
-        return self._pattern.expression
+        return self._pattern.expression if self._splits is None else self._splits.expression
 
     @property
     def special_tokens(self) -> dict[str, int]:
         """The special tokens and their ids."""
         return dict(self._special)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a pattern, merges, and special tokens are all that there is."""
+        special = all(token.special for token in self._added.tokens)
+        return special and self._splits is None and self._surroundings.is_plain
+
+    @property
+    def tokens_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the post-processor of the file puts before and after a text; encode does not add them."""
+        return self._surroundings.around
 
     # ---- text to tokens ----
 
@@ -222,11 +194,8 @@ class BPETokenizer(Tokenizer):
         if not text.isascii():
             code_points(text)
         ids: list[int] = []
-        for part, special in split_at_special(text, self._special, allowed_special, disallowed_special):
-            if special is not None:
-                ids.append(special)
-            else:
-                self._encode_short(part, ids)
+        for part, special in self._split(text, allowed_special, disallowed_special):
+            ids += [special] if special is not None else self._encode_short(part)
         return ids
 
     def encode_to_array(
@@ -244,19 +213,29 @@ class BPETokenizer(Tokenizer):
         """
         require_text(text)
         require_count("workers", workers)
-        parts = split_at_special(text, self._special, allowed_special, disallowed_special)
+        parts = self._split(text, allowed_special, disallowed_special)
         try:
             return np.concatenate([np.zeros(0, self.dtype), *self._arrays(parts, workers)])
         except (InputError, UnicodeEncodeError):
             code_points(text)  # says where in the text half of a UTF-16 pair is
             raise
 
+    def _split(self, text: str, allowed: Special, disallowed: Special) -> Iterator[tuple[str, int | None]]:
+        """(text, None) for text that is ready to be split into pieces, (token, id) for added tokens."""
+        for part, id in self._added.split(text, allowed, disallowed):
+            if id is None and self._splits is None:
+                part = self._surroundings.prefixed(part)
+            yield part, id
+
     def _arrays(self, parts: Iterable[tuple[str, int | None]], workers: int) -> Iterator[Any]:
-        """The ids of what split_at_special gives."""
+        """The ids of what _split gives."""
         dtype = self.dtype
         for part, special in parts:
             if special is not None:
                 yield np.array([special], dtype)
+            elif self._splits is not None:
+                code_points(part)  # whose half pairs would stand for bytes
+                yield np.array(self._encode_short(part), dtype)
             elif not self.merges and not self._whole:
                 yield self._id_of_symbol[np.frombuffer(part.encode(), np.uint8)].astype(dtype)
             elif part:
@@ -264,9 +243,8 @@ class BPETokenizer(Tokenizer):
                 yield from ordered_map(self._encode_chunks, self._groups(part, useful), useful)
 
     def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:
-        return self.encode_to_array(
-            text, allowed_special="all" if special_tokens else (), disallowed_special=()
-        )
+        allowed = "all" if special_tokens else ()
+        return self.encode_to_array(text, allowed_special=allowed, disallowed_special=())
 
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: Special = (), disallowed_special: Special = "all"
@@ -281,9 +259,15 @@ class BPETokenizer(Tokenizer):
         self, text: str, *, allowed_special: Special = (), disallowed_special: Special = "all"
     ) -> npt.NDArray[np.int64]:
         """Where each token of `text` lies, like Tokenizer.offsets; special tokens as in encode."""
-        ids = self.encode_to_array(
-            text, allowed_special=allowed_special, disallowed_special=disallowed_special
-        )
+        chosen: dict[str, Any] = {
+            "allowed_special": allowed_special,
+            "disallowed_special": disallowed_special,
+        }
+        ids = self.encode_to_array(text, **chosen)
+        if self.decode_bytes(ids) != text.encode():
+            raise InputError(
+                "tokens have no places in this text, which the tokenizer changes before it splits it"
+            )
         return self._places(text, ids)
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -293,7 +277,7 @@ class BPETokenizer(Tokenizer):
         """
         ids: list[int] = []
         text = data.decode("utf-8", "surrogateescape")
-        for piece in self._pattern.split(text):
+        for piece in self._pieces(text):
             ids += self._merge_one(piece.encode("utf-8", "surrogateescape"))
         return ids
 
@@ -302,27 +286,35 @@ class BPETokenizer(Tokenizer):
     ) -> Iterator[int]:
         """The ids of the parts of one text, such as an open file, one after the other, in bounded memory.
 
-        They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own
-        nothing is known of where it splits, so all parts are held in memory.
+        They are those of all parts joined, wherever one part ends and the next begins. With a pattern of your own,
+        or a normalizer, nothing is known of where it splits, so all parts are held in memory.
         """
-        for part in joined_at_borders(texts, self._pattern, self._special):
+        held = texts if self._surroundings.is_plain else ["".join(texts_of(texts))]
+        for part in joined_at_borders(held, self._pattern, [token.content for token in self._added.tokens]):
             yield from self.encode(
                 part, allowed_special=allowed_special, disallowed_special=disallowed_special
             )
 
-    def _encode_short(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`, piece by piece."""
+    def _pieces(self, text: str) -> list[str]:
+        return self._pattern.split(text) if self._splits is None else self._splits.split(text)
+
+    def _encode_short(self, text: str) -> list[int]:
+        """The ids of `text`, piece by piece."""
         kept = self._kept
-        for piece in self._pattern.split(text):
+        ids: list[int] = []
+        for piece in self._pieces(text):
             found = kept.get(piece)
             if found is None:
-                found = self._merge_one(piece.encode())
+                found = self._merge_one(piece.encode("utf-8", "surrogateescape"))
                 if len(kept) >= _MOST_KEPT:
                     kept.clear()
                 kept[piece] = found
             ids += found
+        return ids
 
     def _merge_one(self, piece: bytes) -> list[int]:
+        if self.end_of_word_suffix:
+            piece += END_BYTE
         whole = self._whole.get(piece)
         if whole is not None:
             return [whole]
@@ -361,7 +353,7 @@ class BPETokenizer(Tokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # What can be made again is not sent to other processes.
-        made_again = ("_bulk", "_kept", "_decoding")
+        made_again = ("_bulk", "_kept")
         return {name: value for name, value in self.__dict__.items() if name not in made_again}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -375,57 +367,32 @@ class BPETokenizer(Tokenizer):
         Raises:
             InputError: names the first id that is not in the vocabulary, and its position.
         """
-        if not isinstance(ids, np.ndarray | str) and isinstance(ids, Iterable):
-            ids = list(ids)
-            if len(ids) < _SHORT and {*map(type, ids)} <= {int}:  # few ids need no arrays
-                try:
-                    return b"".join([self._tokens[id] if id >= 0 else None for id in ids])  # type: ignore[misc]
-                except (IndexError, TypeError):
-                    pass  # the error is said below
-        ids = id_array(ids)
-        blob, starts, lengths = self._decoding
-        out = []
-        for begin in range(0, len(ids), 1 << 20):
-            part = ids[begin : begin + (1 << 20)].astype(np.int64)
-            wrong = (part < 0) | (part >= len(lengths)) | (lengths[np.clip(part, 0, len(lengths) - 1)] == 0)
-            if wrong.any():
-                place = int(np.argmax(wrong))
-                raise InputError(
-                    f"the id {part[place]} at position {begin + place} is not in the vocabulary, whose ids are 0 to "
-                    f"{self.vocab_size - 1}; is it the tokenizer of this model?"
-                )
-            sizes = lengths[part]
-            within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            out.append(blob[np.repeat(starts[part], sizes) + within].tobytes())
-        return b"".join(out)
+        return self._strings.joined(ids)
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """The text of `ids`; bytes that are not UTF-8, such as a part of a character, become U+FFFD.
-
-        Raises:
-            InputError: names the first id that is not in the vocabulary, and its position.
-        """
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises what decode_bytes does."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    @functools.cached_property
-    def _decoding(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """All tokens end to end, where each begins, and its length; ids without a token have length 0."""
-        strings = [token or b"" for token in self._tokens]
-        lengths = np.fromiter(map(len, strings), np.int64, len(strings))
-        return np.frombuffer(b"".join(strings), np.uint8), np.cumsum(lengths) - lengths, lengths
 
     # ---- files ----
 
     def to_json(self) -> dict[str, Any]:
-        return bpe_json.to_json(
-            bpe_json.Content(self.vocab, self.merges, self.pattern, self._special, self.ignore_merges)
-        )
+        """The JSON object of tokenizer.json.
+
+        Raises:
+            InputError: the tokenizers library would number or split it otherwise.
+        """
+        if self._splits is None and self._pattern.name is None:
+            require_same(self.pattern)
+        around, suffix = self._surroundings, self.end_of_word_suffix
+        return bpe_json.to_json(bpe_json.Content(self.vocab, self.merges, around, self.ignore_merges, suffix))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         parsed = bpe_json.from_json(content)
-        return cls(parsed.vocab, parsed.merges, parsed.pattern, parsed.special_tokens, parsed.ignore_merges)
+        rest = parsed.ignore_merges, parsed.end_of_word_suffix, parsed.surroundings
+        return cls(parsed.vocab, parsed.merges, DEFAULT_PATTERN, None, *rest)
 
     def __repr__(self) -> str:
         special = f", special_tokens={list(self._special)}" if self._special else ""
-        return f"BPETokenizer(vocab_size={self.vocab_size}, pattern={self._pattern.name or self.pattern!r}{special})"
+        pattern = self.pattern if self._splits is not None else self._pattern.name or self.pattern
+        return f"BPETokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}{special})"

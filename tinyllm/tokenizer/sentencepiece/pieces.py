@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
 
 SPACE = "\u2581"  # stands for a space in pieces
 UNKNOWN_SURFACE = " \u2047 "
@@ -39,11 +39,10 @@ class Piece(NamedTuple):
     kind: Kind = Kind.NORMAL
 
 
-def joined(text: S, priority: Callable[[S], float | None]) -> list[S]:
+def joined(text: S, priority: Callable[[S, S], float | None]) -> list[S]:
     """The parts of `text` when neighbours are joined, from single characters or bytes on, in O(n log n).
 
-    Those whose joined part has the least priority go first, the leftmost of them, until no two have one that is not
-    None.
+    Those of the least priority go first, the leftmost of them, until no two have one that is not None.
     """
     n = len(text)
     # The part that begins at i ends at ends[i], where the next one begins; 0: none begins at i any more.
@@ -51,7 +50,7 @@ def joined(text: S, priority: Callable[[S], float | None]) -> list[S]:
     heap: list[tuple[float, int, int, int]] = []
 
     def add(left: int, middle: int, end: int) -> None:
-        found = priority(text[left:end])
+        found = priority(text[left:middle], text[middle:end])
         if found is not None:
             heapq.heappush(heap, (found, left, middle, end))
 
@@ -71,7 +70,7 @@ def joined(text: S, priority: Callable[[S], float | None]) -> list[S]:
     return [text[start:end] for start, end in enumerate(ends) if end]
 
 
-def check(pieces: Sequence[Piece]) -> list[int]:
+def check(pieces: Sequence[Piece], needs_unknown: bool = True) -> list[int]:
     """The id of each byte.
 
     Raises:
@@ -87,6 +86,8 @@ def check(pieces: Sequence[Piece]) -> list[int]:
                 f"piece {id}, {shown(text)}, {came if text else 'is empty'}; is the file damaged?"
             )
         seen[text] = id
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"piece {id}, {shown(text)}, holds half of a UTF-16 pair")
         if kind == Kind.UNUSED:
             raise InputError(f"piece {id}, {shown(text)}, is an unused one; those are not supported")
         unknown += kind == Kind.UNKNOWN
@@ -95,7 +96,7 @@ def check(pieces: Sequence[Piece]) -> list[int]:
             raise InputError(f"piece {id}, {shown(text)}, must be a byte, such as '<0x0A>'")
         if kind == Kind.BYTE and byte is not None:
             byte_ids[int(byte[1], 16)] = id
-    if len(byte_ids) < 256 or unknown != 1:
+    if len(byte_ids) < 256 or (unknown != 1 and (needs_unknown or unknown)):
         raise InputError(
             f"the {len(pieces)} pieces have {len(byte_ids)} of the 256 bytes and {unknown} unknown pieces; all "
             "bytes and one unknown piece are needed: train with byte_fallback"

@@ -5,27 +5,23 @@ from __future__ import annotations
 import codecs
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.settings import shown
+from tinyllm.system.wording import shown
+from tinyllm.tokenizer.added_tokens import AddedTokens
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, id_array, require_text, texts_of
-from tinyllm.tokenizer.bpe.sources import Special, split_at_special
+from tinyllm.tokenizer.bpe.sources import Special
 from tinyllm.tokenizer.pretokenize import code_points
-from tinyllm.tokenizer.sentencepiece.pieces import (
-    BYTE_NAME,
-    SPACE,
-    UNKNOWN_SURFACE,
-    Kind,
-    Piece,
-    check,
-    joined,
-    surface,
-)
+from tinyllm.tokenizer.sentencepiece import json_format as sentencepiece_json
+from tinyllm.tokenizer.sentencepiece.json_format import longest_first, merges_of_scores, of_pieces, spaces
+from tinyllm.tokenizer.sentencepiece.pieces import SPACE, UNKNOWN_SURFACE, Kind, Piece, check, joined, surface
+from tinyllm.tokenizer.splits import split
+from tinyllm.tokenizer.surroundings import Surroundings
 
 # Text goes through in parts of about this many characters.
 _WINDOW = 1 << 16
@@ -52,6 +48,9 @@ class SentencePieceTokenizer(Tokenizer):
         add_dummy_prefix: the text begins with a space that is not in it; decoding takes it away.
         escape_whitespaces: spaces become U+2581.
         unknown_surface: what the unknown piece is decoded to.
+        merges: pairs of pieces that are joined, the first in front, instead of those that the scores say.
+        surroundings: what else a tokenizer.json says, instead of the dummy prefix and the escaping.
+        ignore_merges: what the splits leave and the vocabulary has is that piece.
 
     Raises:
         InputError: the vocabulary is not like this, or has unused pieces.
@@ -63,23 +62,42 @@ class SentencePieceTokenizer(Tokenizer):
         add_dummy_prefix: bool = True,
         escape_whitespaces: bool = True,
         unknown_surface: str = UNKNOWN_SURFACE,
+        merges: Sequence[tuple[str, str]] | None = None,
+        surroundings: Surroundings | None = None,
+        ignore_merges: bool = False,
     ) -> None:
         self.pieces = tuple(pieces)
         self.add_dummy_prefix = add_dummy_prefix
         self._space = SPACE if escape_whitespaces else " "
-        self._byte_ids = check(self.pieces)
+        self._byte_ids = check(self.pieces, needs_unknown=surroundings is None)
         self._normal = {p.text: id for id, p in enumerate(self.pieces) if p.kind == Kind.NORMAL}
-        self._defined = {p.text: id for id, p in enumerate(self.pieces) if p.kind == Kind.USER_DEFINED}
-        special = (Kind.CONTROL, Kind.UNKNOWN)
-        self._special = {p.text: id for id, p in enumerate(self.pieces) if p.kind in special}
-        self._defined_regex = re.compile("|".join(map(re.escape, _longest_first(self._defined))))
+        defined = [p.text for p in self.pieces if p.kind == Kind.USER_DEFINED and surroundings is None]
+        self._defined_regex = re.compile("|".join(map(re.escape, longest_first(defined))))
+        self._id = {p.text: id for id, p in enumerate(self.pieces)}
+        self._longest_defined = max(map(len, defined), default=0)
+        self._surroundings = surroundings or of_pieces(self.pieces, add_dummy_prefix, self._space)
+        # Else nothing is known of where a text may be cut before it is normalized.
+        self._simple = (surroundings is None or not surroundings.splitters) and (
+            self._surroundings.normalizers == spaces(add_dummy_prefix, self._space)
+            and all(token.plain and token.special for token in self._surroundings.added_tokens)
+        )
+        self._added = AddedTokens(
+            self._surroundings.added_tokens, str if self._simple else self._surroundings.normalized
+        )
+        self._ignore_merges = ignore_merges
+        self._given_merges = None if merges is None else list(merges)
         self._priority = {text: -self.pieces[id].score for text, id in self._normal.items()}
+        self._rank = {pair: i for i, pair in enumerate(merges or ()) if "".join(pair) in self._normal}
+        texts = self._normal if merges is None else {left + right for left, right in self._rank}
         # Two characters that follow each other in no piece are never joined: text is cut between them.
-        bigrams = {text[i : i + 2] for text in self._normal for i in range(len(text) - 1)}
+        bigrams = {text[i : i + 2] for text in texts for i in range(len(text) - 1)}
         self._bigrams = np.sort(
             np.array([ord(pair[0]) << 21 | ord(pair[1]) for pair in bigrams], dtype=np.int64)
         )
-        self._surfaces = [surface(piece, unknown_surface) for piece in self.pieces]
+        changed = self._added.changed()
+        decoded = [piece._replace(text=changed.get(id, piece.text)) for id, piece in enumerate(self.pieces)]
+        self._surfaces = [surface(piece, unknown_surface) for piece in decoded]
+        self._begins_with_space = [piece.text.startswith(SPACE) for piece in decoded]
         self._kept: dict[str, list[int]] = {}
 
     @property
@@ -88,7 +106,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        return dict(self._special)
+        return dict(self._added.special)
+
+    @property
+    def tokens_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the post-processor of the file puts before and after a text; encode does not add them."""
+        return self._surroundings.around
 
     # ---- text to tokens ----
 
@@ -119,12 +142,18 @@ class SentencePieceTokenizer(Tokenizer):
         return ids if self.dtype == np.uint32 else ids.astype(np.uint16)
 
     def _encode_parts(self, text: str, allowed: Special, disallowed: Special) -> Iterator[int]:
-        for part, special in split_at_special(text, self._special, allowed, disallowed):
-            if special is not None:
-                yield special
-            else:
+        first = True
+        for part, id in self._added.split(text, allowed, disallowed):
+            if id is not None:
+                yield id
+            elif self._simple:
                 windows = (part[start : start + _WINDOW] for start in range(0, len(part), _WINDOW))
                 yield from self.encode_iterable(windows)
+            else:
+                for piece in split(self._surroundings.splitters, part, first):
+                    whole = self._id.get(piece) if self._ignore_merges else None
+                    yield from self._encode_plain(piece) if whole is None else [whole]
+            first = False
 
     def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:
         return self.encode_to_array(text, allowed_special="all" if special_tokens else ())
@@ -134,6 +163,9 @@ class SentencePieceTokenizer(Tokenizer):
 
         They are those of all parts joined, wherever one part ends and the next begins.
         """
+        if not self._simple:
+            yield from self.encode_to_array("".join(texts_of(texts))).tolist()
+            return
         held: list[str] = []
         length, wanted = 0, _WINDOW
         begun = False
@@ -167,9 +199,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _last_border(self, text: str) -> int:
         """The last place where `text` can be cut whatever follows it; 0 if there is none."""
         borders = self._borders(text)
-        if self._defined:
+        if self._longest_defined:
             # A longer user-defined piece may begin where fewer characters than it has are left.
-            borders = borders[borders <= len(text) - max(map(len, self._defined))]
+            borders = borders[borders <= len(text) - self._longest_defined]
             inside = np.zeros(len(text) + 1, dtype=np.bool_)
             for match in self._defined_regex.finditer(text):
                 inside[match.start() + 1 : match.end()] = True
@@ -179,9 +211,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_part(self, text: str) -> Iterator[int]:
         """The ids of normalized text."""
         start = 0
-        for match in self._defined_regex.finditer(text) if self._defined else ():
+        for match in self._defined_regex.finditer(text) if self._longest_defined else ():
             yield from self._encode_plain(text[start : match.start()])
-            yield self._defined[match.group()]
+            yield self._id[match.group()]
             start = match.end()
         yield from self._encode_plain(text[start:])
 
@@ -204,10 +236,15 @@ class SentencePieceTokenizer(Tokenizer):
     def _merge(self, text: str) -> list[int]:
         """The ids of normalized text, looked at as one part."""
         ids: list[int] = []
-        for symbol in joined(text, self._priority.get):
+        for symbol in joined(text, self._priority_of):
             id = self._normal.get(symbol)
             ids += [id] if id is not None else [self._byte_ids[byte] for byte in symbol.encode()]
         return ids
+
+    def _priority_of(self, left: str, right: str) -> float | None:
+        return (
+            self._priority.get(left + right) if self._given_merges is None else self._rank.get((left, right))
+        )
 
     def offsets(self, text: str) -> npt.NDArray[np.int64]:
         """Where each token of `text` lies, like Tokenizer.offsets; a token of the added space alone is at (0, 0)."""
@@ -216,10 +253,23 @@ class SentencePieceTokenizer(Tokenizer):
             [1 if p.kind == Kind.BYTE else len(p.text.encode()) for p in self.pieces], np.int64
         )
         ends = np.cumsum(lengths[ids])
-        data = np.frombuffer(self._normalized(text).encode(), dtype=np.uint8)
+        normalized = self._normalized(text) if self._simple else self._joined_parts(text)
+        added = len(normalized) - len(text)
+        if normalized[max(added, 0) :].replace(SPACE, " ") != text.replace(SPACE, " ") or added > 1:
+            raise InputError(
+                "tokens have no places in this text, which the tokenizer changes in more than its spaces"
+            )
+        data = np.frombuffer(normalized.encode(), dtype=np.uint8)
         character = np.cumsum(data & 0xC0 != 0x80) - 1  # of each byte
         found = np.stack([character[ends - lengths[ids]], character[ends - 1] + 1], axis=1)
-        return np.maximum(found - self.add_dummy_prefix, 0)
+        return np.maximum(found - added, 0)
+
+    def _joined_parts(self, text: str) -> str:
+        """The normalized text, with the added tokens that are in it."""
+        parts: list[str] = []
+        for part, id in self._added.split(text, (), ()):
+            parts += [part] if id is not None else split(self._surroundings.splitters, part, not parts)
+        return "".join(parts)
 
     # ---- tokens to text ----
 
@@ -252,7 +302,7 @@ class SentencePieceTokenizer(Tokenizer):
             part = self.token_bytes(id)
             if part and not begun:
                 begun = True
-                part = part[self.pieces[id].text.startswith(SPACE) :]
+                part = part[self._begins_with_space[id] :]
             # What is empty keeps the bytes on its sides from making one character, as in decode.
             yield _without_surrogates(decoder.decode(part, final=not part))
         yield _without_surrogates(decoder.decode(b"", final=True))
@@ -270,7 +320,7 @@ class SentencePieceTokenizer(Tokenizer):
         numbers = array.tolist()
         parts = [self._surfaces[id] for id in numbers]
         first = next((i for i, part in enumerate(parts) if part), None)
-        if self.add_dummy_prefix and first is not None and self.pieces[numbers[first]].text.startswith(SPACE):
+        if self.add_dummy_prefix and first is not None and self._begins_with_space[numbers[first]]:
             parts[first] = parts[first][1:]
         return parts
 
@@ -280,119 +330,49 @@ class SentencePieceTokenizer(Tokenizer):
         """The JSON object of tokenizer.json. What the unknown piece is decoded to is not in it.
 
         The tokenizers library makes the same ids of it, but for two things: it takes the text of a control piece
-        for this piece, and, of a model with user-defined pieces, text such as "<0x0A>" that stands alone between
+        for this piece, and, of a .model with user-defined pieces, text such as "<0x0A>" that stands alone between
         them for this byte.
 
         Raises:
             InputError: the tokenizers library could not make the same ids of it.
         """
-        self._check_expressible()
-        escape = self._space == SPACE
-        prefix = {"type": "Prepend", "prepend": self._space}
-        to_space = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-        steps = [prefix] * self.add_dummy_prefix + [_ESCAPE] * escape
-        strip = [_STRIP] * (self.add_dummy_prefix and escape)
-        special = [id for id, p in enumerate(self.pieces) if p.kind in (Kind.CONTROL, Kind.UNKNOWN)]
-        flags = ("single_word", "lstrip", "rstrip", "normalized")
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {"id": id, "content": self.pieces[id].text, **dict.fromkeys(flags, False), "special": True}
-                for id in special
-            ],
-            "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
-            "pre_tokenizer": _split(self._defined),
-            "post_processor": None,
-            "decoder": {"type": "Sequence", "decoders": [to_space, *_DECODERS, *strip]},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": next(p.text for p in self.pieces if p.kind == Kind.UNKNOWN),
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": True,
-                "byte_fallback": True,
+        merges = self._given_merges
+        if merges is None:
+            merges = merges_of_scores(self.pieces)
+            if self._longest_defined:
+                self._check_merged()
+        return sentencepiece_json.to_json(
+            sentencepiece_json.Content(
+                self.pieces,
+                merges,
+                self._surroundings,
                 # The tokenizers library has no other way to keep what the split has found from being merged anew.
-                "ignore_merges": bool(self._defined),
-                "vocab": {piece.text: id for id, piece in enumerate(self.pieces)},
-                "merges": [list(merge) for merge in self._merges()],
-            },
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        model = content.get("model")
-        vocab = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(model, dict) or model.get("byte_fallback") is not True:
-            raise InputError(f"model is {shown(model)}; it must be an object with byte_fallback true")
-        if not isinstance(vocab, dict) or set(map(repr, vocab.values())) != set(map(repr, range(len(vocab)))):
-            raise InputError(
-                f"model.vocab must be an object of pieces with the ids from 0, got {shown(vocab)}"
+                self._ignore_merges or bool(self._longest_defined),
+                self.add_dummy_prefix,
             )
-        kinds = {text: Kind.BYTE for text in vocab if BYTE_NAME.fullmatch(text)}
-        kinds |= dict.fromkeys(_special(content.get("added_tokens"), vocab), Kind.CONTROL)
-        kinds |= dict.fromkeys(_defined(content.get("pre_tokenizer")), Kind.USER_DEFINED)
-        kinds |= {text: Kind.UNKNOWN for text in [model.get("unk_token")] if isinstance(text, str)}
-        # The texts of special tokens are found before any merge.
-        found = (Kind.CONTROL, Kind.UNKNOWN)
-        merges = [pair for pair in _pairs(model.get("merges")) if kinds.get("".join(pair)) not in found]
-        rank = {"".join(pair): place for place, pair in reversed(list(enumerate(merges)))}
-        pieces = [
-            Piece(t, -float(rank.get(t, 0)), kinds.get(t, Kind.NORMAL))
-            for t in sorted(vocab, key=vocab.__getitem__)
-        ]
-        normalizer = content.get("normalizer") or {"type": "Sequence", "normalizers": []}
-        steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
-        steps = steps if isinstance(steps, list) else [normalizer]
-        prepends = any(isinstance(step, dict) and step.get("type") == "Prepend" for step in steps)
-        tokenizer = cls(pieces, prepends, _ESCAPE in steps)
-        made = [rank["".join(pair)] for pair in merges]
-        if made != sorted(made) or set(merges) != set(tokenizer._merges()):
-            raise InputError(
-                "model.merges are not all pairs that make a piece, piece by piece, as scores would order them"
-            )
-        expected = tokenizer.to_json()
-        wanted = (expected["normalizer"] or {"normalizers": []})["normalizers"]
-        checks: list[tuple[str, Any, Any]] = [("normalizer", steps, wanted)]
-        checks += [(key, content.get(key), expected[key]) for key in ("pre_tokenizer", "decoder")]
-        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-            checks.append((f"model.{key}", model.get(key) or None, expected["model"][key] or None))
-        for key, given, supported in checks:
-            if given != supported:
-                raise InputError(f"{key} is {shown(given)}; supported with these pieces: {shown(supported)}")
-        return tokenizer
-
-    def _merges(self) -> list[tuple[str, str]]:
-        """All pairs of pieces that are a piece, the best score first."""
-        normal = self._normal
-        pairs = (
-            (text[:i], text[i:])
-            for text in sorted(normal, key=self._priority.__getitem__)
-            for i in range(1, len(text))
         )
-        return [pair for pair in pairs if pair[0] in normal and pair[1] in normal]
 
-    def _check_expressible(self) -> None:
-        """Raise InputError where tokenizer.json means something other than these pieces."""
-        made = list(dict.fromkeys("".join(pair) for pair in self._merges()))
-        for one, other in itertools.pairwise(made):
-            if self._priority[one] == self._priority[other]:
-                raise InputError(
-                    f"{shown(one)} and {shown(other)} have the same score, and tokenizer.json needs an order"
-                )
+    def _check_merged(self) -> None:
+        """Raise InputError for a piece that tokenizer.json would take whole, and that is not merged to be whole."""
         for text, id in self._normal.items():
-            lost = [c for c in text if c not in self._normal and c not in self._defined]
-            if lost and len(text) > 1:
-                raise InputError(
-                    f"the piece {shown(text)} holds {lost[0]!r}, no piece, which tokenizer.json cannot say"
-                )
-            if self._defined and self._merge(text) != [id] and not self._defined_regex.search(text):
+            if self._merge(text) != [id] and not self._defined_regex.search(text):
                 raise InputError(
                     f"merging never makes the piece {shown(text)}, and tokenizer.json would take it whole beside "
                     "user-defined pieces; keep the .model file"
                 )
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        parsed = sentencepiece_json.from_json(content)
+        escapes = parsed.surroundings.normalizers != spaces(parsed.strips_space, " ")
+        return cls(
+            parsed.pieces,
+            parsed.strips_space,
+            escapes,
+            merges=parsed.merges,
+            surroundings=parsed.surroundings,
+            ignore_merges=parsed.ignore_merges,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -400,57 +380,6 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
 
-_ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-_DECODERS = [{"type": "ByteFallback"}, {"type": "Fuse"}]
-_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-
-
 def _without_surrogates(text: str) -> str:
     """`text` with U+FFFD for each byte that was not UTF-8."""
     return re.sub("[\udc80-\udcff]", "\ufffd", text)
-
-
-def _longest_first(texts: Iterable[str]) -> list[str]:
-    return sorted(texts, key=lambda text: (-len(text), text))
-
-
-def _split(defined: Iterable[str]) -> dict[str, Any] | None:
-    """The pre-tokenizer that isolates the user-defined pieces."""
-    if not defined:
-        return None
-    parts = [re.sub(r"([\\.^$*+?()\[\]{}|])", r"\\\1", text) for text in _longest_first(defined)]
-    return {"type": "Split", "pattern": {"Regex": "|".join(parts)}, "behavior": "Isolated", "invert": False}
-
-
-def _defined(pre_tokenizer: Any) -> list[str]:
-    """The inverse of _split; what is not made by it gives something else, which shows when it is made again."""
-    pattern = pre_tokenizer.get("pattern") if isinstance(pre_tokenizer, dict) else None
-    expression = pattern.get("Regex") if isinstance(pattern, dict) else None
-    parts = re.findall(r"(?s)(?:\\.|[^|\\])+", expression) if isinstance(expression, str) else []
-    return [re.sub(r"(?s)\\(.)", r"\1", part) for part in parts]
-
-
-def _special(added: Any, vocab: Mapping[str, Any]) -> list[str]:
-    if not isinstance(added, list | None):
-        raise InputError(f"added_tokens must be a list, got {shown(added)}")
-    for token in added or []:
-        text = token.get("content") if isinstance(token, dict) else None
-        if (
-            not isinstance(text, str)
-            or not token.get("special")
-            or text not in vocab
-            or vocab[text] != token.get("id")
-        ):
-            raise InputError(f"added_tokens holds {shown(token)}; each must be special and in model.vocab")
-    return [token["content"] for token in added or []]
-
-
-def _pairs(merges: Any) -> list[tuple[str, str]]:
-    """Merges written as "left right" or as [left, right]."""
-    if not isinstance(merges, list):
-        raise InputError(f"model.merges must be a list, got {shown(merges)}")
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    for merge in pairs:
-        if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(text, str) for text in merge):
-            raise InputError(f"model.merges holds {shown(merge)}; each must be two pieces")
-    return [(left, right) for left, right in pairs]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -22,16 +23,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 
 from tinyllm import backend
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.formats import hugging_face as llama
 from tinyllm.models.formats.safetensors_reader import read_safetensors
+from tinyllm.nn.module import require_fit
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
-from tinyllm.system.progress import say
-from tinyllm.system.settings import LARGEST_FILE, StrPath, parse_json
+from tinyllm.system.json_files import parse_json
+from tinyllm.system.progress import print_status
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import LARGEST_FILE
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
 CONFIG = "config.json"
@@ -63,26 +68,30 @@ class TrainingState:
 def save(
     path: StrPath, model: TransformerLM, tokenizer: Tokenizer, training: TrainingState | None = None
 ) -> Path:
-    """Write a checkpoint folder; a crash leaves the folder whole or absent.
+    """Write a checkpoint folder; a crash leaves the folder whole, or as it was before.
 
-    Raises InputError when the folder exists or cannot be written.
+    A checkpoint that is there is replaced. Raises InputError, before anything is written, for what `load` would refuse
+    (see `require_loadable`) and for a folder that holds anything else, and when the folder cannot be written.
     """
     target = Path(path)
-    parameters = {
-        llama.to_external(name): backend.to_numpy(array) for name, array in model.state_dict().items()
-    }
+    require_loadable(model, tokenizer)
+    _require_replaceable(target)
+    parameters = {llama.to_external(name): array for name, array in model.state_dict().items()}
     files = {
-        CONFIG: _json_bytes(llama.config_to_json(model.config)),
-        MODEL: safetensors.numpy.save(parameters, metadata={"format": "pt"}),
+        CONFIG: _config_bytes(model),
+        MODEL: _safetensors_bytes(parameters),
         TOKENIZER: _json_bytes(tokenizer.to_json()),
         "tokenizer_config.json": _json_bytes({"tokenizer_class": "PreTrainedTokenizerFast"}),
     }
     if training is not None:
-        arrays = {name: backend.to_numpy(array) for name, array in training.arrays.items()}
-        files[OPTIMIZER] = safetensors.numpy.save(arrays)
+        files[OPTIMIZER] = _safetensors_bytes(training.arrays)
         files[STATE] = _json_bytes(training.values)
     manifest = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in files.items()}
     files[MANIFEST] = _json_bytes({"files": manifest})
+    written = Checkpoint(target, files)
+    written.weights()
+    if training is not None:
+        written.training()
     temporary = storage.temporary_name(target)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -91,7 +100,7 @@ def save(
             storage.write_new(temporary / name, content)
         storage.flush_folder(temporary / "training")
         storage.flush_folder(temporary)
-        storage.rename(temporary, target)
+        storage.replace_folder(temporary, target)
         storage.flush_folder(target.parent)
     except OSError as error:
         kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError
@@ -101,8 +110,80 @@ def save(
     return target
 
 
+def require_loadable(model: TransformerLM, tokenizer: Tokenizer) -> None:
+    """Raise InputError for a model and a tokenizer that `load` would refuse, or make another model of.
+
+    A checkpoint holds the parameters of a TransformerLM of `model.config`, all of one floating-point dtype, each in
+    memory of its own; the head may be tied to the embedding.
+    """
+    config = model.current_config
+    arrays = model.state_dict()
+    try:
+        _check_weights(config, arrays)
+        dtypes = {str(array.dtype): name for name, array in arrays.items()}
+        if len(dtypes) > 1 or not dtypes.keys() <= {"float16", "float32", "float64"}:
+            found = ", ".join(f"{name!r} of {dtype}" for dtype, name in dtypes.items())
+            raise InputError(
+                f"one dtype, float16, float32 or float64, for all; there are {found}; use model.astype"
+            )
+        first: dict[int, str] = {}
+        for name, array in arrays.items():
+            place = array.ctypes.data if isinstance(array, np.ndarray) else id(array)
+            other = first.setdefault(place, name)
+            if other != name:
+                raise InputError(
+                    f"{name!r} and {other!r} are two parameters in the same memory; share the Parameter"
+                )
+        if llama.config_from_json(parse_json(_config_bytes(model), CONFIG)) != config:
+            raise InputError("config.json would not describe it")
+        _check_vocabulary(config, tokenizer)
+    except InputError as error:
+        raise InputError(
+            f"not saved, because it could not be loaded: {error}; a checkpoint holds each parameter of "
+            "TransformerLM(model.config) under its name (head.weight may be embedding.weight)"
+        ) from None
+    _require_readable(tokenizer)
+
+
+@functools.lru_cache(maxsize=1)  # reading a large one takes a second, and none changes
+def _require_readable(tokenizer: Tokenizer) -> None:
+    content = _json_bytes(tokenizer.to_json())
+    if parse_tokenizer(parse_json(content, TOKENIZER), TOKENIZER).to_json() != tokenizer.to_json():
+        raise InputError(
+            f"not saved, because this {type(tokenizer).__name__} would be another one when it is loaded"
+        )
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Raise InputError when something else than a checkpoint would be lost."""
+    if folder.is_symlink():
+        raise InputError(f"{folder}: a link cannot be replaced by a checkpoint; give the folder itself")
+    others = [
+        path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+    ]
+    others = [path for path in others if path.as_posix() not in (*FILES, MANIFEST)]
+    if others:
+        raise InputError(
+            f"{folder}: holds {others[0]}, which is no part of a checkpoint; give another folder"
+        )
+
+
+def _config_bytes(model: TransformerLM) -> bytes:
+    dtype = model.embedding.weight.dtype
+    return _json_bytes(llama.config_to_json(model.current_config, str(dtype)))
+
+
+def _safetensors_bytes(arrays: Mapping[str, Any]) -> bytes:
+    # The library writes the memory of an array as it lies there, which is its values in the order of C alone.
+    in_order = {name: np.asarray(backend.to_numpy(array), order="C") for name, array in arrays.items()}
+    return safetensors.numpy.save(in_order, metadata={"format": "pt"})  # transformers asks for the format
+
+
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    try:
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"not saved, because JSON cannot hold it: {error}") from None
 
 
 def _sha256(content: bytes) -> str:
@@ -122,20 +203,30 @@ class Checkpoint:
     """Of the run's checkpoints that would have come first, what is wrong with each."""
 
     def model(self) -> TransformerLM:
-        """The model, in evaluation mode; raises InputError when the files do not describe one that we have."""
+        """The model, in evaluation mode: in float64 where the file has that, otherwise in float32.
+
+        Raises InputError when the files do not describe one that we have.
+        """
+        config, arrays = self.weights()
+        model = TransformerLM(config)
+        if any(array.dtype == np.float64 for array in arrays.values()):
+            model.astype(np.float64)
+        model.load_state_dict(arrays)
+        return model.eval()
+
+    def weights(self) -> tuple[ModelConfig, dict[str, Any]]:
+        """The config and the arrays by our names, found to make a model together; they are views of the file."""
         content = parse_json(self.files[CONFIG], self.folder / CONFIG)
         external = self._arrays(MODEL)
         try:
             config = llama.config_from_json(content)
             arrays = {llama.to_internal(name): array for name, array in external.items()}
-            _check_size(config, arrays)
-            model = TransformerLM(config)
             if config.tie_embeddings:
                 arrays.pop("head.weight", None)  # some writers store the shared matrix twice
-            model.load_state_dict(arrays)
+            _check_weights(config, arrays)
         except ValueError as error:
             raise InputError(f"{self.folder}: {error}") from None
-        return model.eval()
+        return config, arrays
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises InputError for a kind that we do not have."""
@@ -204,18 +295,21 @@ def _read(path: Path, largest: int | None = None) -> bytes:
         raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _check_size(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
-    """Refuse a config of a larger model than the file holds before memory is taken for it."""
+def _check_weights(config: ModelConfig, arrays: Mapping[str, Any]) -> None:
+    """Refuse arrays that are not those of a model of this config, before memory is taken for it."""
     layers = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
+    # First, because it may be a billion, whose names take more memory than there is.
     if len(layers) != config.num_layers:
+        raise InputError(f"the config says {config.num_layers} layers, the weights are of {len(layers)}")
+    require_fit(config.parameter_shapes(), arrays)
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"config.json says {config.num_layers} layers, model.safetensors holds {len(layers)}"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; they do not "
+            "belong together"
         )
-    if config.num_parameters > sum(array.size for array in arrays.values()):
-        raise InputError("config.json describes a larger model than model.safetensors holds")
-    for name, array in arrays.items():
-        if array.dtype.kind != "f":
-            raise InputError(f"{name} is of {array.dtype}; weights must be floating-point numbers")
 
 
 # ---- Those of a run ----------------------------------------------------------------------------
@@ -230,11 +324,10 @@ def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
     found = find_valid(path, ("best", "latest"))
     say_passed_over(found)
     model, tokenizer = found.model(), found.tokenizer()
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"{found.folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
-            "they do not belong together"
-        )
+    try:
+        _check_vocabulary(model.config, tokenizer)
+    except InputError as error:
+        raise InputError(f"{found.folder}: {error}") from None
     return model, tokenizer
 
 
@@ -276,9 +369,9 @@ def find_valid(path: StrPath, links: tuple[str, ...] = (), training: bool = Fals
 def say_passed_over(found: Checkpoint) -> None:
     """A line on standard error for each damaged checkpoint, and one with what is taken in their place."""
     for line in found.passed_over:
-        say(f"passed over {line}")
+        print_status(f"passed over {line}")
     if found.passed_over:
-        say(f"taking {found.folder}")
+        print_status(f"taking {found.folder}")
 
 
 def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import to_mapping
 from tinyllm.tokenizer import Tokenizer
@@ -46,7 +48,7 @@ def training_state(trainer: Trainer) -> TrainingState:
         "data": trainer.data_digests,
         "loss_scale": None if trainer.loss_scale is None else trainer.loss_scale.state_dict(),
         "callbacks": {name: state for name, state in states.items() if state},
-        "model": to_mapping(trainer.model.config),
+        "model": to_mapping(trainer.model.current_config),
         "train": to_mapping(trainer.config),
     }
     return TrainingState(trainer.optimizer.state_dict(), values)
@@ -77,6 +79,9 @@ def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] =
         for callback in callbacks:
             callback.load_state_dict(dict(states.get(type(callback).__name__, {})))
         parameters = found.model().state_dict()
+        before, now = (next(iter(state.values())).dtype for state in (parameters, trainer.model.state_dict()))
+        if before != np.result_type(np.float32, now):  # float16 is read as float32
+            _refuse(trainer.run, [f"the weights were {before} and are {now}"])
         trainer.sampler.load_state_dict(values["sampler"])
         trainer.watch.load_state_dict(values["watch"])
         trainer.recovery.load_state_dict(values["recovery"])
@@ -112,7 +117,7 @@ def _check_same(trainer: Trainer, found: Checkpoint, saved: dict[str, Any]) -> N
     """Raise InputError naming all that differs from the saved run and matters."""
     run = trainer.run
     check_tokenizer(run, trainer.tokenizer, trainer.config.tokenizer, found)
-    now = {**to_mapping(trainer.model.config), **to_mapping(trainer.config)}
+    now = {**to_mapping(trainer.model.current_config), **to_mapping(trainer.config)}
     before = {**saved["model"], **saved["train"]}
     differing = [
         f"{name} was {before.get(name)!r} and is {value!r}"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import no_grad, observers
+from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
 from tinyllm.data import SequentialWindows
@@ -224,7 +225,7 @@ def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: int = 1
     def of_rank(rank: int) -> list[float]:
         return batch_losses(model, windows, rank, workers)
 
-    if backend.reads_wait():
+    if backend.is_asynchronous():
         workers = 1
     with Team(workers, [of_rank], processes=not _watched(model)) as team:
         losses = [loss for part in team.run(of_rank) for loss in part]

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyllm import backend, ops
-from tinyllm.autograd.mode import Observer, no_grad, observe
+from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
 from tinyllm.debug import AnomalyError, detect_anomaly
@@ -28,7 +29,7 @@ from tinyllm.models import TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.optim import NonFiniteNormError, OptimizerGroup
 from tinyllm.system import storage
-from tinyllm.system.settings import write_text
+from tinyllm.system.text_files import write_text
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.checkpoints import checkpoint, resuming
 from tinyllm.training.engines.processes import DataParallel, cut

@@ -1,0 +1,65 @@
+"""`tinyllm sample`: text from a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tinyllm.backend import use_backend
+from tinyllm.cli.flags import add_backend, add_special_tokens, integer, number
+from tinyllm.training import runs
+
+
+def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `sample` to the commands of a parser."""
+    parser = commands.add_parser("sample", help="continue a text with a trained model", allow_abbrev=False)
+    parser.add_argument("path", metavar="DIR", help="a run or a checkpoint")
+    parser.add_argument("--prompt", help="text to go on from (default: a line end)")
+    parser.add_argument(
+        "--tokens", type=integer, metavar="INT", default=500, help="tokens to add (default: 500)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=number,
+        metavar="FLOAT",
+        default=0.8,
+        help="0: always the most likely token; 1: as the model says (default: 0.8)",
+    )
+    parser.add_argument(
+        "--top-k", type=integer, metavar="K", help="draw among the K most likely tokens alone"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number,
+        metavar="P",
+        help="draw among the fewest tokens whose probabilities reach P alone",
+    )
+    parser.add_argument(
+        "--seed",
+        type=integer,
+        metavar="INT",
+        default=0,
+        help="the same seed gives the same text (default: 0)",
+    )
+    add_special_tokens(parser, "the prompt")
+    add_backend(parser)
+    parser.set_defaults(command=sample_command, parser=parser)
+
+
+def sample_command(args: argparse.Namespace) -> None:
+    """`tinyllm sample`."""
+    use_backend(args.backend)
+    pieces = runs.sample(
+        Path(args.path),
+        args.prompt,
+        args.tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        special_tokens=args.special_tokens,
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()

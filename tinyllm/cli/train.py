@@ -1,0 +1,75 @@
+"""`tinyllm train`: settings from flags, a config file and a preset, and a run made of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tinyllm.cli.flags import add_flags, given_flags
+from tinyllm.models import ModelConfig
+from tinyllm.models.presets import PRESETS
+from tinyllm.system.errors import InputError
+from tinyllm.system.settings import from_mapping
+from tinyllm.system.toml_files import read_sections
+from tinyllm.system.wording import require_known, shown
+from tinyllm.training import runs
+from tinyllm.training.config import TrainConfig
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
+
+
+def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `train` to the commands of a parser."""
+    parser = commands.add_parser(
+        "train",
+        help="train a language model",
+        description="Train a language model. Without arguments: the char preset on Python's own "
+        "help pages, into runs/char.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--preset", default="char", help=f"settings to begin with: {', '.join(PRESETS)} (default: char)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a .toml or .json file with [model] and [train] settings"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in the run's folder"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a run that is in the folder already"
+    )
+    for name, config in SECTIONS.items():
+        add_flags(parser.add_argument_group(f"{name} settings"), config)
+    parser.set_defaults(command=train_command, parser=parser)
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """`tinyllm train`."""
+    runs.train(*resolve(args), resume=args.resume, overwrite=args.overwrite)
+
+
+def resolve(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a training run: flags over the config file over the preset, or over the run to resume."""
+    require_known("preset", args.preset, PRESETS)
+    flags = {name: given_flags(args, config) for name, config in SECTIONS.items()}
+    in_file = read_sections(args.config, SECTIONS) if args.config else {}
+    if flags["train"].get("data") == ():
+        raise InputError("--data got no file; give a file or a folder, or leave --data out")
+    # Read for its folder; what else is wrong with it is said below, when everything is merged.
+    out = flags["train"].get("out") or in_file.get("train", {}).get("out") or f"runs/{args.preset}"
+    if not isinstance(out, str):
+        raise InputError(f"{args.config} [train]: out must be a string or none, got {shown(out)}")
+    base: dict[str, dict[str, Any]] = PRESETS[args.preset]
+    origin = f"preset {args.preset}"
+    saved = Path(out) / runs.CONFIG_FILE
+    if args.resume and saved.exists():
+        base, origin = read_sections(saved, SECTIONS), str(saved)
+    merged = {name: {**base.get(name, {}), **in_file.get(name, {}), **flags[name]} for name in SECTIONS}
+    merged["train"]["out"] = out
+    where = args.config or origin
+    return (
+        from_mapping(ModelConfig, merged["model"], f"{where} [model]"),
+        from_mapping(TrainConfig, merged["train"], f"{where} [train]"),
+    )

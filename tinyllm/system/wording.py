@@ -1,0 +1,40 @@
+"""Pieces of error messages: what came, shortened, and what was most likely meant."""
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+
+from tinyllm.system.errors import InputError
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` most likely was meant to be, or None if nothing is close.
+
+    Case, and `-` against `_`, do not count: nearest("Hidden-Size", ["hidden_size"]) finds it.
+    """
+    if len(name) > 200:  # the search takes far more time and memory than the name, and nothing is so long
+        return None
+    plain = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1)
+    return plain[found[0]] if found else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str], otherwise: str) -> str:
+    """The hint of an error about an unknown `name`: the nearest of the candidates, or `otherwise` if none is near."""
+    near = nearest(name, candidates)
+    return f"did you mean {near!r}?" if near else otherwise
+
+
+def require_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise InputError, with the near miss, unless `name` is one of the `known` names of a `what`."""
+    names = list(known)
+    if name not in names:
+        hint = did_you_mean(name, names, f"there are: {', '.join(names)}")
+        raise InputError(f"unknown {what} {shown(name)}; {hint}")
+
+
+def shown(value: object) -> str:
+    """`value` as a short piece of one line, for error messages about input of any size."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 60
+    return shortener.repr(value)
