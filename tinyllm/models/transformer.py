@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.mode import no_grad
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.models.config import POSITION_ENCODINGS, ModelConfig
 from tinyllm.nn.attention import MultiHeadAttention
@@ -136,8 +135,7 @@ class TransformerLM(Module):
     ) -> Any:
         """`hidden` on arrays: (B, T) -> (B, T, D), or with `newest`, for the last token alone: (B, 1, D)."""
         offset = cache[0].length if cache else 0
-        with no_grad():
-            x = self.position.embed(Tensor(self.embedding.infer(tokens)), offset).data
+        x = self.position.embed(Tensor(self.embedding.infer(tokens)), offset).data
         x = self.embedding_dropout.infer(x)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):

@@ -109,9 +109,10 @@ class MultiHeadAttention(Module):
         projected = projected.reshape((*x.shape[:2], H + 2 * G, K))
         heads = projected[:, :, : H + G]
         if self.query_norm is not None and self.key_norm is not None:
+            queries, keys = heads[:, :, :H], heads[:, :, H:]
             heads *= inverse_root(row_sum(heads * heads), K, self.query_norm.eps)
-            heads[:, :, :H] *= self.query_norm.weight.data
-            heads[:, :, H:] *= self.key_norm.weight.data
+            queries *= self.query_norm.weight.data
+            keys *= self.key_norm.weight.data
         heads = self.position.infer(heads, offset)
         q = heads[:, -1:, :H] if newest else heads[:, :, :H]
         k, v = heads[:, :, H:].swapaxes(1, 2), projected[:, :, H + G :].swapaxes(1, 2)  # (B, G, T, K)
@@ -125,13 +126,12 @@ class MultiHeadAttention(Module):
     def _parts_are_known(self) -> bool:
         """Whether `infer` knows what the parts compute that it takes together: projections, norms, positions."""
         query, key = self.query_norm, self.key_norm
-        no_norm = query is None and key is None
-        one_norm = type(query) is type(key) is HeadNorm and query.eps == key.eps
-        projections = (self.query, self.key, self.value)
         return (
-            (no_norm or one_norm)
+            (query is key is None or (type(query) is type(key) is HeadNorm and query.eps == key.eps))
+            and isinstance(self.query, Linear)
+            and isinstance(self.key, Linear)
+            and isinstance(self.value, Linear)
             and self.position.has_own_infer
-            and all([isinstance(layer, Linear) for layer in projections])
         )
 
     def packed(self) -> Self:

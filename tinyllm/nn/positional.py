@@ -8,7 +8,7 @@ from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.nn.module import Module
-from tinyllm.ops.fast.rotary import rotate, rotation_tables
+from tinyllm.ops.fast.rotary import rotate_in_place, rotation_tables
 
 
 class PositionEncoding(Module):
@@ -30,7 +30,10 @@ class PositionEncoding(Module):
         return x if weight is None else ops.rms_norm(x, weight, eps)
 
     def infer(self, heads: Any, offset: int) -> Any:
-        """Position information put into normalised heads, on arrays. heads: (B, T, H, K) -> the same shape."""
+        """Normalised heads with position information, on arrays, of which `heads` may be overwritten.
+
+        heads: (B, T, H, K), the first at position `offset` -> the same shape.
+        """
         return heads
 
 
@@ -41,6 +44,8 @@ class RotaryEmbedding(PositionEncoding):
         theta: base of the frequencies theta^(-2i/K).
     """
 
+    _kept_tables: Any = None
+
     def __init__(self, theta: float = 10000.0) -> None:
         self.theta = theta
 
@@ -48,10 +53,19 @@ class RotaryEmbedding(PositionEncoding):
         return ops.rotary_heads(x, head_dim, weight, eps, offset, self.theta)
 
     def infer(self, heads: Any, offset: int) -> Any:
-        _, T, _, K = heads.shape
-        # Tables of a power of two serve many calls; made for each position, they would cost more than the rotation.
-        positions = 1 << (offset + T - 1).bit_length()
-        template = current.xp.empty((positions, 1, K), dtype=heads.dtype)
-        cos, sin = rotation_tables(template, 0, self.theta, axis=-3)  # (positions, 1, K)
-        here = slice(offset, offset + T)
-        return rotate(heads, cos[here], sin[here])
+        end = offset + heads.shape[1]
+        cos, sin = self._tables(end, heads)
+        return rotate_in_place(heads, cos[offset:end], sin[offset:end])[0]
+
+    def _tables(self, positions: int, heads: Any) -> tuple[Any, Any]:
+        """Rotation tables for at least so many positions, (positions, 1, K) each, in the dtype of `heads`.
+
+        The last ones are kept, with what they depend on: to make them costs more than to rotate a single token.
+        """
+        # Those of a power of two serve many tokens.
+        wanted = (1 << (positions - 1).bit_length(), heads.shape[-1], heads.dtype, self.theta, current.xp)
+        kept = self._kept_tables
+        if kept is None or kept[0] != wanted:
+            template = current.xp.empty((wanted[0], 1, wanted[1]), dtype=heads.dtype)
+            kept = self._kept_tables = (wanted, *rotation_tables(template, 0, self.theta, axis=-3))
+        return kept[1:]

@@ -74,15 +74,19 @@ def embedding(weight: Any, indices: Any) -> Tensor:
     """
     weight = as_tensor(weight)
     indices = indices.data if isinstance(indices, Tensor) else indices
+    return RowLookup(row_numbers(indices, weight.shape[0]))(weight)
+
+
+def row_numbers(indices: Any, V: int) -> Any:
+    """`indices` as an array of the backend, found to be rows of a table of V; raises what `embedding` does."""
     known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
-    V = weight.shape[0]
     if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= V):
         raise IndexError(
             f"embedding: indices span [{int(known.min())}, {int(known.max())}], the table has rows [0, {V})"
         )
-    return RowLookup(indices)(weight)
+    return indices
 
 
 def dropout(x: Any, p: float, key: Key) -> Tensor:

@@ -120,16 +120,18 @@ class _CacheOfPart:
     """The cache of a layer, as the tokens of one part see it: with those of the parts before, for which it waits."""
 
     def __init__(self, cache: KeyValueCache, start: int, before: _CacheOfPart | None, is_last: bool) -> None:
-        self.cache, self.before, self.length = cache, before, start
+        self.cache, self.length = cache, start
+        self._written_before = None if before is None else before._written
         self._written = None if is_last else threading.Event()
 
     def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """Keep those of this part, (1, G, T, K), and return all up to here once those of the parts before are there."""
         self.cache.write(self.length, keys, values)
         self.length += keys.shape[2]
-        if self.before is not None and self.before._written is not None:
-            self.before._written.wait()
-        self.let_others_read()
+        if self._written_before is not None:
+            self._written_before.wait()
+        if self._written is not None:
+            self._written.set()
         return self.cache.first(self.length)
 
     def let_others_read(self) -> None:
