@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import checkpoint, cli, incidents, no_grad, ops, resuming
+from tinyllm import checkpoint, cli, cli_replay, incidents, no_grad, ops, resuming
 from tinyllm.backend import ignore_non_finite
 from tinyllm.callbacks import MetricsFile, Progress, read_metrics
 from tinyllm.nn import ModelConfig, TransformerLM, dropout_position
@@ -415,3 +415,16 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
         found.append({name: array.tobytes() for name, array in trainer.model.state_dict().items()})
     assert found[0] == found[1]
     assert names(tmp_path) == ["00000006-00000005"]
+
+
+def test_a_replayed_model_has_the_dtype_and_the_tie_of_the_run(tmp_path: Path) -> None:
+    model = TransformerLM(MODEL, 1).astype(np.float64)
+    model.embedding.weight.data += 1e-12  # what float32 does not hold
+    model.head.weight = model.embedding.weight
+    trainer = Trainer(model, TOKENIZER, *SPLIT, CONFIG, tmp_path)
+    rejection = Rejection(1, 0, math.nan, math.nan, "a test", *trainer.sampler.batch(0))
+    _, step = cli_replay.load(incidents.record(trainer, rejection, "nothing"))
+    assert step.model.head.weight is step.model.embedding.weight
+    assert {name: array.tobytes() for name, array in step.model.state_dict().items()} == {
+        name: array.tobytes() for name, array in model.state_dict().items()
+    }
