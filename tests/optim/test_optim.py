@@ -11,19 +11,7 @@ from hypothesis import strategies as st
 
 from tinyllm import Tensor
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.optim import (
-    OPTIMIZERS,
-    SGD,
-    AdamW,
-    Muon,
-    NonFiniteNormError,
-    Optimizer,
-    OptimizerGroup,
-    clip_grad_norm,
-    cosine_schedule,
-    linear_schedule,
-    orthogonalise,
-)
+from tinyllm.optim import (OPTIMIZERS, SGD, AdamW, Muon, NonFiniteNormError, Optimizer, OptimizerGroup, clip_grad_norm, cosine_schedule, linear_schedule, orthogonalise)
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.optimization import build_optimizer
 
@@ -254,6 +242,14 @@ def test_state_round_trip_goes_on_with_the_same_bits() -> None:
     [
         (lambda s: s.pop("vector.v"), "'vector.v' is missing"),
         (lambda s: s.update({"vector.v": np.ones(5)}), r"'vector.v' has shape \(5,\), expected \(4,\)"),
+        (
+            lambda s: s.update({"vector.v": s["vector.v"] * 1j}),
+            "'vector.v' is of complex128, expected floating",
+        ),
+        (
+            lambda s: s.update({"vector.v": s["vector.v"].astype(str)}),
+            "'vector.v' is of <U32, expected floating",
+        ),
     ],
 )
 def test_wrong_state_is_refused_and_changes_nothing(change: Any, message: str) -> None:

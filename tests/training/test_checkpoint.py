@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,15 @@ def put_a_fraction_into_the_config(model: TransformerLM) -> None:
     model.config = replace(model.config, context_length=64.0)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class OwnConfig(ModelConfig):
+    window: int = 5
+
+
+def put_a_field_into_the_config(model: TransformerLM) -> None:
+    model.config = OwnConfig(**vars(model.config))
+
+
 CHANGES: dict[Callable[[TransformerLM], None], str] = {
     append_a_block: "the config says 2 layers, the weights are of 3",
     remove_a_block: "the config says 2 layers, the weights are of 1",
@@ -272,6 +281,7 @@ CHANGES: dict[Callable[[TransformerLM], None], str] = {
     mix_dtypes: "'head.weight' of float32, 'norm.weight' of float64",
     put_nan_into_the_config: "norm_eps=nan",
     put_a_number_for_yes_into_the_config: "qk_norm must be true or false, got 1",
+    put_a_field_into_the_config: "config.json would not describe it",
     put_a_fraction_into_the_config: "context_length must be an integer, got 64.0",
 }
 
@@ -632,6 +642,17 @@ def test_a_second_save_that_fails_leaves_one_of_the_two(saved: Path, operation: 
             break
         assert (code == KILLED) == kind.startswith("kill")
     assert number == {"write_bytes": 8, "flush_file": 8, "flush_folder": 4, "exchange": 2}.get(operation, 1)
+
+
+def test_where_names_are_not_exchanged_a_save_that_fails_leaves_the_first(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "exchange", fail_on_call(None, 1, OSError(errno.EINVAL, "not here")))
+    with Faults("rename", 2, "error") as faults:
+        refused(lambda: checkpoint.save(saved, TransformerLM(CONFIG, 9), TOKENIZER), "cannot be written")
+    assert faults.calls == 3
+    load_all(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
 def test_a_save_replaces_nothing_but_a_checkpoint(saved: Path) -> None:

@@ -13,6 +13,10 @@ import pytest
 from support.troubles import before_step, nan_in_a_gradient, nan_in_a_weight, one_token, shuffled_labels
 
 from tinyllm import no_grad, ops
+from tinyllm.training.checkpoints import checkpoint, resuming
+from tinyllm.cli import main as cli, replay as cli_replay
+from tinyllm.training.safeguards import incidents
+from tinyllm import no_grad, ops
 from tinyllm.backend import ignore_non_finite
 from tinyllm.cli import main as cli
 from tinyllm.models import ModelConfig, TransformerLM
@@ -417,3 +421,16 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
         found.append({name: array.tobytes() for name, array in trainer.model.state_dict().items()})
     assert found[0] == found[1]
     assert names(tmp_path) == ["00000006-00000005"]
+
+
+def test_a_replayed_model_has_the_dtype_and_the_tie_of_the_run(tmp_path: Path) -> None:
+    model = TransformerLM(MODEL, 1).astype(np.float64)
+    model.embedding.weight.data += 1e-12  # what float32 does not hold
+    model.head.weight = model.embedding.weight
+    trainer = Trainer(model, TOKENIZER, *SPLIT, CONFIG, tmp_path)
+    rejection = Rejection(1, 0, math.nan, math.nan, "a test", *trainer.sampler.batch(0))
+    _, step = cli_replay.load(incidents.record(trainer, rejection, "nothing"))
+    assert step.model.head.weight is step.model.embedding.weight
+    assert {name: array.tobytes() for name, array in step.model.state_dict().items()} == {
+        name: array.tobytes() for name, array in model.state_dict().items()
+    }
