@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from tinyllm import Tensor
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.optim import (OPTIMIZERS, SGD, AdamW, Muon, NonFiniteNormError, Optimizer, OptimizerGroup, clip_grad_norm, cosine_schedule, linear_schedule, orthogonalise)
+from tinyllm.optim import (
+    OPTIMIZERS,
+    SGD,
+    AdamW,
+    Muon,
+    NonFiniteNormError,
+    Optimizer,
+    OptimizerGroup,
+    clip_grad_norm,
+    cosine_schedule,
+    linear_schedule,
+    orthogonalise,
+)
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.optimization import build_optimizer
 

@@ -13,12 +13,9 @@ import pytest
 from support.troubles import before_step, nan_in_a_gradient, nan_in_a_weight, one_token, shuffled_labels
 
 from tinyllm import no_grad, ops
-from tinyllm.training.checkpoints import checkpoint, resuming
-from tinyllm.cli import main as cli, replay as cli_replay
-from tinyllm.training.safeguards import incidents
-from tinyllm import no_grad, ops
 from tinyllm.backend import ignore_non_finite
 from tinyllm.cli import main as cli
+from tinyllm.cli import replay as cli_replay
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.nn.module import path_of

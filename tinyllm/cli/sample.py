@@ -44,7 +44,9 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         help="the same seed gives the same text (default: 0)",
     )
     parser.add_argument(
-        "--formulas", action="store_true", help="compute by the formulas, not by their fast forms: for a debugger"
+        "--formulas",
+        action="store_true",
+        help="compute by the formulas, not by their fast forms: for a debugger",
     )
     add_special_tokens(parser, "the prompt")
     add_backend(parser)

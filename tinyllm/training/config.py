@@ -86,6 +86,7 @@ class TrainConfig:
     )
     seed: int = field(1, "of initial weights, data order and dropout", at_least=0, at_most=2**32 - 1)
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger", at_least=0)
+    formulas: bool = field(False, "compute by the formulas, not by their fast forms: for a debugger")
     eval_every: int = field(500, "steps between evaluations of the whole validation split", at_least=1)
     eval_batch_size: int = field(64, "windows in a batch of the evaluation", at_least=1)
     checkpoint_every: int = field(500, "steps between checkpoints", at_least=1)

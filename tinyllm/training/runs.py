@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinyllm.autograd import use_formulas
 from tinyllm.backend import use_backend
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
 from tinyllm.models import ModelConfig, TransformerLM
@@ -74,7 +75,8 @@ def train(
             incidents.remove_all(folder)
             keeping.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
-        _fit(trainer, resume)
+        with use_formulas(train_config.formulas):
+            _fit(trainer, resume)
     if train_config.sample_tokens:
         pieces = generate_text(
             trainer.model,
