@@ -425,8 +425,11 @@ def test_a_replayed_model_has_the_dtype_and_the_tie_of_the_run(tmp_path: Path) -
     model.embedding.weight.data += 1e-12  # what float32 does not hold
     model.head.weight = model.embedding.weight
     trainer = Trainer(model, TOKENIZER, *SPLIT, CONFIG, tmp_path)
-    rejection = Rejection(1, 0, math.nan, math.nan, "a test", *trainer.sampler.batch(0))
-    _, step = cli_replay.load(incidents.record(trainer, rejection, "nothing"))
+    nan_in_a_gradient(trainer, 0)
+    with ignore_non_finite(), trainer.workers:
+        made = trainer.train_step()
+        assert isinstance(made, Rejection)
+        _, step = cli_replay.load(incidents.record(trainer, made, "nothing"))
     assert step.model.head.weight is step.model.embedding.weight
     assert {name: array.tobytes() for name, array in step.model.state_dict().items()} == {
         name: array.tobytes() for name, array in model.state_dict().items()
