@@ -274,3 +274,11 @@ def test_a_report_of_tokens_names_them() -> None:
     assert lines[2:4] == ["---- window 1", "def"]
     assert lines[-1] == "eag"
     assert replace(objective, z_loss=0.5).z_loss == 0.5
+
+
+def test_a_report_passes_over_targets_without_a_loss() -> None:
+    tokenizer, objective = CharTokenizer("abcde"), NextToken()
+    batch = (np.array([[0, 1, 2]]), np.array([[IGNORE_INDEX, 2, IGNORE_INDEX]]))
+    assert "targets of window 0, which are not its inputs moved on\nc\n" in objective.text(batch, tokenizer)
+    assert objective.describe(batch, (0, 0), tokenizer)["text"] == ""
+    assert objective.describe(batch, (0, 1), tokenizer)["text"] == "c"

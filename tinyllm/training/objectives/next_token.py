@@ -56,7 +56,9 @@ class NextToken(Objective):
         return {
             "place": place,
             "target": target,
-            "text": tokenizer.token_bytes(target).decode("utf-8", "replace"),
+            "text": ""
+            if target == IGNORE_INDEX
+            else tokenizer.token_bytes(target).decode("utf-8", "replace"),
             "context": tokenizer.decode(inputs[window, max(0, place + 1 - CONTEXT_TOKENS) : place + 1]),
         }
 
@@ -66,10 +68,15 @@ class NextToken(Objective):
         for number, (inputs, targets) in enumerate(zip(*batch, strict=True)):
             moved = bool((inputs[1:] == targets[:-1]).all())
             whole = np.concatenate([inputs, targets[-1:]]) if moved else inputs
-            lines += [f"---- window {number}", tokenizer.decode(whole)]
+            lines += [f"---- window {number}", _text_of(whole, tokenizer)]
             if not moved:
                 lines += [
                     f"---- targets of window {number}, which are not its inputs moved on",
-                    tokenizer.decode(targets),
+                    _text_of(targets, tokenizer),
                 ]
         return "\n".join(lines) + "\n"
+
+
+def _text_of(ids: Array, tokenizer: Tokenizer) -> str:
+    """The text of ids, without the targets that have no loss."""
+    return tokenizer.decode(ids[ids != IGNORE_INDEX])
