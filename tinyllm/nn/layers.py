@@ -66,7 +66,7 @@ class Linear(Module):
 
 
 def _times(x: Any, matrix: Any) -> Any:
-    """x @ matrix, of several sequences as one product; a single sequence needs no reshaping, which costs a microsecond."""
+    """x @ matrix; of several sequences one product. A single one is spared reshaping, which costs a microsecond."""
     return x @ matrix if x.shape[0] == 1 else product(x, matrix)
 
 
