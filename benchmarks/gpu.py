@@ -41,8 +41,8 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.device import DeviceSteps
-from tinyllm.training.safeguards.watch import Limits
+from tinyllm.training.engines.device import DeviceSteps, send_batches
+from tinyllm.training.events import Limits
 from tinyllm.training.trainer import Trainer
 
 PARTS = ("tests", "curve", "looks", "10m", "50m", "memory", "launches")
@@ -80,12 +80,13 @@ def device(quick: bool, precision: str = "float32") -> Iterator[None]:
 
 def stretch(trainer: Trainer, steps: int) -> Callable[[], None]:
     """A function that makes so many steps on the device without a look at a number, and then waits."""
-    workers = trainer.workers
+    workers = trainer.engine
     assert isinstance(workers, DeviceSteps)
-    batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(steps)]))
+    batches = [trainer.sampler.batch(number) for number in range(steps)]
+    sent, counts = send_batches(batches), list(map(trainer.objective.count, batches))
 
     def run() -> None:
-        workers.queue(0, batches, [1.0] * steps, trainer.config.clip_norm, NO_LIMITS)
+        workers.queue(0, sent, counts, [1.0] * steps, trainer.config.clip_norm, NO_LIMITS)
         backend.synchronize()
 
     return run
@@ -153,7 +154,7 @@ def curve(quick: bool) -> str:
 
     def losses() -> list[float]:
         trainer = trainer_of("char", steps=steps, log_every=steps, eval_every=steps, checkpoint_every=steps)
-        with trainer.workers:
+        with trainer.engine:
             found: list[float] = []
             while len(found) < steps:
                 found += [made.loss for made in trainer.train_steps()]  # type: ignore[union-attr]
@@ -173,19 +174,20 @@ def looks(quick: bool) -> str:
         trainer = trainer_of("char")
         run = stretch(trainer, 4)
         run()  # compiles kernels, makes tables
-        workers = trainer.workers
+        workers = trainer.engine
         assert isinstance(workers, DeviceSteps)
-        batches = backend.asarray(np.stack([np.stack(trainer.sampler.batch(number)) for number in range(4)]))
+        batches = [trainer.sampler.batch(number) for number in range(4)]
+        sent, counts = send_batches(batches), list(map(trainer.objective.count, batches))
         if quick:
             before = current.xp.library.count.copy()
-            workers.queue(0, batches, [1.0] * 4, 1.0, NO_LIMITS)
+            workers.queue(0, sent, counts, [1.0] * 4, 1.0, NO_LIMITS)
             spent = current.xp.library.count - before
             assert (spent.to_device, spent.to_host, spent.synchronizations) == (0, 0, 0), spent
             return "none in 4 steps (strict double)"
         import cupyx
 
         with cupyx.allow_synchronize(False):
-            workers.queue(0, batches, [1.0] * 4, 1.0, NO_LIMITS)
+            workers.queue(0, sent, counts, [1.0] * 4, 1.0, NO_LIMITS)
         backend.synchronize()
     return "none in 4 steps"
 
@@ -214,9 +216,9 @@ def speed(preset: str, quick: bool) -> str:
         )
     if not quick:
         host = trainer_of(preset, batch_size=1 if preset == "50m" else 4, threads=0)
-        with host.workers:
-            host.train_step()
-            spent = seconds(lambda: host.train_step() and None)
+        with host.engine:
+            next(host.train_steps())
+            spent = seconds(lambda: next(host.train_steps()) and None)
         rate = host.config.batch_size * host.model.config.context_length / spent
         lines.append(f"on this machine's CPU {rate:,.0f} tokens/s")
     return "; ".join(lines)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tinyllm.backend import use_backend
     from tinyllm.models import ModelConfig, TransformerLM
     from tinyllm.models.generation.sampling import generate, generate_text
-    from tinyllm.training.checkpoints.checkpoint import load
+    from tinyllm.training.checkpoints.keeping import load
     from tinyllm.training.config import TrainConfig
     from tinyllm.training.trainer import Trainer
 
@@ -55,7 +55,7 @@ _LATER = {
     "use_backend": "tinyllm.backend",
     **dict.fromkeys(("ModelConfig", "TransformerLM"), "tinyllm.models"),
     **dict.fromkeys(("generate", "generate_text"), "tinyllm.models.generation.sampling"),
-    "load": "tinyllm.training.checkpoints.checkpoint",
+    "load": "tinyllm.training.checkpoints.keeping",
     "TrainConfig": "tinyllm.training.config",
     "Trainer": "tinyllm.training.trainer",
 }

@@ -22,7 +22,7 @@ import numpy as np
 from tinyllm import data
 from tinyllm.cli import main as cli
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import METRICS, read_metrics
+from tinyllm.training.metrics import METRICS, read_metrics
 
 
 def pair_loss(text: str, validation_fraction: float) -> float:

@@ -40,10 +40,11 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.presets import PRESETS
 from tinyllm.system.errors import InputError
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import Callback, Evaluation, MetricsFile, StepMetrics
+from tinyllm.training.callbacks import Callback
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.safeguards.recovery import Rollback
-from tinyllm.training.safeguards.watch import Rejection, Verdict, Watch
+from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
+from tinyllm.training.metrics import MetricsFile
+from tinyllm.training.safeguards.watch import Verdict, Watch
 from tinyllm.training.trainer import Trainer
 
 VALIDATION_TOKENS = 20_000
@@ -161,8 +162,8 @@ def alarms(text: Text, seeds: list[int], model: ModelConfig, config: TrainConfig
         scores = Scores(config.watch_window, config.watch_loss, config.watch_norm)
         trainer.watch = scores
         begun = time.perf_counter()
-        with ignore_non_finite(), trainer.workers:
-            rejected = sum(isinstance(trainer.train_step(), Rejection) for _ in range(config.steps))
+        with ignore_non_finite(), trainer.engine:
+            rejected = sum(isinstance(next(trainer.train_steps()), Rejection) for _ in range(config.steps))
         print(
             f"seed {seed}: {rejected} of {config.steps} steps rejected; highest scores: loss {scores.loss[0]:.1f} "
             f"(step {scores.loss[1]}), gradient norm {scores.norm[0]:.1f} (step {scores.norm[1]}); "

@@ -170,9 +170,9 @@ def check_same(preset: dict[str, Any]) -> None:
     states = []
     for context in (contextlib.nullcontext(), without_observers()):
         trainer = build_trainer(preset)
-        with context, trainer.workers:
-            trainer.train_step()
-            trainer.train_step()
+        with context, trainer.engine:
+            next(trainer.train_steps())
+            next(trainer.train_steps())
         states.append(trainer.model.state_dict())
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -188,13 +188,13 @@ def main() -> None:
     preset = PRESETS[args.preset]
     check_same(preset)
     trainer, count = build_trainer(preset), Count()
-    with trainer.workers:
+    with trainer.engine:
         with observe(count):
-            trainer.train_step()
+            next(trainer.train_steps())
 
         def steps() -> None:
             for _ in range(args.steps):
-                trainer.train_step()
+                next(trainer.train_steps())
 
         pairs_of(steps, 2)  # warms up
         with_all, without = pairs_of(steps, args.pairs)

@@ -148,16 +148,16 @@ def step_times(points: Sequence[Point], plan: Plan) -> tuple[list[list[float]], 
         teams = {threads: stack.enter_context(Team(threads, [product_rate])) for threads in rates}
         trainers = [trainer_of(point.shape, point.windows, "adamw", point.threads) for point in points]
         for trainer in trainers:
-            stack.enter_context(trainer.workers)
+            stack.enter_context(trainer.engine)
             for _ in range(plan.warmup):
-                trainer.train_step()
+                next(trainer.train_steps())
         for _ in range(plan.rounds):
             for threads, team in teams.items():
                 rates[threads].append(sum(team.run(product_rate, plan.products)))
             for trainer, mine in zip(trainers, seconds, strict=True):
                 for _ in range(plan.steps):
                     begun = time.perf_counter()
-                    trainer.train_step()
+                    next(trainer.train_steps())
                     mine.append(time.perf_counter() - begun)
     return seconds, {threads: statistics.median(found) for threads, found in rates.items()}
 
@@ -184,9 +184,9 @@ def train_once(settings: dict[str, Any]) -> None:
     sys.stdin.readline()
     shape = from_mapping(ModelConfig, settings["shape"])
     trainer = trainer_of(shape, settings["windows"], "adamw", settings["threads"])
-    with trainer.workers:
+    with trainer.engine:
         for _ in range(3):
-            trainer.train_step()
+            next(trainer.train_steps())
 
 
 def measure(axis: str, plan: Plan) -> dict[str, Any]:

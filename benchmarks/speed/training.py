@@ -39,7 +39,8 @@ from tinyllm.system.cores import physical_cores
 from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.trainer import SCHEDULES, Trainer
+from tinyllm.training.optimization import SCHEDULES
+from tinyllm.training.trainer import Trainer
 
 # Model settings, windows in a batch, steps in a round, rounds.
 SIZES: dict[str, tuple[dict[str, Any], int, int, int]] = {
@@ -82,7 +83,7 @@ def our_step(trainer: Trainer) -> Step:
 
     def step(number: int) -> float:
         trainer.step = number
-        return trainer.train_step().loss
+        return next(trainer.train_steps()).loss
 
     return step
 
@@ -162,7 +163,7 @@ def compare(size: str, optimizer: str, threads: int, compiled: bool, rounds: int
     times: dict[str, list[float]] = {name: [] for name in peers}
     rates = []
     # Workers that are idle while a peer runs. They limit the threads of NumPy's BLAS, which PyTorch does not use.
-    with trainer.workers, Team(threads, [product_rate]) as team:
+    with trainer.engine, Team(threads, [product_rate]) as team:
         for number in range(rounds + 1):
             rates.append(sum(team.run(product_rate)))
             for name, step in peers.items():
@@ -257,9 +258,9 @@ def main() -> None:
     if args.only:
         trainer = build_trainer(args.size, args.optimizer, args.threads)
         if args.only == "tinyllm":
-            with trainer.workers:
+            with trainer.engine:
                 for _ in range(3):
-                    trainer.train_step()
+                    next(trainer.train_steps())
         else:
             step = torch_step(trainer, False)
             for number in range(3):

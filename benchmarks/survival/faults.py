@@ -25,9 +25,9 @@ from tinyllm import InputError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system import storage
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import MetricsFile
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.metrics import MetricsFile
 from tinyllm.training.trainer import Trainer
 
 
@@ -39,7 +39,7 @@ def write_checkpoint(run: Path) -> Path:
     tokens = np.random.default_rng(0).integers(0, 5, 100)
     config = TrainConfig(steps=3, batch_size=2, threads=1)
     Trainer(model, CharTokenizer("abcde"), tokens[:80], tokens[80:], config, run, [MetricsFile(run)]).fit()
-    return checkpoint.find(run)
+    return keeping.find(run)
 
 
 def main() -> None:

@@ -29,11 +29,12 @@ from tinyllm.ops.fast import attention
 from tinyllm.system.errors import InputError
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training import runs
-from tinyllm.training.callbacks import Callback, StepMetrics
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.callbacks import Callback
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.device import DeviceSteps, stack_batches
-from tinyllm.training.safeguards.watch import Limits, Rejection, Watch
+from tinyllm.training.engines.device import DeviceSteps, LossScale
+from tinyllm.training.events import Limits, Rejection, StepMetrics
+from tinyllm.training.safeguards.watch import Watch
 from tinyllm.training.trainer import Trainer
 
 
@@ -236,7 +237,7 @@ def test_a_run_is_that_of_numpy(optimizer: str, rate: float) -> None:
 def test_no_look_between_two_lines_of_the_log() -> None:
     with strict_device() as device:
         trainer, _ = trainer_of()
-        with trainer.workers:
+        with trainer.engine:
             assert len(list(trainer.train_steps())) == 4
             before = device.count.copy()
             assert len(list(trainer.train_steps())) == 4
@@ -248,16 +249,23 @@ def test_a_stretch_ends_where_something_is_due() -> None:
     with strict_device():
         trainer, _ = trainer_of(steps=22, log_every=7, eval_every=10, checkpoint_every=16)
         ends = []
-        with trainer.workers:
+        with trainer.engine:
             while trainer.step < 22:
                 list(trainer.train_steps())
                 ends.append(trainer.step)
     assert ends == [7, 10, 14, 16, 20, 21, 22]
 
 
+def scale_of(trainer: Trainer) -> LossScale:
+    engine = trainer.engine
+    assert isinstance(engine, DeviceSteps)
+    assert engine.loss_scale is not None
+    return engine.loss_scale
+
+
 def poison(trainer: Trainer, at: int, factor: float) -> None:
     """Multiply one gradient of the batch at position `at`."""
-    workers = trainer.workers
+    workers = trainer.engine
     assert isinstance(workers, DeviceSteps)
     original = workers._gradients
 
@@ -278,7 +286,7 @@ def test_a_bad_step_changes_nothing(optimizer: str, factor: float) -> None:
             optimizer=optimizer, log_every=40, steps=100, eval_every=100, checkpoint_every=100
         )
         poison(trainer, at=40, factor=factor)
-        with trainer.workers, backend.ignore_non_finite():
+        with trainer.engine, backend.ignore_non_finite():
             list(trainer.train_steps())  # so that the watch is active
             state = {**trainer.model.state_dict(), **trainer.optimizer.state_dict()}
             before = {name: backend.to_numpy(array).copy() for name, array in state.items()}
@@ -325,10 +333,10 @@ def test_a_bad_step_amid_a_stretch() -> None:
 def test_a_step_beyond_a_limit_is_not_made(limits: Limits) -> None:
     with on_device():
         trainer, _ = trainer_of()
-        workers = trainer.workers
+        workers = trainer.engine
         assert isinstance(workers, DeviceSteps)
         before = backend.to_numpy(trainer.parameters["norm.weight"].data).copy()
-        batches = stack_batches([trainer.sampler.batch(number) for number in range(2)])
+        batches = [trainer.sampler.batch(number) for number in range(2)]
         outcomes = workers.run(0, batches, [1.0, 1.0], 1.0, limits)
         assert [outcome.made for outcome in outcomes] == [False, False]
         np.testing.assert_array_equal(backend.to_numpy(trainer.parameters["norm.weight"].data), before)
@@ -341,13 +349,12 @@ def test_float16_products_scale_the_loss(tmp_path: Path) -> None:
     trainer.fit()
     with strict_device("float16"):
         trainer, told = trainer_of(tmp_path, **settings)
-        assert trainer.loss_scale is not None
-        trainer.loss_scale.value = 2.0**24  # too much, so that gradients overflow at first
+        scale_of(trainer).value = 2.0**24  # too much, so that gradients overflow at first
         trainer.fit()
-        assert trainer.loss_scale.value < 2.0**24
-        resumed, _ = trainer_of(tmp_path, **settings)
+        assert scale_of(trainer).value < 2.0**24
+        resumed, _ = trainer_of(tmp_path, threads=2, **settings)
         resumed.resume()
-        assert resumed.loss_scale == trainer.loss_scale
+        assert scale_of(resumed) == scale_of(trainer)
     assert not told.rejections
     assert trainer.step == 24 == trainer.optimizer.steps
     skipped = trainer.sampler.step - 24
@@ -394,7 +401,7 @@ def test_checkpoints_move_between_backends(tmp_path: Path) -> None:
         trainer.fit()
     np.testing.assert_allclose(told.losses, expected.losses, rtol=1e-5)
     for name in ("host", "device"):
-        checkpoint.remove_after(tmp_path / name, checkpoint.folder_of(tmp_path / name, 12))
+        keeping.remove_after(tmp_path / name, keeping.folder_of(tmp_path / name, 12))
     trainer, told = trainer_of(tmp_path / "device")
     trainer.resume()
     trainer.fit()
@@ -413,7 +420,7 @@ def test_text_and_loss_of_a_saved_model(tmp_path: Path) -> None:
     text.write_text(TEXT[:3000])
 
     def told() -> tuple[list[int], float]:
-        model, _ = checkpoint.load(folder)
+        model, _ = keeping.load(folder)
         return list(generate(model, [1, 2, 3], 40, seed=5)), runs.evaluate(folder, [str(text)]).loss
 
     tokens, loss = told()

@@ -28,8 +28,8 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.ops.fast import activation, attention, loss, norm, tiled_attention
 from tinyllm.optim.adamw import _adamw
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import StepMetrics
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import StepMetrics
 from tinyllm.training.trainer import Trainer
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -698,7 +698,7 @@ def test_a_run_on_compiled_kernels(monkeypatch: pytest.MonkeyPatch, optimizer: s
         tokenizer = CharTokenizer("".join(map(chr, range(65, 105))))
         trainer = Trainer(model, tokenizer, tokens, tokens[:200], config)
         found = []
-        with trainer.workers:
+        with trainer.engine:
             while trainer.step < config.steps:
                 for made in trainer.train_steps():
                     assert isinstance(made, StepMetrics)

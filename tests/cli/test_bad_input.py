@@ -17,8 +17,8 @@ from tinyllm.data import read_text
 from tinyllm.models import TransformerLM
 from tinyllm.system.errors import InputError
 from tinyllm.tokenizer import load_tokenizer
-from tinyllm.training.callbacks import MetricsFile
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
+from tinyllm.training.metrics import MetricsFile
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = [
@@ -190,7 +190,7 @@ def test_a_bad_config_file(capsys: pytest.CaptureFixture[str], content: str, mes
     assert re.search(message, said), said
 
 
-@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_training, load_tokenizer, read_text])
+@pytest.mark.parametrize("read", [keeping.load, checkpoint.load_training, load_tokenizer, read_text])
 @pytest.mark.parametrize("name", ["a\0b", "folder/\0", "\0"])
 def test_a_name_that_no_file_can_have_is_bad_input(read: Callable[[Path], object], name: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(name)}"):
@@ -290,8 +290,8 @@ def test_a_damaged_checkpoint(
     trained: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
 ) -> None:
     shutil.copytree(trained, "run", symlinks=True)
-    path = checkpoint.find(Path("run"))
-    for each in checkpoint.checkpoints(Path("run")):
+    path = keeping.find(Path("run"))
+    for each in keeping.checkpoints(Path("run")):
         DAMAGES[damage](each / file)
     Path("t.txt").write_text(TEXT)
     for arguments in (
@@ -344,7 +344,7 @@ def test_a_run_whose_settings_are_damaged(trained: Path, capsys: pytest.CaptureF
 
 
 def test_weights_that_are_not_finite(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, tokenizer = checkpoint.load(trained)
+    model, tokenizer = keeping.load(trained)
     model.norm.weight.data[...] = np.nan
     checkpoint.save("bad", model, tokenizer)
     assert (

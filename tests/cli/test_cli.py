@@ -20,9 +20,10 @@ from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.models import ModelConfig
 from tinyllm.tokenizer import BPETokenizer, SentencePieceTokenizer
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
-from tinyllm.training.callbacks import Progress, StepMetrics
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.callbacks import Progress
+from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import StepMetrics
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = [
@@ -173,7 +174,7 @@ def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixtur
 
 
 def test_sample_takes_a_checkpoint_too(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = checkpoint.find(trained)
+    folder = keeping.find(trained)
     assert run("sample", str(folder), "--prompt", "a", "--tokens", "3") == 0
     assert len(capsys.readouterr().out) == 5
 
@@ -387,7 +388,7 @@ def test_overwrite_replaces_a_run_once_all_is_well(capsys: pytest.CaptureFixture
     assert Path("run/latest/model.safetensors").read_bytes() == before
     assert run("train", "--overwrite", "--data", "text.txt", "--out", "run", *TINY, "--seed", "2") == 0
     assert Path("run/latest/model.safetensors").read_bytes() != before
-    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(Path("run"))] == [0, 4]
+    assert [keeping.step_of(path) for path in keeping.checkpoints(Path("run"))] == [0, 4]
     lines = Path("run/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 5
 

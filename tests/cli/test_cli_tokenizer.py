@@ -22,7 +22,7 @@ from tinyllm.tokenizer import (
 )
 from tinyllm.tokenizer.base import TokenArray
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 END = "<|endoftext|>"
@@ -335,7 +335,7 @@ def test_a_tokenizer_is_found_wherever_it_may_be(capsys: pytest.CaptureFixture[s
         ModelConfig(vocab_size=260, hidden_size=8, num_layers=1, num_heads=2, context_length=8)
     )
     saved = checkpoint.save("run/checkpoints/step-00000001", model, tokenizer)
-    checkpoint.point(Path("run"), "best", saved)
+    keeping.link_to(Path("run"), "best", saved)
     for path in ("bpe.json", "folder", "folder/tokenizer.json", "run", "run/best", str(saved)):
         assert output(capsys, "encode", path, "the") == "257\n"
 

@@ -23,12 +23,13 @@ from tinyllm.debug.profiler import Memory, Profile, Profiler, Row, combined, mid
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.presets import PRESETS
 from tinyllm.training import profile_report
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.processes import DataParallel
+from tinyllm.training.engines import Processes
+from tinyllm.training.objectives import NextToken
+from tinyllm.training.optimization import build_optimizer
 from tinyllm.training.profile_report import WIDTH, alike_together, report
 from tinyllm.training.step_profile import TrainingProfile, profile_training
-from tinyllm.training.trainer import build_optimizer
 
 CONFIG = ModelConfig(
     vocab_size=11, context_length=8, num_layers=2, num_heads=4, num_kv_heads=2, hidden_size=16, dropout=0.1
@@ -261,7 +262,7 @@ def test_a_whole_training_step(workers: int) -> None:
     model = TransformerLM(CONFIG, seed=0)
     before = {name: array.copy() for name, array in model.state_dict().items()}
     optimizer = build_optimizer(model, TrainConfig(optimizer="muon"))
-    result = profile_training(model, optimizer, TOKENS, TOKENS, workers, steps=3)
+    result = profile_training(model, optimizer, NextToken(), (TOKENS, TOKENS), workers, steps=3)
     parts = (result.gradients_seconds, result.add_up_seconds, result.update_seconds)
     assert min(parts) > 0
     assert sum(parts) == pytest.approx(result.step_seconds)
@@ -400,7 +401,7 @@ def test_profile_of_a_run_takes_its_settings(trained: Path, capsys: pytest.Captu
 def test_a_checkpoint_elsewhere_has_the_default_settings(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = checkpoint.find(trained)
+    folder = keeping.find(trained)
     folder.resolve().rename("moved")
     try:
         assert ", adamw, 12 windows" in output_of(capsys, "moved", "--steps", "1", "--threads", "1")[1]
@@ -410,7 +411,7 @@ def test_a_checkpoint_elsewhere_has_the_default_settings(
 
 def test_the_micro_batch_is_the_largest_that_a_worker_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    gradients_of = DataParallel._gradients
+    gradients_of = Processes._gradients
     forward = TransformerLM.forward
 
     def spy(self: TransformerLM, tokens: Any, *arguments: Any) -> Tensor:
@@ -421,7 +422,7 @@ def test_the_micro_batch_is_the_largest_that_a_worker_gets(monkeypatch: pytest.M
     assert cli.main(["profile", "--preset", "char", *SMALL, "--batch-size", "200", "--threads", "1"]) == 0
     # 200 windows of 16 tokens are 3.1 micro-batches of 1024 tokens, so 4.
     assert set(sizes) == {(50, 16)}
-    assert DataParallel._gradients is gradients_of
+    assert Processes._gradients is gradients_of
 
 
 def test_flags_of_training_are_those_of_train() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tinyllm import no_grad
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
 transformers = pytest.importorskip("transformers", reason="needs the interop-test extra")
@@ -62,7 +62,7 @@ def test_what_transformers_saves_opens_here(tmp_path: Path) -> None:
     theirs = transformers.Qwen3ForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
     CharTokenizer("".join(chr(0x4E00 + i) for i in range(40))).save(tmp_path)
-    model, _ = checkpoint.load(tmp_path)
+    model, _ = keeping.load(tmp_path)
     tokens = np.random.default_rng(1).integers(0, 40, size=(2, 16))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()

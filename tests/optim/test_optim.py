@@ -25,7 +25,7 @@ from tinyllm.optim import (
     orthogonalise,
 )
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.trainer import build_optimizer
+from tinyllm.training.optimization import build_optimizer
 
 EPS32 = float(np.finfo(np.float32).eps)
 Arrays = dict[str, Any]
@@ -254,6 +254,14 @@ def test_state_round_trip_goes_on_with_the_same_bits() -> None:
     [
         (lambda s: s.pop("vector.v"), "'vector.v' is missing"),
         (lambda s: s.update({"vector.v": np.ones(5)}), r"'vector.v' has shape \(5,\), expected \(4,\)"),
+        (
+            lambda s: s.update({"vector.v": s["vector.v"] * 1j}),
+            "'vector.v' is of complex128, expected floating",
+        ),
+        (
+            lambda s: s.update({"vector.v": s["vector.v"].astype(str)}),
+            "'vector.v' is of <U32, expected floating",
+        ),
     ],
 )
 def test_wrong_state_is_refused_and_changes_nothing(change: Any, message: str) -> None:

@@ -3,7 +3,7 @@
 With it, the code for a device is tested where there is none:
 
     with strict_device() as device:
-        loss = trainer.train_step()
+        loss = next(trainer.train_steps())
     assert device.count.synchronizations == 0
 
 Its arrays do not turn into NumPy's, do not mix with them, and are not numbers before `.item()` is called. It has

@@ -19,7 +19,8 @@ from tinyllm import backend
 
 if TYPE_CHECKING:
     from tinyllm.backend import Array
-    from tinyllm.training.engines.processes import DataParallel
+    from tinyllm.training.engines import Serial
+    from tinyllm.training.objectives import Batch
     from tinyllm.training.trainer import Trainer
 
 RATE_STEPS = 5
@@ -28,34 +29,34 @@ LABEL_STEPS = 20
 
 def before_step(trainer: Trainer, act: Callable[[int], None]) -> None:
     """Call `act` with the position of the batch before each step, made or not."""
-    train_step = trainer.train_step
+    train_steps = trainer.train_steps
 
     def troubled() -> Any:
         act(trainer.sampler.step)
-        return train_step()
+        return train_steps()
 
-    trainer.train_step = troubled  # type: ignore[method-assign]
+    trainer.train_steps = troubled  # type: ignore[method-assign]
 
 
-def _on_cpu(trainer: Trainer) -> DataParallel:
+def _on_cpu(trainer: Trainer) -> Serial:
     if backend.is_asynchronous():
         raise TypeError("this trouble is made on the NumPy backend alone")
-    return cast("DataParallel", trainer.workers)
+    return cast("Serial", trainer.engine)
 
 
 def change_gradients(trainer: Trainer, when: Callable[[int], bool], change: Callable[[Array], None]) -> None:
     """Call `change` with each gradient array of this process in the steps whose position is one for `when`."""
-    workers = _on_cpu(trainer)
-    gradients = workers.gradients
+    engine = _on_cpu(trainer)
+    gradients = engine.gradients
 
-    def changed(step: int, inputs: Array, targets: Array) -> float:
-        loss = gradients(step, inputs, targets)
-        if when(step):
-            for array in workers.by_worker[0].values():
+    def changed(position: int, batch: Batch) -> float:
+        loss = gradients(position, batch)
+        if when(position):
+            for array in engine.total.values():
                 change(array)
         return loss
 
-    workers.gradients = changed  # type: ignore[method-assign]
+    engine.gradients = changed  # type: ignore[method-assign]
 
 
 def change_batches(trainer: Trainer, change: Callable[[int, Array, Array], tuple[Array, Array]]) -> None:
@@ -113,14 +114,14 @@ def shuffled_labels(trainer: Trainer, at: int) -> None:
 
 def rate_times_a_hundred(trainer: Trainer, at: int) -> None:
     """The learning rate is a hundred times what it should be for RATE_STEPS batches in a row."""
-    workers = _on_cpu(trainer)
-    update = workers.update
+    engine = _on_cpu(trainer)
+    update = engine.update
 
     def changed(factor: float, scale: float = 1.0) -> None:
-        position = trainer.sampler.step - 1  # which has moved on when the update is made
+        position = trainer.sampler.step  # which moves on after the update
         update(factor * (100 if at <= position < at + RATE_STEPS else 1), scale)
 
-    workers.update = changed  # type: ignore[method-assign]
+    engine.update = changed  # type: ignore[method-assign]
 
 
 TROUBLES: dict[str, Callable[[Trainer, int], None]] = {

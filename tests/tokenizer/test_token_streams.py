@@ -23,6 +23,7 @@ from tinyllm.tokenizer import (
     inspection,
 )
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
+from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards.incidents import worst_tokens
 
 BYTES = {bytes([i]): i for i in range(256)}
@@ -155,9 +156,9 @@ def test_what_a_token_stands_for_inside_a_text() -> None:
 
 def test_reports_of_incidents_name_a_token_with_its_space() -> None:
     step: Any = SimpleNamespace(
-        inputs=np.array([[260, 259]]),
-        targets=np.array([[259, 258]]),
-        token_losses=lambda: np.array([[2.0, 1.0]]),
+        objective=NextToken(),
+        batch=(np.array([[260, 259]]), np.array([[259, 258]])),
+        each_loss=lambda: np.array([[2.0, 1.0]]),
     )
     assert [found["text"] for found in worst_tokens(step, sentence_pieces(prefix=True))] == [" to", " "]
 

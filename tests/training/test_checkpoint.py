@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import Parameter
 from tinyllm.system import storage
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.checkpoints.checkpoint import TrainingState
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.trainer import Trainer
@@ -85,7 +85,7 @@ def test_round_trip_keeps_every_bit(tmp_path: Path, config: ModelConfig) -> None
     model.norm.weight.data[:4] = [0.0, -0.0, 1e-45, 3e38]  # zeros of both signs, a subnormal number
     path = checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state())
     assert sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file()) == sorted(FILES)
-    loaded, tokenizer = checkpoint.load(path)
+    loaded, tokenizer = keeping.load(path)
     assert loaded.config == config
     assert not loaded.training
     assert tokenizer.to_json() == TOKENIZER.to_json()
@@ -173,7 +173,7 @@ def test_a_folder_of_transformers_without_training_is_read(saved: Path) -> None:
     content["some_new_key"] = {"ignored": 1}
     content["num_key_value_heads"] = 2
     (saved / "config.json").write_text(json.dumps(content))
-    model, _ = checkpoint.load(saved)
+    model, _ = keeping.load(saved)
     assert model.config.qk_norm
     refused(lambda: checkpoint.load_training(saved), "no training state")
 
@@ -255,6 +255,15 @@ def put_a_fraction_into_the_config(model: TransformerLM) -> None:
     model.config = replace(model.config, context_length=64.0)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class OwnConfig(ModelConfig):
+    window: int = 5
+
+
+def put_a_field_into_the_config(model: TransformerLM) -> None:
+    model.config = OwnConfig(**vars(model.config))
+
+
 CHANGES: dict[Callable[[TransformerLM], None], str] = {
     append_a_block: "the config says 2 layers, the weights are of 3",
     remove_a_block: "the config says 2 layers, the weights are of 1",
@@ -272,6 +281,7 @@ CHANGES: dict[Callable[[TransformerLM], None], str] = {
     mix_dtypes: "'head.weight' of float32, 'norm.weight' of float64",
     put_nan_into_the_config: "norm_eps=nan",
     put_a_number_for_yes_into_the_config: "qk_norm must be true or false, got 1",
+    put_a_field_into_the_config: "config.json would not describe it",
     put_a_fraction_into_the_config: "context_length must be an integer, got 64.0",
 }
 
@@ -333,7 +343,7 @@ def test_a_tie_made_by_hand_is_saved_as_one(tmp_path: Path, reverse: bool) -> No
     path = checkpoint.save(tmp_path / "x", model, TOKENIZER)
     assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is True
     assert "lm_head.weight" not in safetensors.numpy.load_file(path / "model.safetensors")
-    loaded, _ = checkpoint.load(path)
+    loaded, _ = keeping.load(path)
     assert loaded.head.weight is loaded.embedding.weight
     assert loaded.head.weight.data.tobytes() == model.head.weight.data.tobytes()
     tokens = np.arange(6).reshape(2, 3)
@@ -343,7 +353,7 @@ def test_a_tie_made_by_hand_is_saved_as_one(tmp_path: Path, reverse: bool) -> No
 def test_a_tie_undone_by_hand_is_saved_as_none(tmp_path: Path) -> None:
     model = TransformerLM(replace(CONFIG, tie_embeddings=True), 1)
     model.head.weight = Parameter(model.embedding.weight.data + 1)
-    loaded, _ = checkpoint.load(checkpoint.save(tmp_path / "x", model, TOKENIZER))
+    loaded, _ = keeping.load(checkpoint.save(tmp_path / "x", model, TOKENIZER))
     assert not loaded.config.tie_embeddings
     for name, array in model.state_dict().items():
         assert loaded.state_dict()[name].tobytes() == array.tobytes()
@@ -359,7 +369,7 @@ def test_a_dtype_is_written_and_no_bit_is_lost(tmp_path: Path, dtype: str, loads
     model.astype(dtype)
     path = checkpoint.save(tmp_path / "x", model, TOKENIZER)
     assert json.loads((path / "config.json").read_text())["torch_dtype"] == dtype
-    loaded, _ = checkpoint.load(path)
+    loaded, _ = keeping.load(path)
     assert loaded.head.weight is loaded.embedding.weight
     for name, array in model.state_dict().items():
         assert loaded.state_dict()[name].dtype == loads_as
@@ -384,7 +394,7 @@ def test_arrays_in_any_layout_are_saved_as_their_values(tmp_path: Path) -> None:
     assert np.array_equal(arrays["a.m"], moment)
     assert np.array_equal(arrays["b.v"], moment[::-1, ::-1])
     assert arrays["c"].shape == ()
-    loaded, _ = checkpoint.load(path)
+    loaded, _ = keeping.load(path)
     for name, array in loaded.state_dict().items():
         assert array.tobytes() == expected[name].tobytes()
 
@@ -393,7 +403,7 @@ def test_arrays_in_any_layout_are_saved_as_their_values(tmp_path: Path) -> None:
 
 
 def load_all(path: Path) -> None:
-    checkpoint.load(path)
+    keeping.load(path)
     checkpoint.load_training(path)
 
 
@@ -450,7 +460,7 @@ def test_json_of_any_kind_is_refused(saved: Path, file: str, content: str, manif
     elif not manifest:
         shutil.rmtree(saved / "training")
     (saved / file).write_text(content)
-    refused(lambda: checkpoint.load(saved), file)
+    refused(lambda: keeping.load(saved), file)
 
 
 CONFIG_CHANGES: list[dict[str, Any]] = [
@@ -493,7 +503,7 @@ def test_a_config_that_does_not_fit_is_refused(saved: Path, change: dict[str, An
     shutil.rmtree(saved / "training")
     content = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**content, **change}))
-    refused(lambda: checkpoint.load(saved), str(saved))
+    refused(lambda: keeping.load(saved), str(saved))
 
 
 @pytest.mark.parametrize(
@@ -513,7 +523,7 @@ def test_arrays_that_do_not_fit_are_refused(saved: Path, change: Any) -> None:
     arrays = safetensors.numpy.load_file(saved / "model.safetensors")
     change(arrays)
     safetensors.numpy.save_file(arrays, saved / "model.safetensors")
-    refused(lambda: checkpoint.load(saved), str(saved))
+    refused(lambda: keeping.load(saved), str(saved))
 
 
 @pytest.mark.parametrize(
@@ -530,13 +540,13 @@ def test_arrays_that_do_not_fit_are_refused(saved: Path, change: Any) -> None:
 def test_files_that_are_no_safetensors(saved: Path, content: bytes) -> None:
     shutil.rmtree(saved / "training")
     (saved / "model.safetensors").write_bytes(content)
-    refused(lambda: checkpoint.load(saved), "model.safetensors")
+    refused(lambda: keeping.load(saved), "model.safetensors")
 
 
 def test_a_tokenizer_of_another_model_is_refused(saved: Path) -> None:
     shutil.rmtree(saved / "training")
     (saved / "tokenizer.json").write_text(json.dumps(CharTokenizer("abcdefghij").to_json()))
-    refused(lambda: checkpoint.load(saved), "10 tokens, the model 7")
+    refused(lambda: keeping.load(saved), "10 tokens, the model 7")
 
 
 def test_a_manifest_names_size_and_digest_of_every_other_file(saved: Path) -> None:
@@ -588,7 +598,7 @@ def test_a_save_that_fails_leaves_nothing(
             with pytest.raises(KeyboardInterrupt):
                 checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state())
     assert list(tmp_path.iterdir()) == []
-    checkpoint.load(checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state()))
+    keeping.load(checkpoint.save(tmp_path / "x", model, TOKENIZER, training_state()))
 
 
 @pytest.fixture(params=[True, False], ids=["names are exchanged", "two renames"])
@@ -602,7 +612,7 @@ def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_a_second_save_replaces_the_first(saved: Path, exchanges: bool) -> None:
     model = TransformerLM(replace(CONFIG, num_layers=1), 9)
     checkpoint.save(saved, model, TOKENIZER)
-    loaded, _ = checkpoint.load(saved)
+    loaded, _ = keeping.load(saved)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, array in model.state_dict().items():
         assert loaded.state_dict()[name].tobytes() == array.tobytes()
@@ -627,11 +637,22 @@ def test_a_second_save_that_fails_leaves_one_of_the_two(saved: Path, operation: 
         checkpoint.save(saved, TransformerLM(CONFIG, 1), TOKENIZER, training_state())
         code = in_fork(lambda number=number: save_again(number))  # type: ignore[misc]
         load_all(saved)
-        assert checkpoint.load(saved)[0].embedding.weight.data.tobytes() in both
+        assert keeping.load(saved)[0].embedding.weight.data.tobytes() in both
         if code not in (0, KILLED):
             break
         assert (code == KILLED) == kind.startswith("kill")
     assert number == {"write_bytes": 8, "flush_file": 8, "flush_folder": 4, "exchange": 2}.get(operation, 1)
+
+
+def test_where_names_are_not_exchanged_a_save_that_fails_leaves_the_first(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "exchange", fail_on_call(None, 1, OSError(errno.EINVAL, "not here")))
+    with Faults("rename", 2, "error") as faults:
+        refused(lambda: checkpoint.save(saved, TransformerLM(CONFIG, 9), TOKENIZER), "cannot be written")
+    assert faults.calls == 3
+    load_all(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
 def test_a_save_replaces_nothing_but_a_checkpoint(saved: Path) -> None:
@@ -649,7 +670,7 @@ def test_a_save_replaces_nothing_but_a_checkpoint(saved: Path) -> None:
     (saved.parent / "file").write_text("")
     refused(again(saved.parent / "file"), "file", "cannot be written")
     (saved.parent / "empty").mkdir()
-    checkpoint.load(again(saved.parent / "empty")())
+    keeping.load(again(saved.parent / "empty")())
 
 
 def test_a_save_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -686,80 +707,80 @@ def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 def test_links_name_checkpoints(tmp_path: Path, links: bool) -> None:
     first, second = make_run(tmp_path, [1, 2])
     for target in (first, second):
-        checkpoint.point(tmp_path, "latest", target)
-        found = checkpoint.read_link(tmp_path, "latest")
+        keeping.link_to(tmp_path, "latest", target)
+        found = keeping.read_link(tmp_path, "latest")
         assert found is not None
         assert found.resolve() == target.resolve()
         assert (tmp_path / "latest").is_symlink() == links
-    checkpoint.point(tmp_path, "best", first)
-    assert checkpoint.read_link(tmp_path, "other") is None
+    keeping.link_to(tmp_path, "best", first)
+    assert keeping.read_link(tmp_path, "other") is None
 
     def seed_of(model: TransformerLM) -> int:
         bits = model.embedding.weight.data.tobytes()
         return next(s for s in (1, 2) if TransformerLM(CONFIG, s).embedding.weight.data.tobytes() == bits)
 
-    assert seed_of(checkpoint.load(tmp_path)[0]) == 1  # the best
-    assert seed_of(checkpoint.load(tmp_path / "checkpoints" / "step-00000002")[0]) == 2
-    assert checkpoint.find(tmp_path).resolve() == second.resolve()  # the latest
+    assert seed_of(keeping.load(tmp_path)[0]) == 1  # the best
+    assert seed_of(keeping.load(tmp_path / "checkpoints" / "step-00000002")[0]) == 2
+    assert keeping.find(tmp_path).resolve() == second.resolve()  # the latest
     # A run may be moved as a whole.
     moved = tmp_path.with_name(tmp_path.name + "-moved")
     tmp_path.rename(moved)
-    assert seed_of(checkpoint.load(moved)[0]) == 1
+    assert seed_of(keeping.load(moved)[0]) == 1
     moved.rename(tmp_path)
 
 
 def test_find_without_links_takes_the_newest(tmp_path: Path) -> None:
     make_run(tmp_path, [1, 20, 3])
-    assert checkpoint.find(tmp_path).name == "step-00000020"
+    assert keeping.find(tmp_path).name == "step-00000020"
 
 
 def test_find_refuses_what_is_no_run(tmp_path: Path) -> None:
-    refused(lambda: checkpoint.find(tmp_path), str(tmp_path), "no checkpoint here")
-    refused(lambda: checkpoint.find(tmp_path / "missing"), "no such folder")
+    refused(lambda: keeping.find(tmp_path), str(tmp_path), "no checkpoint here")
+    refused(lambda: keeping.find(tmp_path / "missing"), "no such folder")
     (tmp_path / "file").write_text("text")
-    refused(lambda: checkpoint.load(tmp_path / "file"), "no checkpoint here")
+    refused(lambda: keeping.load(tmp_path / "file"), "no checkpoint here")
 
 
 def test_pruning_keeps_best_latest_and_newest(tmp_path: Path, links: bool) -> None:
     made = make_run(tmp_path, [10, 20, 30, 40, 100])
-    checkpoint.point(tmp_path, "best", made[1])
-    checkpoint.point(tmp_path, "latest", made[3])
+    keeping.link_to(tmp_path, "best", made[1])
+    keeping.link_to(tmp_path, "latest", made[3])
     leftover = tmp_path / "checkpoints" / ".step-00000050.123.tmp"
     (leftover / "training").mkdir(parents=True)
     (tmp_path / ".run.toml.123.tmp").write_text("")
-    checkpoint.prune(tmp_path, [made[4], made[0]])
+    keeping.prune(tmp_path, [made[4], made[0]])
     assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000040", "step-00000100"]
     assert not (tmp_path / ".run.toml.123.tmp").exists()
-    checkpoint.prune(tmp_path)
+    keeping.prune(tmp_path)
     assert names(tmp_path) == ["step-00000020", "step-00000040"]
-    checkpoint.load(tmp_path)
+    keeping.load(tmp_path)
 
 
 def test_scheduled_checkpoints_are_whole_and_at_multiples(tmp_path: Path) -> None:
     for name in ("step-00000000", "step-00000003", "step-00000006-interrupted", "step-00000006", "step-00000007",
                  "step-00000012-interrupted", "step-x", "step-100000000", ".step-00000009.1.tmp"):  # fmt: skip
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == [
+    assert [p.name for p in keeping.checkpoints(tmp_path)] == [
         "step-00000000", "step-00000003", "step-00000006-interrupted", "step-00000006", "step-00000007",
         "step-00000012-interrupted", "step-100000000",
     ]  # fmt: skip
-    found = checkpoint.scheduled(tmp_path, 3)
-    assert [checkpoint.step_of(path) for path in found] == [0, 3, 6]
-    assert found[-1] == checkpoint.folder_of(tmp_path, 6)
+    found = keeping.scheduled(tmp_path, 3)
+    assert [keeping.step_of(path) for path in found] == [0, 3, 6]
+    assert found[-1] == keeping.folder_of(tmp_path, 6)
 
 
 def test_remove_after_and_remove_run(tmp_path: Path, links: bool) -> None:
     made = make_run(tmp_path, [1, 2, 3, 4])
-    checkpoint.point(tmp_path, "latest", made[1])
-    checkpoint.remove_after(tmp_path, checkpoint.find(tmp_path))
+    keeping.link_to(tmp_path, "latest", made[1])
+    keeping.remove_after(tmp_path, keeping.find(tmp_path))
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
     (tmp_path / "run.toml").write_text("")
-    checkpoint.remove_run(tmp_path)
+    keeping.remove_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
-    checkpoint.remove_run(tmp_path)
+    keeping.remove_run(tmp_path)
 
 
 def test_a_link_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (made,) = make_run(tmp_path, [1])
     monkeypatch.setattr(os, "replace", fail_on_call(os.replace, 1, FULL))
-    refused(lambda: checkpoint.point(tmp_path, "latest", made), "latest", "No space left")
+    refused(lambda: keeping.link_to(tmp_path, "latest", made), "latest", "No space left")

@@ -27,9 +27,11 @@ from tinyllm.system import storage
 from tinyllm.system.interrupts import HurriedInterrupt, Interrupts, Terminated, is_termination
 from tinyllm.system.lock import FolderLock
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import Callback, Evaluation, MetricsFile, Progress, StepMetrics, read_metrics
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.callbacks import Callback, Progress
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import Evaluation, StepMetrics
+from tinyllm.training.metrics import MetricsFile, read_metrics
 from tinyllm.training.runs import RunFolder
 from tinyllm.training.trainer import Trainer
 
@@ -68,7 +70,7 @@ class At(Callback):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of the best and the latest checkpoint of a run."""
-    found = {link: checkpoint.read_link(folder, link) for link in checkpoint.LINKS}
+    found = {link: keeping.read_link(folder, link) for link in keeping.LINKS}
     assert all(found.values())
     return {
         f"{path.name}/{file.relative_to(path)}": file.read_bytes()
@@ -117,23 +119,23 @@ def test_stopped_after_any_step_a_run_ends_with_the_same_files(
 
     with pytest.raises(KeyboardInterrupt):
         make(run, MetricsFile(run), At({stop: interrupt}), Start()).fit()
-    names = [path.name for path in checkpoint.checkpoints(run)]
+    names = [path.name for path in keeping.checkpoints(run)]
     assert names[-1] == f"step-{stop:08}-interrupted"
     resumed = make(run, MetricsFile(run))
     resumed.resume()
     assert resumed.step == stop
     resumed.fit()
     same(run, whole)
-    assert [p.name for p in checkpoint.checkpoints(run)] == [p.name for p in checkpoint.checkpoints(whole)]
+    assert [p.name for p in keeping.checkpoints(run)] == [p.name for p in keeping.checkpoints(whole)]
 
 
 def test_a_whole_checkpoint_is_newer_than_an_interrupted_one_of_its_step(tmp_path: Path, whole: Path) -> None:
     """A kill came after the save that follows an interrupt, and before the interrupted one was removed."""
     run = tmp_path / "run"
     shutil.copytree(whole, run, symlinks=True)
-    folder = checkpoint.folder_of(run, 12)
-    shutil.copytree(folder, checkpoint.folder_of(run, 12, interrupted=True))
-    found = checkpoint.find_valid(run, training=True)
+    folder = keeping.folder_of(run, 12)
+    shutil.copytree(folder, keeping.folder_of(run, 12, interrupted=True))
+    found = keeping.find_valid(run, training=True)
     assert found.folder == folder
     make(run).resume()
 
@@ -143,11 +145,11 @@ def test_a_damaged_checkpoint_is_in_nobodys_way_when_training_comes_to_its_step_
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run, symlinks=True)
-    (checkpoint.folder_of(run, 12) / "model.safetensors").write_bytes(b"damaged")
+    (keeping.folder_of(run, 12) / "model.safetensors").write_bytes(b"damaged")
     resumed = make(run, MetricsFile(run))
     resumed.resume()
     assert resumed.step == 9
-    assert checkpoint.step_of(checkpoint.checkpoints(run)[-1]) == 9
+    assert keeping.step_of(keeping.checkpoints(run)[-1]) == 9
     resumed.fit()
     same(run, whole)
 
@@ -183,8 +185,8 @@ def test_signals_save_and_say_how_to_go_on(tmp_path: Path, number: int, code: in
         process.kill()
     last = err.splitlines()[-1]
     assert process.returncode == code, err
-    found = checkpoint.find_valid(tmp_path / "run", training=True)
-    step = checkpoint.step_of(found.folder)
+    found = keeping.find_valid(tmp_path / "run", training=True)
+    step = keeping.step_of(found.folder)
     assert last == f"stopped; go on from step {step} with: tinyllm train --resume --out run"
     assert step == max(line["step"] for line in metrics(tmp_path / "run")) > 0
 
@@ -203,7 +205,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(HurriedInterrupt) as stop:
         make(run, At({4: kill})).fit()
     assert is_termination(stop.value)
-    assert [path.name for path in checkpoint.checkpoints(run)] == [f"step-{step:08}" for step in (0, 3)]
+    assert [path.name for path in keeping.checkpoints(run)] == [f"step-{step:08}" for step in (0, 3)]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -256,7 +258,7 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
     at = At({2: lambda: full.update(yes=True), 10: lambda: full.update(yes=False)})
     make(run, at, MetricsFile(run)).fit()
     assert metrics(run) == metrics(whole)
-    assert checkpoint.load(run)[0].state_dict().keys() == checkpoint.load(whole)[0].state_dict().keys()
+    assert keeping.load(run)[0].state_dict().keys() == keeping.load(whole)[0].state_dict().keys()
     mine, other = contents(run), contents(whole)
     for file in ("model.safetensors", "training/optimizer.safetensors"):
         assert mine[f"step-00000012/{file}"] == other[f"step-00000012/{file}"]
@@ -281,7 +283,7 @@ def test_the_best_is_the_best_of_those_that_could_be_saved(
     monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0))
     trainer.fit()
     assert (trainer.best_loss, trainer.best_step) == (2.0, 12)
-    assert checkpoint.step_of(checkpoint.find(run, ("best",))) == 12
+    assert keeping.step_of(keeping.find(run, ("best",))) == 12
 
 
 def test_an_interrupt_after_a_save_writes_no_other(tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_an_interrupt_after_a_save_writes_no_other(tmp_path: Path) -> None:
     trainer = make(run)
     trainer.save()
     trainer.save(interrupted=True)
-    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000000"]
+    assert [path.name for path in keeping.checkpoints(run)] == ["step-00000000"]
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(
@@ -375,9 +377,9 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, whole: Path, vanis
             other.hold()
     assert metrics(run) == metrics(whole)
     assert (run / "run.toml").read_bytes() == settings
-    latest = checkpoint.find_valid(run, training=True)
-    assert latest.files == checkpoint.find_valid(whole, training=True).files
-    checkpoint.load(run)
+    latest = keeping.find_valid(run, training=True)
+    assert latest.files == keeping.find_valid(whole, training=True).files
+    keeping.load(run)
 
 
 def test_a_folder_that_became_a_file_is_said(tmp_path: Path) -> None:
@@ -394,7 +396,7 @@ def test_a_folder_that_became_a_file_is_said(tmp_path: Path) -> None:
         make(run, run_folder, at, MetricsFile(run)).fit()
     assert len(at.messages) == 4  # after 4, 6, 8, 9 steps
     assert "nothing is saved yet" in at.messages[-1]
-    assert checkpoint.step_of(checkpoint.find(run)) == 12
+    assert keeping.step_of(keeping.find(run)) == 12
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -441,7 +443,7 @@ def test_a_quota_on_the_size_of_files(tmp_path: Path) -> None:
     again = ["train", "--resume", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "c")]
     assert cli.main(again) == 0
     assert metrics(tmp_path / "b") == metrics(tmp_path / "c")
-    (mine, other) = (checkpoint.find_valid(tmp_path / name, training=True).files for name in "bc")
+    (mine, other) = (keeping.find_valid(tmp_path / name, training=True).files for name in "bc")
     for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
         assert mine[file] == other[file]
 
@@ -485,7 +487,7 @@ def test_a_log_that_nobody_can_read_or_write_does_not_end_the_run(tmp_path: Path
                    "--steps", "200", "--eval-every", "50"]  # fmt: skip
         subprocess.run(command, cwd=tmp_path, env=environment, stderr=log, check=False)
         os.close(log)
-        assert checkpoint.step_of(checkpoint.find(tmp_path / name)) == 200
+        assert keeping.step_of(keeping.find(tmp_path / name)) == 200
 
 
 # ---- Clocks, and other runs --------------------------------------------------------------------
@@ -588,9 +590,9 @@ def test_a_run_that_was_copied_with_its_links_followed_goes_on(tmp_path: Path, h
     assert (run / "latest").is_dir()
     assert not (run / "latest").is_symlink()
     assert cli.main(["train", how, *given, "--out", str(run), "--steps", "6"]) == 0
-    for link in checkpoint.LINKS:
+    for link in keeping.LINKS:
         assert (run / link).is_symlink()
-    assert checkpoint.step_of(checkpoint.find(run)) == 6
+    assert keeping.step_of(keeping.find(run)) == 6
 
 
 # ---- Threads -----------------------------------------------------------------------------------
@@ -602,11 +604,11 @@ def test_the_number_of_threads_is_that_of_the_run(tmp_path: Path, monkeypatch: p
     at = At({})
     same_threads = make(run, at, config=replace(TRAIN, threads=0))
     same_threads.resume()
-    assert same_threads.threads == same_threads.workers.size == len(same_threads.workers.shares) == 3
+    assert same_threads.threads == same_threads.engine.size == len(same_threads.engine.shares) == 3
     assert at.messages == []
     other = make(run, at, config=replace(TRAIN, threads=2))
     other.resume()
-    assert other.threads == other.workers.size == 2
+    assert other.threads == other.engine.size == 2
     assert at.messages == ["the run had 3 threads and goes on with 2: the same steps, rounded otherwise"]
 
 
@@ -636,18 +638,18 @@ def test_older_checkpoints_make_room_on_a_full_disk(tmp_path: Path, monkeypatch:
     at = At({2: lambda: setattr(quota, "limit", 3.2 * quota.used())})
     trainer = make(tmp_path, at)
     trainer.fit()
-    assert trainer.saved_step == TRAIN.steps
+    assert trainer.checkpoints.saved_step == TRAIN.steps
     assert sum("older checkpoints were removed to make room" in line for line in at.messages) >= 1
-    names = {checkpoint.step_of(folder) for folder in checkpoint.checkpoints(tmp_path)}
+    names = {keeping.step_of(folder) for folder in keeping.checkpoints(tmp_path)}
     assert TRAIN.steps in names
     assert trainer.best_step in names
-    checkpoint.find_valid(tmp_path, training=True)
+    keeping.find_valid(tmp_path, training=True)
 
 
 def test_no_room_is_made_of_the_newest_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path, config=replace(TRAIN, steps=6))
     trainer.fit()
-    best, latest = (checkpoint.read_link(tmp_path, link) for link in ("best", "latest"))
+    best, latest = (keeping.read_link(tmp_path, link) for link in ("best", "latest"))
     assert best is not None
     assert latest is not None
     Quota(monkeypatch, tmp_path, 0)
@@ -655,7 +657,7 @@ def test_no_room_is_made_of_the_newest_and_the_best(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match=r"No space left.*--resume goes on from step 6"):
         trainer.save()
     assert best.exists()
-    assert checkpoint.find_valid(tmp_path, training=True).folder == latest
+    assert keeping.find_valid(tmp_path, training=True).folder == latest
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
@@ -663,7 +665,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     make(tmp_path).fit()
-    newest = checkpoint.find_valid(tmp_path, training=True).folder
+    newest = keeping.find_valid(tmp_path, training=True).folder
     read_file = storage.read_file
 
     def unreadable(path: Path, largest: int | None = None) -> bytes:
@@ -676,8 +678,8 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
         with pytest.raises(InputError, match=rf"cannot be read: .*; mend that, or remove .*{newest.name}"):
             make(tmp_path).resume()
         # For a look at the model any checkpoint will do.
-        assert checkpoint.find_valid(tmp_path).folder != newest
-    assert checkpoint.find_valid(tmp_path, training=True).folder == newest
+        assert keeping.find_valid(tmp_path).folder != newest
+    assert keeping.find_valid(tmp_path, training=True).folder == newest
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
@@ -686,8 +688,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     trainer = make(tmp_path, at)
     trainer.fit()
     assert any("not saved: the parameters after step 6 are not finite" in line for line in at.messages)
-    for folder in checkpoint.checkpoints(tmp_path):
-        model, _ = checkpoint.load(folder)
+    for folder in keeping.checkpoints(tmp_path):
+        model, _ = keeping.load(folder)
         assert all(np.isfinite(p.data).all() for p in model.parameters())
     trainer.parameters["norm.weight"].data[0] = np.inf
     trainer.step = 13
@@ -704,20 +706,20 @@ def test_a_killed_worker_is_said_in_one_line(
         pytest.skip("workers are threads here")
     (tmp_path / "text.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
-    train_step = Trainer.train_step
+    train_steps = Trainer.train_steps
 
     def killing(self: Trainer) -> Any:
         if self.step == 7:
             for process in multiprocessing.active_children():
                 os.kill(process.pid or 0, signal.SIGKILL)
-        return train_step(self)
+        return train_steps(self)
 
-    monkeypatch.setattr(Trainer, "train_step", killing)
+    monkeypatch.setattr(Trainer, "train_steps", killing)
     small = [*TINY, "--threads", "2", "--steps", "20", "--checkpoint-every", "5"]
     assert cli.main(["train", "--data", "text.txt", "--out", "run", *small]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "exit code -9" in line
     assert "out of memory" in line
     assert line.endswith("go on with: tinyllm train --resume --out run")
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "train_steps", train_steps)
     assert cli.main(["train", "--resume", "--out", "run"]) == 0

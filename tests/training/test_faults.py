@@ -22,9 +22,11 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system import storage
 from tinyllm.system.toml_files import format_toml, write_toml
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import METRICS, Callback, MetricsFile, StepMetrics, read_metrics
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.callbacks import Callback
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import StepMetrics
+from tinyllm.training.metrics import METRICS, MetricsFile, read_metrics
 from tinyllm.training.trainer import Trainer
 
 MODEL = ModelConfig(vocab_size=5, context_length=4, num_layers=1, num_heads=1, hidden_size=4)
@@ -65,7 +67,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("old") / "run"
     with pytest.raises(KeyboardInterrupt):
         make(run, Stop(3)).fit()
-    assert [path.name for path in checkpoint.checkpoints(run)] == [
+    assert [path.name for path in keeping.checkpoints(run)] == [
         "step-00000002",
         "step-00000003-interrupted",
     ]
@@ -83,7 +85,7 @@ class Keep(Callback):
         self.on_end()
 
     def on_end(self) -> None:
-        for path in checkpoint.checkpoints(self.run):
+        for path in keeping.checkpoints(self.run):
             self.found[path.name] = dict(checkpoint.read(path).files)
 
 
@@ -103,11 +105,11 @@ def whole(old: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 def is_one_that_was_written(run: Path, written: dict[str, Files]) -> str:
     """The name of the run's newest valid checkpoint, found to be exactly what was written under it."""
     for links in ((), ("best", "latest")):
-        found = checkpoint.find_valid(run, links, training=True)
+        found = keeping.find_valid(run, links, training=True)
         assert found.files == written[found.folder.name]
         assert not found.passed_over
-    checkpoint.load(run)
-    return checkpoint.find_valid(run, training=True).folder.name
+    keeping.load(run)
+    return keeping.find_valid(run, training=True).folder.name
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -134,12 +136,12 @@ def test_a_fault_at_any_operation_leaves_the_old_or_the_new(
         faults = Faults(operation, number, kind)
 
         def work(trainer: Trainer = trainer, faults: Faults = faults) -> None:
-            with trainer.workers:
+            with trainer.engine:
                 trainer._begin()
-                trainer._tell("on_step", trainer.train_step())
+                trainer._notify("on_step", next(trainer.train_steps()))
                 with faults:
                     trainer._after_step()
-            trainer._tell("on_end")
+            trainer._notify("on_end")
 
         killed = kind.startswith("kill") and in_fork(work) == KILLED
         if not kind.startswith("kill"):
@@ -151,9 +153,9 @@ def test_a_fault_at_any_operation_leaves_the_old_or_the_new(
         if number % 4 != 1:
             continue
         again = resumed(run)
-        best = checkpoint.read_link(run, "best")
+        best = keeping.read_link(run, "best")
         assert best is not None
-        assert checkpoint.step_of(best) == again.best_step
+        assert keeping.step_of(best) == again.best_step
         again.fit()
         assert is_one_that_was_written(run, written) == "step-00000006"
         assert not list(run.rglob("*.tmp"))
@@ -178,12 +180,12 @@ def test_a_kill_amid_a_removal_leaves_no_half_checkpoint(
     def work() -> None:
         monkeypatch.setattr(shutil, "rmtree", kill)
         (run / "best").unlink()
-        checkpoint.prune(run)
+        keeping.prune(run)
 
     assert in_fork(work) == KILLED
     names = [path.name for path in (run / "checkpoints").iterdir()]
     assert sorted(name.startswith(".step-00000002") for name in names) == [False, True]
-    assert checkpoint.find_valid(run, training=True).passed_over == ()
+    assert keeping.find_valid(run, training=True).passed_over == ()
     resumed(run).fit()
     assert not list(run.rglob("*.tmp"))
 
@@ -264,7 +266,7 @@ def test_everything_is_flushed_before_it_gets_its_name(
 @pytest.fixture(scope="module")
 def checkpoint_files(whole: tuple[Path, dict[str, Files]]) -> tuple[Path, Files]:
     """A checkpoint and the content of all its files, the manifest too."""
-    folder = checkpoint.find(whole[0])
+    folder = keeping.find(whole[0])
     return folder, {name: (folder / name).read_bytes() for name in (*checkpoint.FILES, checkpoint.MANIFEST)}
 
 
@@ -319,7 +321,7 @@ def test_a_manifest_leads_to_no_other_files(tmp_path: Path, old: Path) -> None:
     for name in ("/dev/zero", "../../run.toml", "training/../config.json"):
         run = tmp_path / "run"
         shutil.copytree(old, run, symlinks=True)
-        folder = checkpoint.checkpoints(run)[-1]
+        folder = keeping.checkpoints(run)[-1]
         content = json.loads((folder / checkpoint.MANIFEST).read_text())
         content["files"][name] = content["files"]["config.json"]
         (folder / checkpoint.MANIFEST).write_text(json.dumps(content))

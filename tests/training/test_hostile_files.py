@@ -25,7 +25,7 @@ from tinyllm.models.formats.safetensors_reader import LARGEST_HEADER, read_safet
 from tinyllm.system import storage
 from tinyllm.system.json_files import parse_json, read_json
 from tinyllm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, patterns
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
 
 MEBIBYTE = 1 << 20
 
@@ -236,7 +236,7 @@ def test_hostile_configs(folder: Path, key: str) -> None:
         except ValueError:  # more digits than Python writes
             text = json.dumps({**content, key: "DIGITS"}).replace('"DIGITS"', "1" + "0" * 5000)
         (folder / "config.json").write_text(text)
-        error = bounded(lambda: checkpoint.load(folder), size + len(text) / MEBIBYTE * 12 + 4)
+        error = bounded(lambda: keeping.load(folder), size + len(text) / MEBIBYTE * 12 + 4)
         assert isinstance(error, InputError), (key, value)
 
 
@@ -248,7 +248,7 @@ def test_weights_that_are_no_numbers_with_a_point(folder: Path, dtype: Any) -> N
     safetensors.numpy.save_file(
         {name: x.astype(dtype) for name, x in arrays.items()}, folder / "model.safetensors"
     )
-    error = bounded(lambda: checkpoint.load(folder), 4)
+    error = bounded(lambda: keeping.load(folder), 4)
     assert "weights must be floating-point numbers" in str(error)
 
 
@@ -282,7 +282,7 @@ def test_json_that_is_deep_wide_or_junk(folder: Path, file: str) -> None:
     for text in (*DEEP, *WIDE, *JUNK):
         (folder / file).write_text(text)
         # What JSON becomes takes up to 100 bytes an item, and files of more than 4 million items are not parsed.
-        error = bounded(lambda: checkpoint.load(folder), 50, 10)
+        error = bounded(lambda: keeping.load(folder), 50, 10)
         assert isinstance(error, InputError)
         assert Path(file).name in str(error)
 
@@ -302,16 +302,16 @@ def test_what_is_no_plain_file(folder: Path, file: str) -> None:
     path = folder / file
     path.unlink()
     os.mkfifo(path)
-    assert "not a plain file" in str(bounded(lambda: checkpoint.load(folder), 4))
+    assert "not a plain file" in str(bounded(lambda: keeping.load(folder), 4))
     path.unlink()
     path.symlink_to("/dev/zero")
-    assert "not a plain file" in str(bounded(lambda: checkpoint.load(folder), 4))
+    assert "not a plain file" in str(bounded(lambda: keeping.load(folder), 4))
     path.unlink()
     path.symlink_to(path.name)
-    assert re.search("symbolic links|no checkpoint here", str(bounded(lambda: checkpoint.load(folder), 4)))
+    assert re.search("symbolic links|no checkpoint here", str(bounded(lambda: keeping.load(folder), 4)))
     path.unlink()
     path.mkdir()
-    assert "Is a directory" in str(bounded(lambda: checkpoint.load(folder), 4))
+    assert "Is a directory" in str(bounded(lambda: keeping.load(folder), 4))
 
 
 def test_files_that_say_to_be_large(folder: Path) -> None:
@@ -319,13 +319,13 @@ def test_files_that_say_to_be_large(folder: Path) -> None:
     for file in ("model.safetensors", "training/manifest.json"):
         before = (folder / file).read_bytes()
         os.truncate(folder / file, 1 << 40)
-        assert isinstance(bounded(lambda: checkpoint.load(folder), 4), InputError)
+        assert isinstance(bounded(lambda: keeping.load(folder), 4), InputError)
         (folder / file).write_bytes(before)
     without_manifest(folder)
     for file in ("config.json", "tokenizer.json"):
         before = (folder / file).read_bytes()
         os.truncate(folder / file, 1 << 40)
-        assert "1,099,511,627,776 bytes, more than" in str(bounded(lambda: checkpoint.load(folder), 4))
+        assert "1,099,511,627,776 bytes, more than" in str(bounded(lambda: keeping.load(folder), 4))
         (folder / file).write_bytes(before)
 
 

@@ -15,16 +15,18 @@ from support.troubles import before_step, nan_in_a_gradient, nan_in_a_weight, on
 from tinyllm import no_grad, ops
 from tinyllm.backend import ignore_non_finite
 from tinyllm.cli import main as cli
+from tinyllm.cli import replay as cli_replay
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.nn.module import path_of
 from tinyllm.ops.fast.activation import FastSwiglu
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import MetricsFile, Progress, read_metrics
-from tinyllm.training.checkpoints import checkpoint, resuming
+from tinyllm.training.callbacks import Progress
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import Rejection
+from tinyllm.training.metrics import MetricsFile, read_metrics
 from tinyllm.training.safeguards import incidents
-from tinyllm.training.safeguards.watch import Rejection
 from tinyllm.training.trainer import Trainer
 
 MODEL = ModelConfig(vocab_size=12, context_length=8, num_layers=2, num_heads=2, hidden_size=16, dropout=0.1)
@@ -126,13 +128,13 @@ def test_the_state_before_is_a_checkpoint_and_is_kept_once(broken_weight: Path) 
     state = checkpoint.load_training(first / "before")
     assert (state.values["step"], state.values["sampler"]["step"]) == (50, 50)
     resumed = Trainer(TransformerLM(MODEL, 1), TOKENIZER, *SPLIT, CONFIG)
-    resuming.restore(resumed, checkpoint.read(first / "before"))
+    resumed._apply(resumed.state.restore(checkpoint.read(first / "before")))
     assert np.isinf(resumed.parameters["blocks.1.feed_forward_norm.weight"].data[3])
     # All but what was broken is what 50 steps give.
     expected = Trainer(TransformerLM(MODEL, 1), TOKENIZER, *SPLIT, CONFIG)
-    with expected.workers:
+    with expected.engine:
         for _ in range(50):
-            expected.train_step()
+            next(expected.train_steps())
     for name, array in expected.model.state_dict().items():
         assert int((array != resumed.model.state_dict()[name]).sum()) == (
             name == "blocks.1.feed_forward_norm.weight"
@@ -151,7 +153,7 @@ def test_the_tokens_with_the_highest_loss(odd_batch: Path) -> None:
     batch = json.loads((folder / "batch.json").read_text())
     inputs, targets = np.array(batch["inputs"]), np.array(batch["targets"])
     trainer = Trainer(TransformerLM(MODEL, 1), TOKENIZER, *SPLIT, CONFIG)
-    resuming.restore(trainer, checkpoint.read(folder / "before"))
+    trainer._apply(trainer.state.restore(checkpoint.read(folder / "before")))
     losses = []
     trainer.model.train()
     with no_grad():
@@ -193,7 +195,7 @@ def test_tokens_whose_loss_is_not_a_number_come_first(tmp_path: Path) -> None:
 def test_norms_are_those_of_weights_and_gradients(broken_gradient: Path) -> None:
     folder = broken_gradient / "incidents/00000051-00000050"
     report = json.loads((folder / "report.json").read_text())
-    model, _ = checkpoint.load(folder / "before")
+    model, _ = keeping.load(folder / "before")
     weights = dict(model.named_parameters())
     for line in report["parameters"]:
         norm = float(np.linalg.norm(weights[line["name"]].data.astype(np.float64)))
@@ -405,11 +407,30 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
     for run in (None, tmp_path):
         trainer = Trainer(TransformerLM(MODEL, 1), TOKENIZER, *SPLIT, CONFIG, run)
         nan_in_a_gradient(trainer, 5)
-        with ignore_non_finite(), trainer.workers:
+        with ignore_non_finite(), trainer.engine:
             for _ in range(10):
-                made = trainer.train_step()
+                made = next(trainer.train_steps())
                 if run is not None and isinstance(made, Rejection):
-                    incidents.record(trainer, made, "nothing")
+                    step = incidents.Step(trainer.model, trainer.objective, made.batch, made.position, 1, 2)
+                    incidents.record(
+                        run, made, "nothing", step, trainer.engine.total, TOKENIZER, trainer._collect()
+                    )
         found.append({name: array.tobytes() for name, array in trainer.model.state_dict().items()})
     assert found[0] == found[1]
     assert names(tmp_path) == ["00000006-00000005"]
+
+
+def test_a_replayed_model_has_the_dtype_and_the_tie_of_the_run(tmp_path: Path) -> None:
+    model = TransformerLM(MODEL, 1).astype(np.float64)
+    model.embedding.weight.data += 1e-12  # what float32 does not hold
+    model.head.weight = model.embedding.weight
+    trainer = Trainer(model, TOKENIZER, *SPLIT, CONFIG, tmp_path)
+    nan_in_a_gradient(trainer, 0)
+    with ignore_non_finite(), trainer.workers:
+        made = trainer.train_step()
+        assert isinstance(made, Rejection)
+        _, step = cli_replay.load(incidents.record(trainer, made, "nothing"))
+    assert step.model.head.weight is step.model.embedding.weight
+    assert {name: array.tobytes() for name, array in step.model.state_dict().items()} == {
+        name: array.tobytes() for name, array in model.state_dict().items()
+    }

@@ -22,14 +22,11 @@ from tinyllm.nn import Module
 from tinyllm.optim import clip_scale
 from tinyllm.system.cores import each_on_a_core, threads_allowed
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.processes import (
-    MICRO_BATCH_LOGITS,
-    MICRO_BATCH_TOKENS,
-    DataParallel,
-    count_micro_batches,
-    mean_loss,
-)
-from tinyllm.training.trainer import build_optimizer
+from tinyllm.training.engines import Processes
+from tinyllm.training.evaluation import mean_loss
+from tinyllm.training.micro_batches import MICRO_BATCH_LOGITS, MICRO_BATCH_TOKENS, count_micro_batches
+from tinyllm.training.objectives import NextToken
+from tinyllm.training.optimization import build_optimizer
 
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=16)
 ADAMW = TrainConfig(learning_rate=5e-3)
@@ -53,9 +50,9 @@ def threads_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(
     size: int, model: ModelConfig = MODEL, config: TrainConfig = ADAMW, dtype: Any = np.float32
-) -> DataParallel:
+) -> Processes:
     trained = TransformerLM(model, config.seed).astype(dtype)
-    return DataParallel(trained, build_optimizer(trained, config), size, config.seed, VALIDATION)
+    return Processes(trained, build_optimizer(trained, config), NextToken(), size, config.seed, VALIDATION)
 
 
 def batch(windows: int, step: int = 0) -> tuple[Any, Any]:
@@ -64,21 +61,21 @@ def batch(windows: int, step: int = 0) -> tuple[Any, Any]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def train_step(workers: DataParallel, step: int, windows: int = 5) -> tuple[float, float]:
+def train_step(workers: Processes, step: int, windows: int = 5) -> tuple[float, float]:
     """The loss and the gradient's norm of a step whose gradient is clipped."""
-    loss = workers.gradients(step, *batch(windows, step))
+    loss = workers.gradients(step, batch(windows, step))
     norm = workers.gradient_norm()
     assert norm > 0.5
     workers.update(0.7, clip_scale(norm, 0.5))
     return loss, norm
 
 
-def bits(workers: DataParallel) -> Bits:
+def bits(workers: Processes) -> Bits:
     arrays = {**workers.model.state_dict(), **workers.optimizer.state_dict()}
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
-def check_gradients(workers: DataParallel, windows: int, step: int = 0) -> None:
+def check_gradients(workers: Processes, windows: int, step: int = 0) -> None:
     """Compare loss, norm and gradients of a batch with those of one graph in float64.
 
     They are sums over at most some 100 positions, of products some ten ops deep: 1000 roundings.
@@ -90,7 +87,7 @@ def check_gradients(workers: DataParallel, windows: int, step: int = 0) -> None:
     mean = ops.cross_entropy(whole(x), y)
     expected = gradients(mean, list(whole.parameters()))
     tolerance = 1000 * float(np.finfo(next(iter(workers.parameters.values())).dtype).eps)
-    assert workers.gradients(step, x, y) == pytest.approx(mean.item(), rel=tolerance)
+    assert workers.gradients(step, (x, y)) == pytest.approx(mean.item(), rel=tolerance)
     norm = math.sqrt(math.fsum(float((g**2).sum()) for g in expected))
     assert workers.gradient_norm() == pytest.approx(norm, rel=tolerance)
     for (name, found), exact in zip(workers.total.items(), expected, strict=True):
@@ -133,7 +130,7 @@ def test_micro_batches_are_small_and_shared_evenly() -> None:
 def test_several_micro_batches_for_each_worker_give_the_same_gradient(
     way: str, monkeypatch: pytest.MonkeyPatch, size: int, tokens: int, pieces: int
 ) -> None:
-    monkeypatch.setattr("tinyllm.training.engines.processes.MICRO_BATCH_TOKENS", tokens)
+    monkeypatch.setattr("tinyllm.training.micro_batches.MICRO_BATCH_TOKENS", tokens)
     workers, rows = make(size, dtype=np.float64), []
     with workers:
         check_gradients(workers, 7)
@@ -151,7 +148,7 @@ def test_update_is_a_step_of_the_optimizer_with_the_scaled_gradients(way: str, c
     expected = make(1, config=config)
     with make(3, config=config) as workers:
         for step, (factor, scale) in enumerate([(0.5, 0.25), (1.0, 1.0)]):
-            workers.gradients(step, *batch(5, step))
+            workers.gradients(step, batch(5, step))
             workers.gradient_norm()
             scaled = {name: gradient * np.float32(scale) for name, gradient in workers.total.items()}
             workers.update(factor, scale)
@@ -179,7 +176,7 @@ def test_processes_and_threads_compute_the_same_bits(
 
     def run() -> tuple[Any, Bits]:
         with make(size, model, config) as workers:
-            told = [(*train_step(workers, step), workers.losses()) for step in range(2)]
+            told = [(*train_step(workers, step), workers.evaluate()) for step in range(2)]
         return told, bits(workers)
 
     by_processes = run()
@@ -204,10 +201,10 @@ def test_the_validation_loss_has_the_same_bits_by_any_number_of_workers(way: str
     found = {}
     for size in (1, 2, 3, 7):
         with make(size, model) as workers:
-            before = workers.gradients(0, *batch(5))
-            found[size] = workers.losses()
-            assert mean_loss(workers.model, VALIDATION, size) == found[size]
-            assert workers.gradients(0, *batch(5)) == before, "dropout is on again"
+            before = workers.gradients(0, batch(5))
+            found[size] = workers.evaluate()
+            assert mean_loss(workers.model, NextToken(), VALIDATION, size) == found[size]
+            assert workers.gradients(0, batch(5)) == before, "dropout is on again"
     plain = TransformerLM(MODEL, ADAMW.seed)
     losses = []
     for position in range(1, len(TOKENS)):
@@ -243,13 +240,13 @@ def test_an_observer_sees_every_call() -> None:
     counter = Counter()
     with observe(counter), make(3) as workers:
         assert multiprocessing.active_children() == []
-        workers.gradients(0, *batch(6))
+        workers.gradients(0, batch(6))
         assert sorted(counter.calls) == [("backward", os.getpid())] * 3 + [("forward", os.getpid())] * 3
         counter.calls.clear()
-        workers.losses()
+        workers.evaluate()
         assert counter.calls == [("forward", os.getpid())] * 5
         counter.calls.clear()
-        mean_loss(workers.model, VALIDATION, 3)
+        mean_loss(workers.model, NextToken(), VALIDATION, 3)
         assert counter.calls == [("forward", os.getpid())] * 5
 
 
@@ -282,7 +279,7 @@ def test_outside_of_the_context_nothing_runs(way: str) -> None:
 
     before = bits(workers)
     calls: list[tuple[Any, ...]] = [
-        (workers.gradients, 0, *batch(5)), (workers.gradient_norm,), (workers.update, 1.0), (workers.losses,)
+        (workers.gradients, 0, batch(5)), (workers.gradient_norm,), (workers.update, 1.0), (workers.evaluate,)
     ]  # fmt: skip
     for _ in range(2):
         for call, *arguments in calls:
@@ -348,12 +345,12 @@ def test_an_error_in_the_forward_pass_arrives_and_the_next_step_is_right(
         x, y = batch(6)
         x[bad_window, -1] = 8
         with pytest.raises(InputError, match="token 8 is not for me") as error:
-            workers.gradients(0, x, y)
+            workers.gradients(0, (x, y))
         notes = "".join(getattr(error.value, "__notes__", []))
         assert ("in refuses_8\n" in notes) == (way == "processes" and bad_window == 5)
         check_gradients(workers, 6)
     with pytest.raises(InputError), workers:
-        workers.gradients(0, x, y)
+        workers.gradients(0, (x, y))
     assert multiprocessing.active_children() == []
 
 

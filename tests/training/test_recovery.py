@@ -30,11 +30,11 @@ from tinyllm import InputError
 from tinyllm.backend import ignore_non_finite
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import Callback, MetricsFile, StepMetrics, last_branch, read_metrics
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.callbacks import Callback
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.safeguards.recovery import Rollback
-from tinyllm.training.safeguards.watch import Rejection
+from tinyllm.training.events import Rejection, Rollback, StepMetrics
+from tinyllm.training.metrics import MetricsFile, last_branch, read_metrics
 from tinyllm.training.trainer import Trainer
 
 MODEL = ModelConfig(vocab_size=12, context_length=8, num_layers=1, num_heads=2, hidden_size=16)
@@ -112,7 +112,7 @@ def non_finite(when: Callable[[int], bool]) -> Callable[[Trainer, int], None]:
 
 
 def validation_loss(trainer: Trainer) -> float:
-    with trainer.workers:
+    with trainer.engine:
         return trainer.evaluate().val_loss
 
 
@@ -151,11 +151,11 @@ def test_trouble_is_rejected_without_a_trace_and_training_recovers(
 
 def test_a_rejected_step_changes_nothing_but_the_position() -> None:
     trainer = make(nan_in_a_gradient)
-    with ignore_non_finite(), trainer.workers:
+    with ignore_non_finite(), trainer.engine:
         for _ in range(AT):
-            trainer.train_step()
+            next(trainer.train_steps())
         before, watch = bits(trainer), json.dumps(trainer.watch.state_dict())
-        rejection = trainer.train_step()
+        rejection = next(trainer.train_steps())
         assert isinstance(rejection, Rejection)
         assert bits(trainer) == before
         assert json.dumps(trainer.watch.state_dict()) == watch
@@ -163,11 +163,9 @@ def test_a_rejected_step_changes_nothing_but_the_position() -> None:
         assert math.isnan(rejection.grad_norm)
         assert math.isfinite(rejection.loss)
         assert "gradient norm is nan" in rejection.reason
-        for mine, theirs in zip(
-            (rejection.inputs, rejection.targets), trainer.sampler.batch(AT), strict=True
-        ):
+        for mine, theirs in zip(rejection.batch, trainer.sampler.batch(AT), strict=True):
             assert (mine == theirs).all()
-        metrics = trainer.train_step()
+        metrics = next(trainer.train_steps())
         assert isinstance(metrics, StepMetrics)
         assert (metrics.step, trainer.step, trainer.sampler.step) == (AT + 1, AT + 1, AT + 2)
 
@@ -175,15 +173,15 @@ def test_a_rejected_step_changes_nothing_but_the_position() -> None:
 def test_the_step_after_a_rejected_one_sees_the_next_batch_and_its_own_rate() -> None:
     """As if the rejected batch had never been in the text."""
     one = make(nan_in_a_gradient)
-    with ignore_non_finite(), one.workers:
+    with ignore_non_finite(), one.engine:
         for _ in range(AT + 3):
-            one.train_step()
+            next(one.train_steps())
     other = make(None)
-    with ignore_non_finite(), other.workers:
+    with ignore_non_finite(), other.engine:
         for _ in range(AT + 2):
             if other.sampler.step == AT:
                 other.sampler.step += 1
-            other.train_step()
+            next(other.train_steps())
     assert bits(one) == bits(other)
 
 
@@ -211,8 +209,8 @@ def test_rollbacks_go_back_further_skip_more_and_end(tmp_path: Path) -> None:
         position += 3 + (rollback.skipped if rollback else 0)
     assert not events.rejections
     # Nothing that is newer than where it went back to is left, but the best.
-    assert [folder.name for folder in checkpoint.checkpoints(run)] == ["step-00000080"]
-    latest = checkpoint.read_link(run, "latest")
+    assert [folder.name for folder in keeping.checkpoints(run)] == ["step-00000080"]
+    latest = keeping.read_link(run, "latest")
     assert latest is not None
     assert latest.name == "step-00000080"
     lines = read_metrics(run / "metrics.jsonl")
@@ -273,8 +271,8 @@ def test_the_best_checkpoint_survives_a_rollback(tmp_path: Path) -> None:
 
     class Best(Callback):
         def on_rollback(self, rollback: Rollback) -> None:
-            best = checkpoint.find(run, ("best",))
-            told.append((rollback.to_step, best.name, checkpoint.load(best) is not None, trainer.best_loss))
+            best = keeping.find(run, ("best",))
+            told.append((rollback.to_step, best.name, keeping.load(best) is not None, trainer.best_loss))
 
     def trouble(position: int) -> None:
         if position == 55:
@@ -285,7 +283,7 @@ def test_the_best_checkpoint_survives_a_rollback(tmp_path: Path) -> None:
     before_step(trainer, trouble)
     trainer.fit()
     assert told == [(40, "before-rollback-step-00000050", True, 1e-3)]
-    assert checkpoint.find(run, ("best",)).name == "before-rollback-step-00000050"
+    assert keeping.find(run, ("best",)).name == "before-rollback-step-00000050"
     assert trainer.best_loss == 1e-3
     state = json.loads((run / "best/training/state.json").read_text())
     assert state["step"] == 50
@@ -312,7 +310,7 @@ def test_a_run_that_is_killed_around_a_rollback_ends_with_the_same_bits(tmp_path
     config = replace(CONFIG, steps=130, eval_every=30, watch_window=32)
 
     def run_to_the_end(run: Path, kills: list[int]) -> Trainer:
-        """Killed before so many calls of train_step, counted from each start."""
+        """Killed before so many calls of train_steps, counted from each start."""
         left = list(kills)
         while True:
             calls = left.pop(0) if left else 10**9
@@ -323,7 +321,7 @@ def test_a_run_that_is_killed_around_a_rollback_ends_with_the_same_bits(tmp_path
 
             trainer = make(trouble, run, config, [MetricsFile(run)])
             before_step(trainer, kill)
-            if checkpoint.checkpoints(run):
+            if keeping.checkpoints(run):
                 trainer.resume()
             try:
                 trainer.fit()
@@ -341,7 +339,7 @@ def test_a_run_that_is_killed_around_a_rollback_ends_with_the_same_bits(tmp_path
         assert (found.recovery.state_dict(), found.sampler.step, found.best_loss) == counts
         assert found.watch.state_dict() == expected.watch.state_dict()
         for link in ("best", "latest"):
-            mine, other = checkpoint.find(run, (link,)), checkpoint.find(tmp_path / "whole", (link,))
+            mine, other = keeping.find(run, (link,)), keeping.find(tmp_path / "whole", (link,))
             assert mine.name == other.name
             for file in ("model.safetensors", "training/optimizer.safetensors", "training/state.json"):
                 assert (mine / file).read_bytes() == (other / file).read_bytes()
@@ -361,7 +359,7 @@ def test_rollback_counts_are_part_of_the_state(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(trouble, run, callbacks=[stop]).fit()
     assert [rollback.to_step for rollback in stop.rollbacks] == [100]
-    assert checkpoint.find(run, ("latest",)).name == "step-00000102-interrupted"
+    assert keeping.find(run, ("latest",)).name == "step-00000102-interrupted"
     resumed = make(trouble, run, callbacks=[after])
     resumed.resume()
     with pytest.raises(InputError):
@@ -400,8 +398,8 @@ def test_a_fault_at_any_operation_of_a_rollback_changes_no_bits(
 
     with pytest.raises(KeyboardInterrupt):
         begin(begun, [Stop()]).fit()
-    assert checkpoint.find(begun, ("best",)).name == "step-00000050", "which a rollback sets aside"
-    go_back = checkpoint.go_back
+    assert keeping.find(begun, ("best",)).name == "step-00000050", "which a rollback sets aside"
+    go_back = keeping.go_back
     for number in itertools.count(1):
         run = tmp_path / str(number)
         shutil.copytree(begun, run, symlinks=True)
@@ -414,7 +412,7 @@ def test_a_fault_at_any_operation_of_a_rollback_changes_no_bits(
                     go_back(*arguments)
 
             with pytest.MonkeyPatch.context() as patch, contextlib.suppress(InputError):
-                patch.setattr(checkpoint, "go_back", faulty)
+                patch.setattr(keeping, "go_back", faulty)
                 resumed(begin(run)).fit()
             if faults.calls < number:
                 os._exit(3)
@@ -426,7 +424,7 @@ def test_a_fault_at_any_operation_of_a_rollback_changes_no_bits(
         assert bits(again) == bits(whole)
         assert again.recovery.state_dict() == whole.recovery.state_dict()
         for link in ("best", "latest"):
-            mine, other = checkpoint.find(run, (link,)), checkpoint.find(tmp_path / "whole", (link,))
+            mine, other = keeping.find(run, (link,)), keeping.find(tmp_path / "whole", (link,))
             assert checkpoint.read(mine).files == checkpoint.read(other).files
         steps = [
             [(line.get("event"), line["step"]) for line in read_metrics(folder / "metrics.jsonl")]

@@ -21,19 +21,12 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.tokenizer import CharTokenizer
 from tinyllm.training import runs
-from tinyllm.training.callbacks import (
-    Callback,
-    Evaluation,
-    LossCurve,
-    MetricsFile,
-    Progress,
-    StepMetrics,
-    duration,
-    read_metrics,
-    running_mean,
-)
-from tinyllm.training.checkpoints import checkpoint, resuming
+from tinyllm.training.callbacks import Callback, Progress, duration
+from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import Evaluation, StepMetrics
+from tinyllm.training.loss_curve import LossCurve, running_mean
+from tinyllm.training.metrics import MetricsFile, read_metrics
 from tinyllm.training.trainer import Trainer
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -99,9 +92,9 @@ def bits(trainer: Trainer) -> dict[str, bytes]:
 
 def gradient_of_one_step(trainer: Trainer) -> tuple[StepMetrics, list[Any]]:
     """The metrics of a step, and the gradients that its optimizer was given."""
-    with trainer.workers:
-        metrics = trainer.train_step()
-        return metrics, [gradient.copy() for gradient in trainer.workers.total.values()]
+    with trainer.engine:
+        metrics = next(trainer.train_steps())
+        return metrics, [gradient.copy() for gradient in trainer.engine.total.values()]
 
 
 # ---- One step ----------------------------------------------------------------------------------
@@ -152,17 +145,17 @@ def test_z_loss_is_part_of_the_training_loss_alone() -> None:
     for mine, exact in zip(found, gradients(loss, list(model.parameters())), strict=True):
         assert np.abs(mine - exact).max() < 1000 * EPS32 * np.abs(exact).max()
     trainer = make(replace(TRAIN, z_loss=0.1))
-    with trainer.workers, plain.workers:
+    with trainer.engine, plain.engine:
         assert trainer.evaluate() == plain.evaluate()
 
 
 def test_clipping_by_the_running_median() -> None:
     trainer = make(replace(TRAIN, clip_running=0.5, clip_norm=1e6, watch_window=4, steps=100))
-    with trainer.workers:
+    with trainer.engine:
         for step in range(8):
             usual = float(np.median(trainer.watch.norms.values)) if step >= 4 else math.inf
-            metrics = trainer.train_step()
-            squares = [float((g.astype(np.float64) ** 2).sum()) for g in trainer.workers.total.values()]
+            metrics = next(trainer.train_steps())
+            squares = [float((g.astype(np.float64) ** 2).sum()) for g in trainer.engine.total.values()]
             expected = min(metrics.grad_norm, 0.5 * usual)
             assert math.sqrt(sum(squares)) == pytest.approx(expected, rel=1e-5), step
     assert make(replace(TRAIN, clip_norm=1e-3, clip_running=0.5)).watch.usual_norm == math.inf
@@ -223,7 +216,7 @@ def test_evaluation_predicts_each_token_once(count: int, threads: int) -> None:
             logits = model(tokens[None, start:position].astype(int)).numpy()[0, -1].astype(np.float64)
         highest = logits.max()
         losses.append(highest + math.log(np.exp(logits - highest).sum()) - logits[tokens[position]])
-    with trainer.workers:
+    with trainer.engine:
         evaluation = trainer.evaluate()
     assert evaluation.val_loss == pytest.approx(math.fsum(losses) / (count - 1), rel=20 * EPS32)
     assert evaluation.val_bits_per_character == pytest.approx(evaluation.val_loss / math.log(2), rel=1e-12)
@@ -237,7 +230,7 @@ def test_bits_per_character_count_characters_and_not_tokens() -> None:
             return "".join(2 * character for character in super().decode(ids))
 
     trainer = make(tokenizer=Pairs("abcdefghi"))
-    with trainer.workers:
+    with trainer.engine:
         evaluation = trainer.evaluate()
     assert evaluation.val_bits_per_character == pytest.approx(evaluation.val_loss / math.log(2) / 2)
 
@@ -246,7 +239,7 @@ def test_evaluate_of_a_whole_text_agrees(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "x", TransformerLM(MODEL, TRAIN.seed), TOKENIZER)
     (tmp_path / "text").write_text(TOKENIZER.decode(SPLIT[1]))
     expecting = make()
-    with expecting.workers:
+    with expecting.engine:
         expected = expecting.evaluate()
     for threads in (1, 2):
         score = runs.evaluate(tmp_path / "x", [str(tmp_path / "text")], threads, batch_size=5)
@@ -324,7 +317,7 @@ def test_a_model_that_was_changed_by_hand_is_resumed_bit_for_bit(
     resumed.resume()
     resumed.fit()
     assert bits(resumed) == bits(expected)
-    loaded, _ = checkpoint.load(tmp_path / "b" / "latest")
+    loaded, _ = keeping.load(tmp_path / "b" / "latest")
     assert (loaded.head.weight is loaded.embedding.weight) == (change is tie)
     for name, array in expected.model.state_dict().items():
         assert loaded.state_dict()[name].tobytes() == array.tobytes()
@@ -340,7 +333,7 @@ def test_a_model_that_is_changed_after_the_trainer_was_made(tmp_path: Path) -> N
     assert "the config says 1 layers, the weights are of 2" in str(error.value)
     assert "free space" not in str(error.value)
     assert recorder.events == [("start", 0, 10), "end"]
-    assert not checkpoint.checkpoints(tmp_path / "run")
+    assert not keeping.checkpoints(tmp_path / "run")
     model = TransformerLM(MODEL, 1)
     model.blocks.append(TransformerLM(MODEL, 5).blocks[0])
     Trainer(model, TOKENIZER, *SPLIT, replace(TRAIN, steps=1)).fit()
@@ -372,7 +365,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, kind: str, st
 
     assert metrics(run) == metrics(tmp_path / "a") == whole.lines()
     for link in ("best", "latest"):
-        mine, other = checkpoint.read_link(run, link), checkpoint.read_link(tmp_path / "a", link)
+        mine, other = keeping.read_link(run, link), keeping.read_link(tmp_path / "a", link)
         assert mine is not None
         assert other is not None
         assert mine.name == other.name
@@ -413,12 +406,12 @@ def test_a_checkpoint_without_a_link_is_made_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         make(run=run, callbacks=[Recorder(stop_at=4)]).fit()
-    before = checkpoint.find(run)
+    before = keeping.find(run)
     checkpoint.save(run / "checkpoints/step-00000006", TransformerLM(MODEL, 99), TOKENIZER)
     resumed = make(run=run)
     resumed.resume()
     assert resumed.step == 4
-    assert checkpoint.find(run) == before
+    assert keeping.find(run) == before
     resumed.fit()
     expected = make()
     expected.fit()
@@ -499,7 +492,7 @@ def test_an_interrupt_before_the_evaluation_makes_it_on_resuming(
     expected = Recorder()
     make(callbacks=[expected]).fit()
     assert recorder.lines() == expected.lines()[4:]
-    best, step_4 = checkpoint.read_link(run, "best"), next(e for e in expected.lines() if "val_loss" in e)
+    best, step_4 = keeping.read_link(run, "best"), next(e for e in expected.lines() if "val_loss" in e)
     assert best is not None
     assert step_4["step"] == 4
 
@@ -601,10 +594,10 @@ def test_what_does_not_change_the_steps_may_change(finished: Path) -> None:
 )  # fmt: skip
 def test_a_training_state_of_hostile_types_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     saved = make(replace(TRAIN, steps=1), run=tmp_path / "run")
-    state = resuming.training_state(saved)
+    state = saved._collect()
     state.values.update(change)
     folder = checkpoint.save(tmp_path / "run/checkpoints/step-00000001", saved.model, TOKENIZER, state)
-    checkpoint.point(tmp_path / "run", "latest", folder)
+    keeping.link_to(tmp_path / "run", "latest", folder)
     trainer = make(run=tmp_path / "run")
     before = bits(trainer)
     refused(trainer.resume)
@@ -613,7 +606,7 @@ def test_a_training_state_of_hostile_types_is_refused(tmp_path: Path, change: di
 
 def test_optimizer_arrays_that_are_missing_are_refused(tmp_path: Path) -> None:
     saved = make(replace(TRAIN, steps=1), run=tmp_path / "run")
-    state = resuming.training_state(saved)
+    state = saved._collect()
     del state.arrays["norm.weight.m"]
     checkpoint.save(tmp_path / "run/checkpoints/step-00000001", saved.model, TOKENIZER, state)
     refused(make(run=tmp_path / "run").resume, "norm.weight.m", "damaged")

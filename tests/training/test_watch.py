@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,47 +202,84 @@ def test_a_damaged_state_is_refused(state: Any) -> None:
     assert watch.state_dict() == {"losses": [1.0] * 3, "norms": [2.0] * 3}
 
 
+@seldom
+@given(steps, positive, positive)
+def test_an_engine_and_the_judge_agree_in_float32(pairs: Any, loss: float, norm: float) -> None:
+    """Also at the limits themselves, and one number of float32 above them."""
+    watch = watch_after(pairs)
+    limits = watch.limits
+    above = [
+        float(np.nextafter(np.float32(limit), np.float32(np.inf))) for limit in (limits.loss, limits.norm)
+    ]
+    for values in ((loss, norm), (limits.loss, limits.norm), (above[0], norm), (loss, above[1])):
+        if not all(map(math.isfinite, values)):
+            continue
+        in_float32 = [np.float32(value) for value in values]
+        # As a device compares: an array of float32 with a Python number.
+        made = bool((in_float32[0] <= limits.loss) & (in_float32[1] <= limits.norm))
+        assert (watch.judge(*map(float, in_float32)).reason is None) == made
+
+
 # ---- Recovery ----------------------------------------------------------------------------------
+
+
+FOLDERS = [Path("20"), Path("40")]
+
+
+def actions(recovery: Recovery, step: int, times: int) -> list[str]:
+    return [recovery.reject(step, FOLDERS).action for _ in range(times)]
 
 
 def test_patience_then_rollbacks_then_the_end() -> None:
     recovery = Recovery(patience=3, max_rollbacks=2, window=10)
-    told = [recovery.reject(50, can_roll_back=True) for _ in range(3)]
-    assert told == ["skip", "skip", "roll back"]
-    assert recovery.batches_to_skip == 3
+    first = [recovery.reject(50, FOLDERS) for _ in range(3)]
+    assert [remedy.action for remedy in first] == ["skip", "skip", "roll back"]
+    # The newest checkpoint before older ones.
+    assert (first[-1].candidates, first[-1].skipped, first[-1].number) == ((Path("40"), Path("20")), 3, 1)
     for step in range(41, 50):  # again, a little earlier
         recovery.accept(step)
-    assert [recovery.reject(49, True) for _ in range(3)] == ["skip", "skip", "roll back"]
-    assert recovery.batches_to_skip == 6
+    second = [recovery.reject(49, FOLDERS) for _ in range(3)]
+    assert [remedy.action for remedy in second] == ["skip", "skip", "roll back"]
+    # The newest has not helped.
+    assert (second[-1].candidates, second[-1].skipped, second[-1].number) == ((Path("20"),), 6, 2)
     assert recovery.trouble == 50
     for step in range(41, 60):  # and a little later
         recovery.accept(step)
-    assert [recovery.reject(59, True) for _ in range(3)] == ["skip", "skip", "stop"]
+    assert actions(recovery, 59, 2) == ["skip", "skip"]
+    last = recovery.reject(59, FOLDERS)
+    assert (last.action, last.candidates) == ("stop", ())
+    assert last.tried == "3 steps in a row were rejected, and 2 returns to earlier checkpoints did not help"
+
+
+def test_the_only_checkpoint_is_tried_again() -> None:
+    recovery = Recovery(patience=1, max_rollbacks=2, window=10)
+    assert [recovery.reject(5, FOLDERS[:1]).candidates for _ in range(2)] == [(Path("20"),)] * 2
 
 
 def test_a_window_past_the_trouble_all_is_forgiven() -> None:
     recovery = Recovery(patience=1, max_rollbacks=1, window=10)
-    assert recovery.reject(50, True) == "roll back"
+    assert actions(recovery, 50, 1) == ["roll back"]
     recovery.accept(59)
     assert recovery.rollbacks == 1
     recovery.accept(60)
     assert recovery.rollbacks == 0
-    assert recovery.reject(70, True) == "roll back"
+    assert actions(recovery, 70, 1) == ["roll back"]
     assert recovery.trouble == 70
 
 
 def test_accepted_steps_end_a_row() -> None:
     recovery = Recovery(patience=2, max_rollbacks=1, window=10)
     for step in range(20):
-        assert recovery.reject(step, True) == "skip"
+        assert actions(recovery, step, 1) == ["skip"]
         recovery.accept(step + 1)
-    assert Recovery(patience=1, max_rollbacks=5, window=10).reject(3, can_roll_back=False) == "stop"
+    nowhere = Recovery(patience=1, max_rollbacks=5, window=10).reject(3, [])
+    assert (nowhere.action, nowhere.tried) == ("stop", "1 steps in a row were rejected")
 
 
 def test_recovery_goes_on_from_its_state() -> None:
     recovery, resumed = Recovery(2, 3, 10), Recovery(2, 3, 10)
     for _ in range(3):
-        recovery.reject(7, True)
+        recovery.reject(7, FOLDERS)
     resumed.load_state_dict(json.loads(json.dumps(recovery.state_dict())))
     assert resumed == recovery
     assert (resumed.rejected, resumed.rollbacks, resumed.trouble) == (1, 1, 7)

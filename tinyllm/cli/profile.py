@@ -28,12 +28,13 @@ from tinyllm.system.toml_files import read_sections
 from tinyllm.system.wording import require_known
 from tinyllm.tokenizer import ByteTokenizer
 from tinyllm.training import runs
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.processes import count_micro_batches
+from tinyllm.training.micro_batches import count_micro_batches
+from tinyllm.training.objectives import NextToken
+from tinyllm.training.optimization import build_optimizer
 from tinyllm.training.profile_report import draw, report
 from tinyllm.training.step_profile import TrainingProfile, profile_training
-from tinyllm.training.trainer import build_optimizer
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,15 @@ def profile_command(args: argparse.Namespace) -> None:
     step = profile_step(model, inputs[:largest], targets[:largest], flags.steps)
     optimizer = build_optimizer(model, train)
     try:
-        whole = profile_training(model, optimizer, inputs, targets, workers, flags.steps, train.clip_norm)
+        whole = profile_training(
+            model,
+            optimizer,
+            NextToken(train.z_loss),
+            (inputs, targets),
+            workers,
+            flags.steps,
+            train.clip_norm,
+        )
     except NonFiniteNormError as error:
         raise InputError(f"{subject.name}: training cannot go on from this model: {error}") from None
     if flags.json is not None:
@@ -163,8 +172,8 @@ def _vocab_size(train: TrainConfig) -> int:
 
 
 def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
-    found = checkpoint.find_valid(path, ("best", "latest"))
-    checkpoint.say_passed_over(found)
+    found = keeping.find_valid(path, ("best", "latest"))
+    keeping.report_passed_over(found)
     model, folder = found.model(), found.folder.resolve()
     settings: dict[str, Any] = {}
     saved = folder.parent.parent / runs.CONFIG_FILE

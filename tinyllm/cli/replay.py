@@ -18,7 +18,8 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.json_files import read_json
 from tinyllm.system.settings import from_mapping
 from tinyllm.system.wording import shown
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import checkpoint, keeping
+from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards.incidents import Step, describe, findings
 
 
@@ -74,6 +75,13 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
     if not (folder / "report.json").exists():
         raise InputError(f"{folder}: no incident here; give a folder in runs/NAME/incidents")
     report, batch = read_json(folder / "report.json"), read_json(folder / "batch.json")
+    objective = report.get("objective", NextToken.__name__)
+    if objective != NextToken.__name__:
+        raise InputError(
+            f"{folder}: the step was trained for {shown(objective)}, and this command knows "
+            f"{NextToken.__name__} alone; "
+            "in Python, tinyllm.training.safeguards.incidents.Step runs it again"
+        )
     try:
         before = folder / str(report["before"])
         for name in ("step", "reason", "done", "loss", "grad_norm"):
@@ -97,12 +105,12 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
         raise InputError(f"{folder / 'batch.json'}: ids must be from 0 to {V - 1}")
     if not 1 <= numbers["workers"] <= 4096 or numbers["position"] < 0 or not 0 <= numbers["seed"] < 2**32:
         raise InputError(f"{folder}: the report is damaged ({json.dumps(numbers)})")
-    return report, Step(model, inputs, targets, z_loss=z_loss, **numbers)
+    return report, Step(model, NextToken(z_loss), (inputs, targets), **numbers)
 
 
 def _model(before: Path) -> TransformerLM:
     """The model of the checkpoint with the dropout that it was trained with."""
-    saved, _ = checkpoint.load(before)
+    saved, _ = keeping.load(before)
     settings = checkpoint.load_training(before).values.get("model")
     if not isinstance(settings, Mapping):
         raise InputError(f"{before}: the training state is damaged (it has no model settings)")
@@ -138,11 +146,11 @@ def stop_in_op(anomaly: AnomalyError) -> None:
         trace = trace.tb_next
 
 
-def stop_with(step: Step, loss: float, norm: float, gradients: dict[str, Array]) -> None:
+def stop_with(step: Step, loss: float, norm: float, gradients: Mapping[str, Array]) -> None:
     """Stop in pdb where nothing is non-finite, with the step and all that it gave at hand."""
 
-    def look(step: Step, loss: float, norm: float, gradients: dict[str, Array], losses: Array) -> None:
+    def look(step: Step, loss: float, norm: float, gradients: Mapping[str, Array], losses: Array) -> None:
         """The step, its loss and gradient norm, the gradients by name, and the loss of each token (B, T)."""
         return
 
-    pdb.Pdb().runcall(look, step, loss, norm, gradients, step.token_losses())
+    pdb.Pdb().runcall(look, step, loss, norm, gradients, step.each_loss())

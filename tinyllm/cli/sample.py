@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tinyllm.autograd import use_formulas
 from tinyllm.backend import use_backend
 from tinyllm.cli.flags import add_backend, add_special_tokens, integer, number
 from tinyllm.training import runs
@@ -42,6 +43,11 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         default=0,
         help="the same seed gives the same text (default: 0)",
     )
+    parser.add_argument(
+        "--formulas",
+        action="store_true",
+        help="compute by the formulas, not by their fast forms: for a debugger",
+    )
     add_special_tokens(parser, "the prompt")
     add_backend(parser)
     parser.set_defaults(command=sample_command, parser=parser)
@@ -60,6 +66,7 @@ def sample_command(args: argparse.Namespace) -> None:
         seed=args.seed,
         special_tokens=args.special_tokens,
     )
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    with use_formulas(args.formulas):
+        for piece in pieces:
+            print(piece, end="", flush=True)
     print()

@@ -24,7 +24,7 @@ from tinyllm.tokenizer import BPETokenizer, Tokenizer, VocabularyWarning, inspec
 from tinyllm.tokenizer.base import FILE_NAME, file_for
 from tinyllm.tokenizer.inspection import TextStatistics
 from tinyllm.tokenizer.patterns import PATTERNS, chosen_pattern
-from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints import keeping
 
 # Black on pale colours, which can be read whatever the terminal's own colours are.
 _COLOURS = tuple(f"\033[38;5;16;48;5;{background}m" for background in (153, 157, 229, 217, 183))
@@ -129,7 +129,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
     if path.is_file() or (path / FILE_NAME).exists():
         return load_tokenizer(path)
     try:
-        folder = checkpoint.find(path, ("best", "latest"))
+        folder = keeping.find(path, ("best", "latest"))
     except InputError:
         what = "no tokenizer.json and no checkpoint here" if path.exists() else "no such file or folder"
         raise InputError(f"{path}: {what}; give a tokenizer.json, a run or a checkpoint") from None

@@ -25,7 +25,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tinyllm.autograd.observer import observers
 from tinyllm.backend import HostArray
+from tinyllm.nn import Module
 from tinyllm.system.allocator import keep_freed_memory
 from tinyllm.system.cores import physical_cores, threads_allowed
 from tinyllm.system.errors import WorkerEndedError
@@ -40,6 +42,12 @@ _ALIGNMENT = 64  # a cache line, so that no two arrays share one
 def can_fork() -> bool:
     """Whether forks are safe here beside the threads of the numerical libraries, and this process may make them."""
     return sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
+
+
+def is_watched(model: Module) -> bool:
+    """Whether something in this process wants to see what the model computes: an observer, or a hook of a module."""
+    modules = [module for _, module in model.named_modules()]
+    return bool(observers()) or any(m._forward_hooks or m._backward_hooks for m in modules)
 
 
 class Team:

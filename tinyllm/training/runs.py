@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinyllm.autograd import use_formulas
 from tinyllm.backend import use_backend
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
 from tinyllm.models import ModelConfig, TransformerLM
@@ -29,10 +30,14 @@ from tinyllm.tokenizer import (
     VocabularyWarning,
     load_tokenizer,
 )
-from tinyllm.training.callbacks import Callback, LossCurve, MetricsFile, Progress
-from tinyllm.training.checkpoints import checkpoint, resuming
+from tinyllm.training.callbacks import Callback, Progress
+from tinyllm.training.checkpoints import checkpoint, keeping, resuming
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.engines.processes import count_micro_batches, mean_loss
+from tinyllm.training.evaluation import mean_loss
+from tinyllm.training.loss_curve import LossCurve
+from tinyllm.training.metrics import MetricsFile
+from tinyllm.training.micro_batches import count_micro_batches
+from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.trainer import Trainer
 
@@ -58,7 +63,7 @@ def train(
     use_backend(train_config.backend, train_config.precision, train_config.device_memory)
     _check_folder(folder, resume, overwrite)
     with RunFolder(folder) as run_folder:
-        found = checkpoint.find_valid(folder, training=True) if resume else None
+        found = keeping.find_valid(folder, training=True) if resume else None
         trainer = _build(model_config, train_config, found)
         metrics = MetricsFile(folder, train_config.log_every)
         trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
@@ -68,9 +73,10 @@ def train(
         elif overwrite:
             # Only now, when everything that the user gave has been found good.
             incidents.remove_all(folder)
-            checkpoint.remove_run(folder)
+            keeping.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
-        _fit(trainer, resume)
+        with use_formulas(train_config.formulas):
+            _fit(trainer, resume)
     if train_config.sample_tokens:
         pieces = generate_text(
             trainer.model,
@@ -167,13 +173,15 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
     except MemoryError as error:
         raise InputError(_out_of_memory(trainer, error)) from error
     except WorkerEndedError as error:
-        there = f"; go on with: {_resume_command(folder)}" if trainer.saved_step >= 0 else ""
+        there = f"; go on with: {_resume_command(folder)}" if trainer.checkpoints.saved_step >= 0 else ""
         raise InputError(f"{error}{there}") from None
     except KeyboardInterrupt:
-        if trainer.saved_step < 0:
+        if trainer.checkpoints.saved_step < 0:
             print_status("stopped; nothing is saved yet")
         else:
-            print_status(f"stopped; go on from step {trainer.saved_step} with: {_resume_command(folder)}")
+            print_status(
+                f"stopped; go on from step {trainer.checkpoints.saved_step} with: {_resume_command(folder)}"
+            )
         raise
     if not math.isfinite(trainer.best_loss):
         raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
@@ -187,7 +195,7 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Make sure, before any work, that the folder holds what the user thinks and can be written."""
     try:
-        has_run = bool(checkpoint.checkpoints(folder))
+        has_run = bool(keeping.checkpoints(folder))
     except OSError:
         has_run = False  # what is wrong with the folder is said below
     if resume and not has_run:
@@ -301,19 +309,19 @@ def evaluate(
     """
     if threads < 0:
         raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
-    model, tokenizer = checkpoint.load(path)
+    model, tokenizer = keeping.load(path)
     tokens = tokenizer.encode_document(read_text(data), special_tokens)
     if len(tokens) < 2:
         raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)
-    loss = mean_loss(model, windows, threads or physical_cores())
+    loss = mean_loss(model, NextToken(), windows, threads or physical_cores())
     tokens_per_character = windows.num_targets / tokenizer.characters_predicted(tokens)
     return Score(windows.num_targets, loss, loss / math.log(2) * tokens_per_character)
 
 
 def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any) -> Iterator[str]:
     """The prompt and its continuation by the model at `path`, piece by piece; see `generate`."""
-    model, tokenizer = checkpoint.load(path)
+    model, tokenizer = keeping.load(path)
     if prompt is None:
         prompt = first_prompt(tokenizer)
     pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)

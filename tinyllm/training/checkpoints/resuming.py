@@ -1,4 +1,4 @@
-"""What a Trainer's checkpoints hold beside the model, and how a Trainer goes on from one.
+"""What a run's checkpoints hold beside the model, and how a run goes on from one.
 
 Random numbers need no state: initial weights, the order of the data and dropout follow from the seed and positions.
 """
@@ -6,98 +6,171 @@ Random numbers need no state: initial weights, the order of the data and dropout
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from tinyllm.backend import Array
+from tinyllm.data import token_digest
+from tinyllm.models import TransformerLM
+from tinyllm.optim import OptimizerGroup
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import to_mapping
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpoints.checkpoint import Checkpoint, TrainingState
-
-if TYPE_CHECKING:
-    from tinyllm.training.callbacks import Callback
-    from tinyllm.training.trainer import Trainer
+from tinyllm.training.config import TrainConfig
 
 # These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads
 # or on another backend;
 # the watch's decide which steps are made from then on.
-CHANGEABLE = {"data", "special_tokens", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every",
+CHANGEABLE = {"data", "special_tokens", "formulas", "out", "steps", "threads", "eval_every", "eval_batch_size", "checkpoint_every",
               "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature", "watch_loss", "watch_norm",
               "watch_window", "patience", "max_rollbacks", "backend", "precision",
               "device_memory"}  # fmt: skip
+OPTIONAL = {"loss_scale"}
+"""Parts that a checkpoint may lack."""
 MOST_THREADS = 4096
 """More than any machine has: a checkpoint that says so is damaged."""
 
 
-def training_state(trainer: Trainer) -> TrainingState:
-    """All that decides the next step, but for the parameters and the tokenizer."""
-    states = {type(callback).__name__: callback.state_dict() for callback in trainer.callbacks}
-    values = {
-        "step": trainer.step,
-        "evaluated_step": trainer.evaluated_step,
-        "best_loss": trainer.best_loss if math.isfinite(trainer.best_loss) else None,
-        "best_step": trainer.best_step,
-        "optimizer_steps": trainer.optimizer.steps,
-        "threads": trainer.threads,
-        "sampler": trainer.sampler.state_dict(),
-        "watch": trainer.watch.state_dict(),
-        "recovery": trainer.recovery.state_dict(),
-        "data": trainer.data_digests,
-        "loss_scale": None if trainer.loss_scale is None else trainer.loss_scale.state_dict(),
-        "callbacks": {name: state for name, state in states.items() if state},
-        "model": to_mapping(trainer.model.current_config),
-        "train": to_mapping(trainer.config),
-    }
-    return TrainingState(trainer.optimizer.state_dict(), values)
+class Part(Protocol):
+    """A part of a run that must survive a kill."""
+
+    def state_dict(self) -> Any:
+        """What it needs to go on, for JSON."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from a saved state; raises ValueError, TypeError or KeyError, with nothing changed, if damaged."""
 
 
-def restore(trainer: Trainer, found: Checkpoint, callbacks: Sequence[Callback] = ()) -> int:
-    """Put a Trainer, and these of its callbacks, where they were when it wrote `found`.
+class TextDigests:
+    """The SHA-256 of the tokens of each split, as a part of a run: it goes on with the same text alone."""
 
-    Returns how many threads it had. All arrays are changed in place. Raises InputError, with parameters and optimizer
-    unchanged, when the checkpoint is damaged or belongs to another configuration or text.
+    def __init__(self, run: Path | None, splits: Mapping[str, Array]) -> None:
+        self.run, self.splits = run, splits
+        self._digests: dict[str, str] = {}
+
+    def state_dict(self) -> dict[str, str]:
+        """The digest of each split by name."""
+        if not self._digests:
+            self._digests = {name: token_digest(tokens) for name, tokens in self.splits.items()}
+        return self._digests
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raise InputError when the text is another one."""
+        other = [name for name, digest in self.state_dict().items() if state[name] != digest]
+        if other:
+            raise InputError(
+                f"{self.run} cannot be resumed with this text: its {' and '.join(other)} tokens have another SHA-256; "
+                "give the text it was begun with, or another --out"
+            )
+
+
+@dataclass
+class Numbers:
+    """How far a run has come: see the attributes of Trainer."""
+
+    step: int
+    evaluated_step: int
+    best_loss: float
+    best_step: int
+    threads: int
+
+
+@dataclass
+class RunState:
+    """All of a run that must survive a kill.
+
+    parts: by the name that each has in a checkpoint. run: the folder, for errors.
     """
-    state = found.training()
-    values = state.values
-    try:
-        _check_same(trainer, found, values)
-        best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
-        names = ("step", "optimizer_steps", "evaluated_step", "best_step", "threads")
-        numbers = {name: values[name] for name in names}
-        if not all(type(number) is int and number >= -1 for number in numbers.values()):
-            raise ValueError(f"{numbers} must be whole numbers")
-        if (
-            numbers["step"] < 0
-            or numbers["optimizer_steps"] < 0
-            or not 1 <= numbers["threads"] <= MOST_THREADS
-        ):
-            raise ValueError(f"{numbers} are out of range")
-        states = dict(values["callbacks"])
-        for callback in callbacks:
-            callback.load_state_dict(dict(states.get(type(callback).__name__, {})))
-        parameters = found.model().state_dict()
-        before, now = (next(iter(state.values())).dtype for state in (parameters, trainer.model.state_dict()))
-        if before != np.result_type(np.float32, now):  # float16 is read as float32
-            _refuse(trainer.run, [f"the weights were {before} and are {now}"])
-        trainer.sampler.load_state_dict(values["sampler"])
-        trainer.watch.load_state_dict(values["watch"])
-        trainer.recovery.load_state_dict(values["recovery"])
-        if trainer.loss_scale is not None and values.get("loss_scale") is not None:
-            trainer.loss_scale.load_state_dict(values["loss_scale"])
-        trainer.optimizer.load_state_dict(state.arrays, numbers["optimizer_steps"])
-    except InputError:
-        raise
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{found.folder}: the training state is damaged ({error}); begin a new run"
-        ) from None
-    trainer.model.load_state_dict(parameters)
-    trainer.step, trainer.evaluated_step = numbers["step"], numbers["evaluated_step"]
-    trainer.best_loss, trainer.best_step = best_loss, numbers["best_step"]
-    return numbers["threads"]
+
+    run: Path | None
+    model: TransformerLM
+    tokenizer: Tokenizer
+    optimizer: OptimizerGroup
+    config: TrainConfig
+    parts: dict[str, Part]
+
+    def collect(self, numbers: Numbers, callbacks: Sequence[Callback]) -> TrainingState:
+        """All that decides the next step, but for the parameters and the tokenizer."""
+        states = {type(callback).__name__: callback.state_dict() for callback in callbacks}
+        values = {
+            "step": numbers.step,
+            "evaluated_step": numbers.evaluated_step,
+            "best_loss": numbers.best_loss if math.isfinite(numbers.best_loss) else None,
+            "best_step": numbers.best_step,
+            "optimizer_steps": self.optimizer.steps,
+            "threads": numbers.threads,
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            "callbacks": {name: state for name, state in states.items() if state},
+            "model": to_mapping(self.model.current_config),
+            "train": to_mapping(self.config),
+        }
+        return TrainingState(self.optimizer.state_dict(), values)
+
+    def restore(self, found: Checkpoint, callbacks: Sequence[Callback] = ()) -> Numbers:
+        """Put the run, and these callbacks, where they were when `found` was written.
+
+        All arrays are changed in place. Raises InputError, with parameters and optimizer unchanged, when the checkpoint
+        is damaged or belongs to another configuration or text.
+        """
+        state = found.training()
+        values = state.values
+        try:
+            self._check_same_settings(found, values)
+            numbers = _checked_numbers(values)
+            states = dict(values["callbacks"])
+            for callback in callbacks:
+                callback.load_state_dict(dict(states.get(type(callback).__name__, {})))
+            parameters = found.model().state_dict()
+            before, now = (
+                next(iter(arrays.values())).dtype for arrays in (parameters, self.model.state_dict())
+            )
+            if before != np.result_type(np.float32, now):  # float16 is read as float32
+                _refuse(self.run, [f"the weights were {before} and are {now}"])
+            # The text first: of a position in another one there is less to say.
+            for name, part in sorted(self.parts.items(), key=lambda item: item[0] != "data"):
+                part.load_state_dict(values.get(name) if name in OPTIONAL else values[name])
+            self.optimizer.load_state_dict(state.arrays, values["optimizer_steps"])
+        except InputError:
+            raise
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{found.folder}: the training state is damaged ({error}); begin a new run"
+            ) from None
+        self.model.load_state_dict(parameters)
+        return numbers
+
+    def _check_same_settings(self, found: Checkpoint, saved: Mapping[str, Any]) -> None:
+        """Raise InputError naming all settings that differ from the saved run and matter."""
+        check_tokenizer(self.run, self.tokenizer, self.config.tokenizer, found)
+        now = {**to_mapping(self.model.current_config), **to_mapping(self.config)}
+        before = {**saved["model"], **saved["train"]}
+        differing = [
+            f"{name} was {before.get(name)!r} and is {value!r}"
+            for name, value in now.items()
+            if name not in CHANGEABLE and before.get(name) != value
+        ]
+        if differing:
+            _refuse(self.run, differing)
+
+
+def _checked_numbers(values: Mapping[str, Any]) -> Numbers:
+    """The numbers of a saved run; raises ValueError, TypeError or KeyError when they are damaged."""
+    names = ("step", "optimizer_steps", "evaluated_step", "best_step", "threads")
+    numbers = {name: values[name] for name in names}
+    if not all(type(number) is int and number >= -1 for number in numbers.values()):
+        raise ValueError(f"{numbers} must be whole numbers")
+    if numbers["step"] < 0 or numbers["optimizer_steps"] < 0 or not 1 <= numbers["threads"] <= MOST_THREADS:
+        raise ValueError(f"{numbers} are out of range")
+    best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
+    return Numbers(
+        numbers["step"], numbers["evaluated_step"], best_loss, numbers["best_step"], numbers["threads"]
+    )
 
 
 def check_tokenizer(run: Path | None, tokenizer: Tokenizer, choice: str, found: Checkpoint) -> None:
@@ -110,27 +183,6 @@ def check_tokenizer(run: Path | None, tokenizer: Tokenizer, choice: str, found: 
         raise InputError(
             f"{run} cannot be resumed with this {'text' if choice in ('char', 'bpe') else 'tokenizer'}: its vocabulary "
             "is another; give the one it was begun with, or another --out"
-        )
-
-
-def _check_same(trainer: Trainer, found: Checkpoint, saved: dict[str, Any]) -> None:
-    """Raise InputError naming all that differs from the saved run and matters."""
-    run = trainer.run
-    check_tokenizer(run, trainer.tokenizer, trainer.config.tokenizer, found)
-    now = {**to_mapping(trainer.model.current_config), **to_mapping(trainer.config)}
-    before = {**saved["model"], **saved["train"]}
-    differing = [
-        f"{name} was {before.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if name not in CHANGEABLE and before.get(name) != value
-    ]
-    if differing:
-        _refuse(run, differing)
-    splits = [name for name, digest in trainer.data_digests.items() if saved["data"][name] != digest]
-    if splits:
-        raise InputError(
-            f"{run} cannot be resumed with this text: its {' and '.join(splits)} tokens have another SHA-256; give the "
-            "text it was begun with, or another --out"
         )
 
 

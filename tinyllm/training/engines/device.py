@@ -8,63 +8,89 @@ go there in one transfer before it, and all figures come back in one transfer af
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tinyllm import backend, ops
+from tinyllm import backend
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
-from tinyllm.data import SequentialWindows
 from tinyllm.models import TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.optim import OptimizerGroup
-from tinyllm.training.engines.processes import batch_losses, cut
-from tinyllm.training.safeguards.watch import Limits, LossScale
+from tinyllm.training.evaluation import batch_losses, mean_of
+from tinyllm.training.events import Limits, Outcome
+from tinyllm.training.micro_batches import split_batch
+from tinyllm.training.objectives import Batch, Objective
 
 
-class Outcome(NamedTuple):
-    """Of one step: the mean loss in nats, the gradient norm before clipping, and whether it was made.
+@dataclass
+class LossScale:
+    """What the loss is multiplied with, and gradients are divided by, so that they do not underflow in float16.
 
-    overflowed: it was not made since its scaled gradients overflowed in float16, which is no fault of the batch.
+    A power of two, halved when gradients overflow, doubled after GROWTH_STEPS in a row without.
+    Source: Micikevicius et al., "Mixed precision training", 2018, section 3.2.
     """
 
-    loss: float
-    norm: float
-    made: bool
-    overflowed: bool
+    value: float = 2.0**16
+    steps: int = 0
+    """Since the last change."""
+
+    GROWTH_STEPS: ClassVar[int] = 2000
+
+    def update(self, overflowed: bool) -> None:
+        """A step was made, or its gradients overflowed."""
+        self.steps += 1
+        if overflowed:
+            self.value, self.steps = max(self.value / 2, 1.0), 0
+        elif self.steps == self.GROWTH_STEPS:
+            self.value, self.steps = min(self.value * 2, 2.0**24), 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Value and steps; JSON can hold them."""
+        return {"value": self.value, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved scale; raises ValueError, TypeError or KeyError, with nothing changed, if damaged."""
+        value, steps = float(state["value"]), int(state["steps"])
+        if not 1 <= value <= 2**24 or not 0 <= steps < self.GROWTH_STEPS:
+            raise ValueError(f"a loss scale of {value} for {steps} steps")
+        self.value, self.steps = value, steps
 
 
 class DeviceSteps:
-    """Steps of one model on a device; `data_parallel.DataParallel` is what a CPU has for it.
+    """Steps of one model on a device; see `Engine`.
+
+    The number of a step, on which AdamW depends, counts every step of one call of `run`, made or not.
 
     Args:
-        model, optimizer: what is trained. seed: of dropout. validation: the windows that `losses` is about.
-        z_loss: of the training loss (see ops.cross_entropy).
+        model, optimizer: what is trained. objective: the loss. seed: of dropout. validation: what `evaluate` is about.
 
     Attributes:
-        loss_scale: where products are of float16, otherwise None. total: the gradients of the last step by name, if it
-        was the only one.
+        loss_scale: where products are of float16, otherwise None.
     """
+
+    most_steps = sys.maxsize
 
     def __init__(
         self,
         model: TransformerLM,
         optimizer: OptimizerGroup,
+        objective: Objective,
         seed: int = 0,
-        validation: SequentialWindows | None = None,
-        z_loss: float = 0.0,
+        validation: Iterable[Batch] = (),
     ) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.seed, self.z_loss = seed, z_loss
-        self.validation = validation
+        self.model, self.optimizer, self.objective = model, optimizer, objective
+        self.seed, self.validation = seed, validation
         self.parameters = dict(model.named_parameters())
         self.loss_scale = LossScale() if backend.products_underflow() else None
-        self.total: dict[str, Any] = {}
+        self.total: dict[str, Array] = {}
 
-    def __enter__(self) -> DeviceSteps:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -73,47 +99,49 @@ class DeviceSteps:
         backend.synchronize()
 
     def run(
-        self, position: int, batches: Array, factors: Sequence[float], largest_norm: float, limits: Limits
+        self,
+        position: int,
+        batches: Sequence[Batch],
+        factors: Sequence[float],
+        largest_norm: float,
+        limits: Limits,
     ) -> list[Outcome]:
-        """Steps on these batches in turn.
-
-        A step is made where its loss and gradient norm are finite and within `limits`. The number of a step, on which
-        AdamW depends, counts every step of this call, made or not.
-
-        Args:
-            position: the number of the first batch. batches: (steps, 2, B, T) integers: inputs and targets.
-            factors: the schedule's of each step. largest_norm: to which gradients are clipped.
-        """
+        """Steps on these batches in turn; see `Engine.run`."""
         first = self.optimizer.steps + 1
-        figures = self.queue(position, backend.asarray(batches), factors, largest_norm, limits)
-        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.value
+        counts = [self.objective.count(batch) for batch in batches]
+        figures = self.queue(position, send_batches(batches), counts, factors, largest_norm, limits)
+        loss_scale = self._loss_scale
         outcomes = [
             Outcome(loss, norm, made > 0, math.isfinite(loss) and not math.isfinite(norm) and loss_scale > 1)
             for loss, norm, made in backend.to_numpy(figures).tolist()
         ]
         if self.loss_scale is not None:
             for outcome in outcomes:
-                self.loss_scale.told(outcome.overflowed)
+                self.loss_scale.update(outcome.overflowed)
         for optimizer in self.optimizer.optimizers:
             optimizer.steps = first - 1 + sum(outcome.made for outcome in outcomes)
         return outcomes
 
     def queue(
-        self, position: int, batches: Any, factors: Sequence[float], largest_norm: float, limits: Limits
-    ) -> Any:
+        self,
+        position: int,
+        batches: Sequence[Batch],
+        counts: Sequence[int],
+        factors: Sequence[float],
+        largest_norm: float,
+        limits: Limits,
+    ) -> Array:
         """What `run` does on the device, from batches that lie there: (steps, 3) losses, norms, and whether made."""
         xp = current.xp
         first = self.optimizer.steps + 1
-        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         figures = xp.empty((len(factors), 3), dtype="float32")
         for number, factor in enumerate(factors):
-            loss, found = self._gradients(
-                position + number, batches[number, 0], batches[number, 1], loss_scale
-            )
-            norm = _norm(list(found.values())) / loss_scale
+            loss, found = self._gradients(position + number, batches[number], counts[number])
+            norm = _norm(list(found.values())) / self._loss_scale
             # False for what is not a number.
             made = (loss <= limits.loss) & (norm <= limits.norm) & (loss < math.inf) & (norm < math.inf)
-            scale = xp.where(norm > largest_norm, largest_norm / norm, 1).astype(norm.dtype) / loss_scale
+            scale = xp.where(norm > largest_norm, largest_norm / norm, 1).astype(norm.dtype)
+            scale = scale / self._loss_scale
             for gradient in found.values():
                 gradient *= scale
             self.optimizer.step(found, factor, number=first + number, where=made)
@@ -122,33 +150,43 @@ class DeviceSteps:
                 figures[number, place] = figure
         return figures
 
-    def losses(self) -> float:
-        """The mean loss of the validation windows in nats, each target once, with dropout off."""
-        assert self.validation is not None
-        return math.fsum(batch_losses(self.model, self.validation, 0, 1)) / self.validation.num_targets
+    def evaluate(self) -> float:
+        """The mean loss of the validation batches, with dropout off."""
+        return mean_of(batch_losses(self.model, self.objective, self.validation))
 
-    def _gradients(
-        self, position: int, inputs: Any, targets: Any, loss_scale: float
-    ) -> tuple[Any, dict[str, Any]]:
-        """The mean loss of a batch, of shape (), and its gradients times the scale by name."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """The loss scale, where there is one."""
+        return None if self.loss_scale is None else self.loss_scale.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a saved loss scale, where one is needed and was saved."""
+        if self.loss_scale is not None and state is not None:
+            self.loss_scale.load_state_dict(state)
+
+    @property
+    def _loss_scale(self) -> float:
+        return 1.0 if self.loss_scale is None else self.loss_scale.value
+
+    def _gradients(self, position: int, batch: Batch, count: int) -> tuple[Array, dict[str, Array]]:
+        """The mean loss of a batch, of shape (), and its gradients times the loss scale by name."""
         self.model.train()
         tensors = list(self.parameters.values())
         total: Any = 0
         sums: list[Any] = []
-        for number, (x, y) in enumerate(cut(inputs, targets, 1, self.model)):
+        for number, micro_batch in enumerate(split_batch(batch, 1, self.model)):
             with dropout_position(self.seed, position, number):
-                loss = ops.cross_entropy(self.model(x), y, reduction="sum", z_loss=self.z_loss)
+                loss, _ = self.objective(self.model, micro_batch)
             total = loss.data + total
-            found = gradients(loss, tensors, gradient=_constant(loss_scale / targets.size, loss.dtype))
+            found = gradients(loss, tensors, gradient=_constant(self._loss_scale / count, loss.dtype))
             if sums:
                 for array, gradient in zip(sums, found, strict=True):
                     array += gradient
             else:
                 sums = found
-        return total / targets.size, dict(zip(self.parameters, sums, strict=True))
+        return total / count, dict(zip(self.parameters, sums, strict=True))
 
 
-def _constant(value: float, dtype: Any) -> Any:
+def _constant(value: float, dtype: Any) -> Array:
     """A number as an array of the device, without a transfer."""
     return current.xp.full((), value, dtype=dtype)
 
@@ -162,6 +200,15 @@ def _norm(arrays: Sequence[Any]) -> Any:
     return current.xp.sqrt(squares.sum())
 
 
-def stack_batches(batches: Sequence[tuple[Array, Array]]) -> Array:
-    """Pairs of inputs and targets (B, T) as one array (steps, 2, B, T)."""
-    return np.stack([np.stack(pair) for pair in batches])
+def send_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """The same batches on the device, in one transfer for each dtype that they have."""
+    arrays = [array for batch in batches for array in batch]
+    sent: dict[int, Array] = {}
+    for dtype in dict.fromkeys(array.dtype for array in arrays):
+        mine = [array for array in arrays if array.dtype == dtype]
+        together = backend.asarray(np.concatenate([array.reshape(-1) for array in mine]))
+        end = 0
+        for array in mine:
+            begin, end = end, end + array.size
+            sent[id(array)] = together[begin:end].reshape(array.shape)
+    return [tuple(sent[id(array)] for array in batch) for batch in batches]

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import math
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from tinyllm import backend, ops
-from tinyllm.autograd.mode import no_grad
-from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
-from tinyllm.data import SequentialWindows
 from tinyllm.models import TransformerLM
 from tinyllm.nn import dropout_position
-from tinyllm.optim import OptimizerGroup, global_norm, squared_norm
-from tinyllm.parallel.team import Task, Team, is_shared, share
+from tinyllm.optim import OptimizerGroup, squared_norm
+from tinyllm.parallel.team import Task, Team, is_shared, is_watched, share
 from tinyllm.system.cores import physical_cores, threads_allowed
+from tinyllm.training.engines.serial import Serial, measured_norm
+from tinyllm.training.evaluation import Sum, batch_losses, mean_of
+from tinyllm.training.micro_batches import split_batch
+from tinyllm.training.objectives import Batch, Objective
 
-MICRO_BATCH_TOKENS = 1024
-"""A micro-batch has about so many tokens at most: its arrays stay small, and products are large enough already."""
-MICRO_BATCH_LOGITS = 1 << 24
-"""And so many logits (64 MiB), where the vocabulary is large."""
 
-
-class DataParallel:
-    """Steps of one model by `size` workers, to be used as a context.
+class Processes(Serial):
+    """The loop of Serial with each phase made by `size` workers at the same time, to be used as a context.
 
     A batch is cut into micro-batches, one or more for each worker; each has a graph of its own, and each worker adds
     up its gradients in arrays of its own, in order. Then every worker adds up, in the order of the workers, and
@@ -39,12 +34,12 @@ class DataParallel:
     op: an observer, or a hook of a module.
 
     Args:
-        model, optimizer: what is trained. size: how many workers. seed: of dropout.
-        validation: the windows that `losses` is about. z_loss: of the training loss (see ops.cross_entropy).
+        model, optimizer: what is trained. objective: the loss. size: how many workers. seed: of dropout.
+        validation: what `evaluate` is about.
 
     Example:
-        >>> with DataParallel(model, optimizer, size=2) as workers:  # doctest: +SKIP
-        ...     loss = workers.gradients(step, inputs, targets)
+        >>> with Processes(model, optimizer, NextToken(), size=2) as workers:  # doctest: +SKIP
+        ...     loss = workers.gradients(position, (inputs, targets))
         ...     norm = workers.gradient_norm()
         ...     workers.update(factor=1.0, scale=min(1.0, 1.0 / norm))
     """
@@ -53,28 +48,26 @@ class DataParallel:
         self,
         model: TransformerLM,
         optimizer: OptimizerGroup,
+        objective: Objective,
         size: int,
         seed: int = 0,
-        validation: SequentialWindows | None = None,
-        z_loss: float = 0.0,
+        validation: Iterable[Batch] = (),
     ) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.size, self.seed, self.z_loss = size, seed, z_loss
-        self.validation = validation
-        self.parameters = dict(model.named_parameters())
+        super().__init__(model, optimizer, objective, seed, validation)
+        self.size = size
         self.shares = _balanced({name: parameter.size for name, parameter in self.parameters.items()}, size)
         self.by_worker: list[dict[str, Array]] = []
         """The gradients that each worker has added up."""
         self._team: Team | None = None
 
     @property
-    def total(self) -> dict[str, Array]:
+    def total(self) -> Mapping[str, Array]:
         """The gradients of the whole batch by name, after `gradient_norm`; scaled, after `update`."""
         return self.by_worker[0]
 
-    def __enter__(self) -> DataParallel:
+    def __enter__(self) -> Self:
         tasks: list[Task] = [self._gradients, self._add_up, self._update, self._losses]
-        self._team = Team(self.size, tasks, processes=not _watched(self.model))
+        self._team = Team(self.size, tasks, processes=not is_watched(self.model))
         like = {name: parameter.data for name, parameter in self.parameters.items()}
         if self._team.processes:
             self._move_to_shared_memory()
@@ -93,30 +86,22 @@ class DataParallel:
         self._team.__exit__(kind, error, trace)
         self._team = None
 
-    def gradients(self, step: int, inputs: Array, targets: Array) -> float:
-        """The mean loss of a batch in nats; its gradients stay with the workers.
-
-        inputs, targets: (B, T) integers. step: what dropout depends on, with the seed.
-        """
-        return sum(self._run(self._gradients, step, inputs, targets)) / targets.size
+    def gradients(self, position: int, batch: Batch) -> float:
+        """The mean loss of a batch; its gradients stay with the workers."""
+        return sum(self._run(self._gradients, position, batch)) / self.objective.count(batch)
 
     def gradient_norm(self) -> float:
-        """Add up the gradients of all workers, once after each `gradients`; returns their Euclidean norm.
-
-        Raises NonFiniteNormError when it is not finite.
-        """
+        """Add up the gradients of all workers, once after each `gradients`; returns their Euclidean norm."""
         squares = {name: square for part in self._run(self._add_up) for name, square in part.items()}
-        return global_norm(list(self.total.values()), [squares[name] for name in self.total])
+        return measured_norm(self.total, squares)
 
     def update(self, factor: float, scale: float = 1.0) -> None:
         """One step of the optimizer with the gradients times `scale`; `factor` is the schedule's."""
         self._run(self._update, self.optimizer.steps + 1, factor, scale)
 
-    def losses(self) -> float:
-        """The mean loss of the validation windows in nats, each target once, with dropout off."""
-        assert self.validation is not None
-        losses = [loss for part in self._run(self._losses) for loss in part]
-        return math.fsum(losses) / self.validation.num_targets
+    def evaluate(self) -> float:
+        """The mean loss of the validation batches, with dropout off."""
+        return mean_of(loss for part in self._run(self._losses) for loss in part)
 
     def _run(self, task: Task, *arguments: Any) -> list[Any]:
         if self._team is None:
@@ -135,25 +120,23 @@ class DataParallel:
 
     # ---- What each worker does -----------------------------------------------------------------
 
-    def _gradients(self, rank: int, step: int, inputs: Array, targets: Array) -> float:
+    def _gradients(self, rank: int, position: int, batch: Batch) -> float:
         """Add up the gradients of this worker's micro-batches; returns the sum of their losses."""
-        pieces = cut(inputs, targets, self.size, self.model)
-        mine = np.array_split(np.arange(len(pieces)), self.size)[rank]
+        count = self.objective.count(batch)
+        micro_batches = split_batch(batch, self.size, self.model)
+        mine = np.array_split(np.arange(len(micro_batches)), self.size)[rank]
         tensors = list(self.parameters.values())
         sums = self.by_worker[rank]
         self.model.train()
         total = 0.0
         # Where some workers have nothing to do, the others may use their cores.
-        threads = min(self.size // len(pieces), physical_cores())
+        threads = min(self.size // len(micro_batches), physical_cores())
         with threads_allowed(threads) if threads > 1 else contextlib.nullcontext():
             for number in map(int, mine):
-                x, y = pieces[number]
-                with dropout_position(self.seed, step, number):
-                    logits = self.model(backend.asarray(x))
-                    loss = ops.cross_entropy(logits, backend.asarray(y), reduction="sum", z_loss=self.z_loss)
-                del logits
+                with dropout_position(self.seed, position, number):
+                    loss, _ = self.objective(self.model, micro_batches[number])
                 total += loss.item()
-                found = gradients(loss, tensors, gradient=1 / targets.size)
+                found = gradients(loss, tensors, gradient=1 / count)
                 for array, gradient in zip(sums.values(), found, strict=True):
                     if number == mine[0]:
                         array[...] = gradient
@@ -175,67 +158,15 @@ class DataParallel:
         return squares
 
     def _update(self, rank: int, number: int, factor: float, scale: float) -> None:
+        """The part of the optimizer's step that changes this worker's parameters."""
         if scale != 1:
             for name in self.shares[rank]:
-                self.total[name] *= scale
+                gradient = self.total[name]
+                gradient *= scale
         self.optimizer.step(self.total, factor, self.shares[rank], number)
 
-    def _losses(self, rank: int) -> list[float]:
-        assert self.validation is not None
-        return batch_losses(self.model, self.validation, rank, self.size)
-
-
-def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int) -> int:
-    """Into how many micro-batches a batch (windows, length) is cut: equally many for each worker, if it has enough."""
-    most_tokens = backend.choose(MICRO_BATCH_TOKENS, on_device=1 << 20)
-    most_logits = backend.choose(MICRO_BATCH_LOGITS, on_device=1 << 28)
-    tokens = min(most_tokens, max(1, most_logits // vocab_size))
-    for_each = max(1, math.ceil(windows * length / (tokens * workers)))
-    return min(windows, workers * for_each)
-
-
-def cut(inputs: Array, targets: Array, workers: int, model: TransformerLM) -> list[tuple[Array, Array]]:
-    """The micro-batches of a batch (B, T)."""
-    B, T = inputs.shape
-    count = count_micro_batches(B, T, workers, model.config.vocab_size)
-    windows = np.array_split(np.arange(B), count)
-    return [(inputs[part[0] : part[-1] + 1], targets[part[0] : part[-1] + 1]) for part in windows]
-
-
-def batch_losses(model: TransformerLM, windows: SequentialWindows, rank: int, size: int) -> list[float]:
-    """The sum of the losses of every `size`-th batch, beginning with number `rank`, with dropout off."""
-    model.eval()
-    losses: list[Any] = []
-    for number, batch in enumerate(windows):
-        if number % size != rank:
-            continue
-        B, T = batch[0].shape
-        parts = count_micro_batches(B, T, 1, model.config.vocab_size)
-        for inputs, targets in zip(*(np.array_split(array, parts) for array in batch), strict=True):
-            with no_grad():
-                logits = model(backend.asarray(inputs))
-                loss = ops.cross_entropy(logits, backend.asarray(targets), reduction="sum")
-            losses.append(loss.data)
-    return [float(backend.read(loss)) for loss in losses]
-
-
-def mean_loss(model: TransformerLM, windows: SequentialWindows, workers: int = 1) -> float:
-    """The mean cross-entropy in nats over all targets of `windows`, by a number of workers."""
-
-    def of_rank(rank: int) -> list[float]:
-        return batch_losses(model, windows, rank, workers)
-
-    if backend.is_asynchronous():
-        workers = 1
-    with Team(workers, [of_rank], processes=not _watched(model)) as team:
-        losses = [loss for part in team.run(of_rank) for loss in part]
-    return math.fsum(losses) / windows.num_targets
-
-
-def _watched(model: TransformerLM) -> bool:
-    """Whether something in this process wants to see what is computed."""
-    modules = [module for _, module in model.named_modules()]
-    return bool(observers()) or any(m._forward_hooks or m._backward_hooks for m in modules)
+    def _losses(self, rank: int) -> list[Sum]:
+        return batch_losses(self.model, self.objective, self.validation, rank, self.size)
 
 
 def _balanced(sizes: dict[str, int], parts: int) -> list[frozenset[str]]:

@@ -13,30 +13,30 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
 import numpy as np
 
-from tinyllm import backend, ops
-from tinyllm.autograd.mode import no_grad
+from tinyllm import backend
 from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import gradients
 from tinyllm.backend import Array, current
 from tinyllm.debug import AnomalyError, detect_anomaly
 from tinyllm.models import TransformerLM
 from tinyllm.nn import dropout_position
-from tinyllm.optim import NonFiniteNormError, OptimizerGroup
+from tinyllm.optim import OptimizerGroup
 from tinyllm.system import storage
 from tinyllm.system.text_files import write_text
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.training.checkpoints import checkpoint, resuming
-from tinyllm.training.engines.processes import DataParallel, cut
-from tinyllm.training.safeguards.watch import Rejection
-
-if TYPE_CHECKING:
-    from tinyllm.training.trainer import Trainer
+from tinyllm.training.checkpoints import checkpoint
+from tinyllm.training.checkpoints.checkpoint import TrainingState
+from tinyllm.training.engines import build_host_engine
+from tinyllm.training.events import Rejection
+from tinyllm.training.micro_batches import split_batch
+from tinyllm.training.objectives import Batch, Objective
 
 FOLDER = "incidents"
 KEEP_WHOLE = 3
@@ -44,40 +44,34 @@ KEEP_WHOLE = 3
 KEEP = 50
 """So many folders are kept."""
 WORST_TOKENS = 12
-CONTEXT_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Step:
     """All that a step is computed from.
 
-    inputs, targets: (B, T) integers. position: of the batch, which dropout depends on, with the seed. workers: how
+    batch: what the objective takes. position: of the batch, which dropout depends on, with the seed. workers: how
     many, which the rounding depends on.
     """
 
     model: TransformerLM
-    inputs: Array
-    targets: Array
+    objective: Objective
+    batch: Batch
     position: int
     seed: int
     workers: int
-    z_loss: float
 
-    def run(self, observer: Observer | None = None) -> tuple[float, float, dict[str, Array]]:
+    def run(self, observer: Observer | None = None) -> tuple[float, float, Mapping[str, Array]]:
         """Loss, gradient norm and gradients, in this process, with the bits that the run had."""
         with (
             backend.ignore_non_finite(),
             observe(observer or Observer()),  # so that the workers are threads
-            DataParallel(
-                self.model, OptimizerGroup([]), self.workers, self.seed, z_loss=self.z_loss
-            ) as workers,
+            build_host_engine(
+                self.model, OptimizerGroup([]), self.objective, self.workers, self.seed
+            ) as engine,
         ):
-            loss = workers.gradients(self.position, self.inputs, self.targets)
-            try:
-                norm = workers.gradient_norm()
-            except NonFiniteNormError as error:
-                norm = error.norm
-            return loss, norm, workers.total
+            loss = engine.gradients(self.position, self.batch)
+            return loss, engine.gradient_norm(), engine.total
 
     def first_anomaly(self) -> AnomalyError | None:
         """Where the step goes non-finite first; None where it is finite throughout."""
@@ -85,56 +79,98 @@ class Step:
         with backend.ignore_non_finite(), detect_anomaly():
             self.model.train()
             tensors = list(self.model.parameters())
+            count = self.objective.count(self.batch)
             try:
-                for number, (x, y) in enumerate(cut(self.inputs, self.targets, self.workers, self.model)):
+                for number, micro_batch in enumerate(split_batch(self.batch, self.workers, self.model)):
                     with dropout_position(self.seed, self.position, number):
-                        logits = self.model(backend.asarray(x))
-                        loss = ops.cross_entropy(
-                            logits, backend.asarray(y), reduction="sum", z_loss=self.z_loss
-                        )
-                    gradients(loss, tensors, gradient=1 / self.targets.size)
+                        loss, _ = self.objective(self.model, micro_batch)
+                    gradients(loss, tensors, gradient=1 / count)
             except AnomalyError as error:
                 return error
         return None
 
-    def token_losses(self) -> Array:
-        """The loss of each target in nats, (B, T)."""
+    def each_loss(self) -> Array:
+        """The losses of the batch, (B, ...); see `Objective.each_loss`."""
         self.model.train()
         losses = []
-        with backend.ignore_non_finite(), no_grad():
-            for number, (x, y) in enumerate(cut(self.inputs, self.targets, self.workers, self.model)):
+        with backend.ignore_non_finite():
+            for number, micro_batch in enumerate(split_batch(self.batch, self.workers, self.model)):
                 with dropout_position(self.seed, self.position, number):
-                    logits = self.model(backend.asarray(x))
-                losses.append(
-                    backend.to_numpy(ops.cross_entropy(logits, backend.asarray(y), reduction="none").data)
-                )
+                    losses.append(self.objective.each_loss(self.model, micro_batch))
         return np.concatenate(losses)
 
 
-def record(trainer: Trainer, rejection: Rejection, done: str) -> Path:
+def with_report(
+    run: Path,
+    rejection: Rejection,
+    done: str,
+    step: Step,
+    gradients: Mapping[str, Array],
+    tokenizer: Tokenizer,
+    state: TrainingState,
+) -> Rejection:
+    """The rejection with the folder that `record` has written, or in its reason why there is none."""
+    try:
+        folder = record(run, rejection, done, step, gradients, tokenizer, state)
+    except Exception as error:  # whatever it is: a report is never worth a run
+        line = str(error).partition("\n")[0]
+        return replace(rejection, reason=f"{rejection.reason} (there is no report: {line})")
+    return replace(rejection, incident=folder)
+
+
+def record(
+    run: Path,
+    rejection: Rejection,
+    done: str,
+    step: Step,
+    gradients: Mapping[str, Array],
+    tokenizer: Tokenizer,
+    state: TrainingState,
+) -> Path:
     """Write the folder of a rejected step, whole or not at all; returns it.
 
-    done: what is done about it, in plain words. Raises OSError or InputError when it cannot be written.
+    Args:
+        run: the folder of the run. done: what is done about the step, in plain words. step: what it was computed from.
+        gradients: what it gave, by name. state: of the run, as a checkpoint would hold it; its sampler is past the
+            batch, and its recovery has counted the rejection.
+
+    Raises OSError or InputError when it cannot be written.
     """
-    assert trainer.run is not None
-    root = trainer.run / FOLDER
+    root = run / FOLDER
     name = f"{rejection.step:08}-{rejection.position:08}"
     temporary, folder = root / f".{name}.tmp", root / name
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    values = state.values
     try:
         # After the last of a row the count begins anew, when training goes back.
-        earlier = _state_before(root, rejection, trainer.recovery.rejected or trainer.recovery.patience)
-        if earlier is None:
-            state = resuming.training_state(trainer)
-            state.values["sampler"]["step"] = rejection.position
-            checkpoint.save(temporary / "before", trainer.model, trainer.tokenizer, state)
-        report = _report(
-            trainer, rejection, done, "before" if earlier is None else f"../{earlier.name}/before"
+        earlier = _state_before(
+            root, rejection, values["recovery"]["rejected"] or values["train"]["patience"]
         )
-        batch = {"inputs": rejection.inputs.tolist(), "targets": rejection.targets.tolist()}
+        if earlier is None:
+            sampler = {**values["sampler"], "step": rejection.position}
+            before = TrainingState(state.arrays, {**values, "sampler": sampler})
+            checkpoint.save(temporary / "before", step.model, tokenizer, before)
+        place = "before" if earlier is None else f"../{earlier.name}/before"
+        report = {
+            "step": rejection.step,
+            "position": rejection.position,
+            "seed": step.seed,
+            "workers": step.workers,
+            "objective": type(step.objective).__name__,
+            "z_loss": values["train"]["z_loss"],
+            "loss": _plain(rejection.loss),
+            "grad_norm": _plain(rejection.grad_norm),
+            "usual_loss": _median(values["watch"]["losses"]),
+            "usual_grad_norm": _median(values["watch"]["norms"]),
+            "reason": rejection.reason,
+            "done": done,
+            "before": place,
+            **_examine(step, gradients, tokenizer),
+        }
+        batch = {name: array.tolist() for name, array in zip(step.objective.names, step.batch, strict=True)}
         write_text(temporary / "batch.json", json.dumps(batch) + "\n")
-        write_text(temporary / "batch.txt", _batch_text(rejection, trainer.tokenizer))
+        write_text(temporary / "batch.txt", step.objective.text(step.batch, tokenizer))
         write_text(temporary / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         write_text(temporary / "report.txt", report_text(report, folder))
         shutil.rmtree(folder, ignore_errors=True)  # of the same step, before the run was killed
@@ -157,39 +193,22 @@ def _state_before(root: Path, rejection: Rejection, row: int) -> Path | None:
     return None
 
 
-def _report(trainer: Trainer, rejection: Rejection, done: str, before: str) -> dict[str, Any]:
-    config, watch = trainer.config, trainer.watch
-    step = Step(
-        trainer.model, rejection.inputs, rejection.targets, rejection.position, config.seed, trainer.threads,
-        config.z_loss,
-    )  # fmt: skip
+def _examine(step: Step, gradients: Mapping[str, Array], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a report says of the numbers of a step: the first that is not finite, the worst losses, all norms."""
     norms = [
-        {
-            "name": name,
-            **_norm("weight", parameter.data),
-            **_norm("gradient", trainer.workers.total[name]),
-        }
-        for name, parameter in trainer.parameters.items()
+        {"name": name, **_norm("weight", parameter.data), **_norm("gradient", gradients[name])}
+        for name, parameter in step.model.named_parameters()
     ]
     anomaly = step.first_anomaly()
-    seen = len(watch.losses.values)
     return {
-        "step": rejection.step,
-        "position": rejection.position,
-        "seed": config.seed,
-        "workers": trainer.threads,
-        "z_loss": config.z_loss,
-        "loss": _plain(rejection.loss),
-        "grad_norm": _plain(rejection.grad_norm),
-        "usual_loss": watch.losses.median if seen else None,
-        "usual_grad_norm": watch.norms.median if seen else None,
-        "reason": rejection.reason,
-        "done": done,
-        "before": before,
         "first_non_finite": None if anomaly is None else describe(anomaly),
-        "tokens": worst_tokens(step, trainer.tokenizer),
+        "tokens": worst_tokens(step, tokenizer),
         "parameters": norms,
     }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
 
 
 def describe(anomaly: AnomalyError) -> dict[str, str]:
@@ -205,23 +224,14 @@ def describe(anomaly: AnomalyError) -> dict[str, str]:
 
 
 def worst_tokens(step: Step, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The targets with the highest loss, those that are not a number first, with the text before them."""
-    losses = step.token_losses()
+    """The highest losses of the batch, those that are not a number first, with what the objective says of each."""
+    losses = step.each_loss()
     order = np.argsort(np.where(np.isnan(losses), -np.inf, -losses), axis=None, kind="stable")
     found = []
-    for window, place in zip(*np.unravel_index(order[:WORST_TOKENS], losses.shape), strict=True):
-        context = step.inputs[window, max(0, place + 1 - CONTEXT_TOKENS) : place + 1]
-        target = step.targets[window, place : place + 1]
-        found.append(
-            {
-                "window": int(window),
-                "place": int(place),
-                "loss": _plain(float(losses[window, place])),
-                "target": int(target[0]),
-                "text": tokenizer.token_bytes(int(target[0])).decode("utf-8", "replace"),
-                "context": tokenizer.decode(context),
-            }
-        )
+    for index in zip(*np.unravel_index(order[:WORST_TOKENS], losses.shape), strict=True):
+        place = tuple(map(int, index))
+        what = step.objective.describe(step.batch, place, tokenizer)
+        found.append({"window": place[0], "loss": _plain(float(losses[place])), **what})
     return found
 
 
@@ -242,8 +252,7 @@ def report_text(report: Mapping[str, Any], folder: Path) -> str:
         "",
         "The tokens with the highest loss, and the text before them:",
         *(
-            f"  {_short(token['loss']):>10}  window {token['window']}, place {token['place']}: "
-            f"{token['text']!r} after {token['context']!r}"
+            f"  {_short(token['loss']):>10}  window {token['window']}{_where(token)}"
             for token in report["tokens"]
         ),
         "",
@@ -281,6 +290,13 @@ def findings(first: Mapping[str, str] | None, norms: Sequence[Mapping[str, Any]]
     return lines
 
 
+def _where(token: Mapping[str, Any]) -> str:
+    """The place of a token in its window and the text before it, where the objective is about tokens."""
+    if "context" not in token:
+        return ""
+    return f", place {token['place']}: {token['text']!r} after {token['context']!r}"
+
+
 def _norm(kind: str, array: Any) -> dict[str, Any]:
     count = int(backend.read(array.size - current.xp.isfinite(array).sum()))
     norm = math.sqrt(backend.read((array.astype("float64") ** 2).sum()))
@@ -294,21 +310,6 @@ def _plain(value: float) -> float | str:
 
 def _short(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def _batch_text(rejection: Rejection, tokenizer: Tokenizer) -> str:
-    """Each window's text; where targets are not the inputs moved on by one, they follow."""
-    lines = []
-    for number, (inputs, targets) in enumerate(zip(rejection.inputs, rejection.targets, strict=True)):
-        moved = bool((inputs[1:] == targets[:-1]).all())
-        whole = np.concatenate([inputs, targets[-1:]]) if moved else inputs
-        lines += [f"---- window {number}", tokenizer.decode(whole)]
-        if not moved:
-            lines += [
-                f"---- targets of window {number}, which are not its inputs moved on",
-                tokenizer.decode(targets),
-            ]
-    return "\n".join(lines) + "\n"
 
 
 def remove_all(run: Path) -> None:

@@ -14,9 +14,12 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinyllm.training.events import Limits
 
 MAD_TO_DEVIATION = 1.4826
 WARM_UP = 32
@@ -86,14 +89,6 @@ class Verdict:
     norm_score: float = math.nan
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The highest loss and gradient norm with which a step is accepted; infinity: any that is finite."""
-
-    loss: float
-    norm: float
-
-
 class Watch:
     """Judges steps by their loss and gradient norm.
 
@@ -130,13 +125,15 @@ class Watch:
 
     @property
     def limits(self) -> Limits:
-        """What `judge` compares with, for a judge who must not wait for the numbers."""
+        """What an engine compares the loss and the gradient norm of a step with.
+
+        float32 can hold them, so that a device, which compares in float32, decides as `judge` does.
+        """
         if not self.active:
             return Limits(math.inf, math.inf)
-        return Limits(
-            self.losses.median + self.loss_threshold * self._loss_spread,
-            self.norms.median + self.norm_threshold * self._norm_spread,
-        )
+        loss = self.losses.median + self.loss_threshold * self._loss_spread
+        norm = self.norms.median + self.norm_threshold * self._norm_spread
+        return Limits(_up_to_float32(loss), _up_to_float32(norm))
 
     @property
     def _loss_spread(self) -> float:
@@ -154,17 +151,20 @@ class Watch:
                 return Verdict(f"the {name} is {value}")
         if not self.active:
             return Verdict(None)
-        loss_score = (loss - self.losses.median) / self._loss_spread
-        norm_score = (norm - self.norms.median) / self._norm_spread
+        limits = self.limits
         reasons = [
             f"the {name} is {value:.4g}, and the median of the last {len(seen.values)} steps is {seen.median:.4g}"
-            for name, value, seen, score, threshold in (
-                ("loss", loss, self.losses, loss_score, self.loss_threshold),
-                ("gradient norm", norm, self.norms, norm_score, self.norm_threshold),
+            for name, value, seen, limit in (
+                ("loss", loss, self.losses, limits.loss),
+                ("gradient norm", norm, self.norms, limits.norm),
             )
-            if score > threshold
+            if value > limit
         ]
-        return Verdict(f"{'; '.join(reasons)}: a spike" if reasons else None, loss_score, norm_score)
+        return Verdict(
+            f"{'; '.join(reasons)}: a spike" if reasons else None,
+            (loss - self.losses.median) / self._loss_spread,
+            (norm - self.norms.median) / self._norm_spread,
+        )
 
     def accept(self, loss: float, norm: float) -> None:
         """A step of this loss and gradient norm was made."""
@@ -184,63 +184,16 @@ class Watch:
         self.norms.load(norms)
 
 
-@dataclass
-class LossScale:
-    """What the loss is multiplied with, and gradients are divided by, so that they do not underflow in float16.
-
-    A power of two, halved when gradients overflow, doubled after GROWTH_STEPS in a row without.
-    Source: Micikevicius et al., "Mixed precision training", 2018, section 3.2.
-    """
-
-    value: float = 2.0**16
-    steps: int = 0
-    """Since the last change."""
-
-    GROWTH_STEPS: ClassVar[int] = 2000
-
-    def told(self, overflowed: bool) -> None:
-        """A step was made, or its gradients overflowed."""
-        self.steps += 1
-        if overflowed:
-            self.value, self.steps = max(self.value / 2, 1.0), 0
-        elif self.steps == self.GROWTH_STEPS:
-            self.value, self.steps = min(self.value * 2, 2.0**24), 0
-
-    def state_dict(self) -> dict[str, float]:
-        """Value and steps; JSON can hold them."""
-        return {"value": self.value, "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved scale; raises ValueError, TypeError or KeyError, with nothing changed, if damaged."""
-        value, steps = float(state["value"]), int(state["steps"])
-        if not 1 <= value <= 2**24 or not 0 <= steps < self.GROWTH_STEPS:
-            raise ValueError(f"a loss scale of {value} for {steps} steps")
-        self.value, self.steps = value, steps
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A step that was not made.
-
-    step: the number that it would have had. position: the number of its batch. loss, grad_norm: of the batch.
-    reason: in plain words. inputs, targets: the batch, (B, T) integers. replayable: whether the Trainer still has the
-    state before the step. incident: the folder that tells more.
-    """
-
-    step: int
-    position: int
-    loss: float
-    grad_norm: float
-    reason: str
-    inputs: Any = field(repr=False)
-    targets: Any = field(repr=False)
-    replayable: bool = True
-    incident: Path | None = None
-
-
 def _remove(values: list[float], value: float) -> None:
     """Take one value out of sorted ones."""
     del values[bisect_left(values, value)]
+
+
+def _up_to_float32(value: float) -> float:
+    """The smallest number of float32 that is not below this one, so that a median is within its own limit."""
+    with np.errstate(over="ignore"):
+        nearest = np.float32(value)
+    return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
 
 
 def _middle(values: list[float]) -> float:
