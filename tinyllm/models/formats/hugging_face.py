@@ -48,7 +48,7 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
     content.update({key: family.fixed[key] for key in family.written}, torch_dtype=dtype)
     if "rope_theta" in family.config_keys:
         content["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    own = [field.name for field in dataclasses.fields(config) if field.name not in family.config_keys]
+    own = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in family.config_keys]
     content["tinyllm"] = {name: getattr(config, name) for name in own}
     return content
 
