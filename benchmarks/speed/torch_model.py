@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tinyllm import backend
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.formats import hugging_face as llama
+from tinyllm.models.formats.hugging_face import to_external
 
 
 class Attention(nn.Module):
@@ -93,7 +93,7 @@ def copy_of(model: TransformerLM) -> TorchLM:
     """A TorchLM with the weights of `model`."""
     peer = TorchLM(model.config)
     weights = {
-        llama.to_external(name): torch.from_numpy(backend.to_numpy(array).copy())
+        to_external(name, model.config): torch.from_numpy(backend.to_numpy(array).copy())
         for name, array in model.state_dict().items()
     }
     if model.config.tie_embeddings:

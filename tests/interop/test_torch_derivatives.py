@@ -74,7 +74,7 @@ def _dot(tensors: list[Tensor], vectors: list[np.ndarray]) -> Tensor:
 
 
 def _in_our_order(peer: "torch.nn.Module", model: TransformerLM) -> list["torch.Tensor"]:
-    from tinyllm.models.formats import hugging_face as llama
+    from tinyllm.models.formats.hugging_face import to_external
 
     named = dict(peer.named_parameters())
-    return [named[llama.to_external(name)] for name, _ in model.named_parameters()]
+    return [named[to_external(name, model.config)] for name, _ in model.named_parameters()]

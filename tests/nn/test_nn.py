@@ -1,5 +1,6 @@
 """Modules and the language model: what they compute, and what they refuse."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -608,6 +609,29 @@ def test_initial_weights_are_a_function_of_the_seed_and_differ_between_layers() 
     assert weights(1) == weights(1) == weights(np.random.default_rng(1))
     both = [*weights(1).values(), *weights(2).values()]
     assert len(set(both)) == len(both)
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ({}, "ce15457ea9afa62b32e345d9c9c9a37e"),
+        ({"tie_embeddings": True}, "05983fd509e7123374e805a1dd8541b2"),
+        ({"qk_norm": False}, "021fc84f0941a66274e460e6eb7bf343"),
+        ({"num_kv_heads": 2}, "5e9ab8bccc1e972d6006cea99a7819e7"),
+        (
+            {"num_kv_heads": 1, "head_dim": 6, "position_encoding": "none", "dropout": 0.1, "init_scale": 0.7,
+             "embedding_std": 0.3, "head_scale": 0.1, "num_layers": 3},
+            "496c2783fba4e702d77dfd21b42f567a",
+        ),
+    ],
+)  # fmt: skip
+def test_a_seed_gives_the_weights_that_it_always_gave(settings: dict[str, Any], digest: str) -> None:
+    """Random numbers are drawn in one order for ever, so that a run from a seed can be repeated later."""
+    model = TransformerLM(ModelConfig(**{"vocab_size": 65, "hidden_size": 32, **settings}), seed=7)
+    found = hashlib.sha256()
+    for name, array in model.state_dict().items():
+        found.update(name.encode() + array.tobytes())
+    assert found.hexdigest()[:32] == digest
 
 
 @variants

@@ -25,7 +25,7 @@ from tinyllm.ops.lookup import row_numbers
 _PACKED_TOGETHER = 64
 
 
-def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Parameter:
+def normal_parameter(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Parameter:
     """A float32 parameter drawn from a normal distribution on the host, so that any backend gets the same bits."""
     return Parameter(backend.asarray(rng.standard_normal(shape, dtype=np.float32) * np.float32(std)))
 
@@ -49,7 +49,7 @@ class Linear(Module):
         scale: float = 1.0,
         bias: bool = False,
     ) -> None:
-        self.weight = normal(rng, (out_features, in_features), scale / math.sqrt(in_features))
+        self.weight = normal_parameter(rng, (out_features, in_features), scale / math.sqrt(in_features))
         self.bias = Parameter(current.xp.zeros(out_features, dtype=np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Embedding(Module):
     declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, num_embeddings: int, width: int, rng: np.random.Generator, std: float = 0.02) -> None:
-        self.weight = normal(rng, (num_embeddings, width), std)
+        self.weight = normal_parameter(rng, (num_embeddings, width), std)
 
     def forward(self, indices: Any) -> Tensor:
         return ops.embedding(self.weight, indices)

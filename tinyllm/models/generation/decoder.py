@@ -121,8 +121,8 @@ class _CacheOfPart:
 
     def __init__(self, cache: KeyValueCache, start: int, before: _CacheOfPart | None, is_last: bool) -> None:
         self.cache, self.length = cache, start
+        self._written: threading.Event | None = None if is_last else threading.Event()
         self._written_before = None if before is None else before._written
-        self._written = None if is_last else threading.Event()
 
     def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """Keep those of this part, (1, G, T, K), and return all up to here once those of the parts before are there."""

@@ -107,7 +107,7 @@ def tied_head_is_a_second_parameter(self: Any, config: ModelConfig, seed: Any = 
         self.head.weight = Parameter(self.embedding.weight.data)
 
 
-@mutant(layers, "normal")
+@mutant(layers, "normal_parameter")
 def weights_begin_with_standard_deviation_one(
     rng: np.random.Generator, shape: tuple[int, ...], std: float
 ) -> Any:
@@ -116,14 +116,14 @@ def weights_begin_with_standard_deviation_one(
     return _normal(rng, shape, 1.0)
 
 
-@mutant(layers, "normal")
+@mutant(layers, "normal_parameter")
 def weights_begin_at_zero(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Any:
     """All weights begin at zero: the loss is exactly log V, and no gradient but the last layer's is anything but
     zero."""
     return _normal(rng, shape, 0.0)
 
 
-_normal = layers.normal
+_normal = layers.normal_parameter
 _linear_init = Linear.__init__
 
 

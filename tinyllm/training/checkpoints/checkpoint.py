@@ -22,7 +22,7 @@ import safetensors.numpy
 
 from tinyllm import backend
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.formats import hugging_face as llama
+from tinyllm.models.formats import hugging_face
 from tinyllm.models.formats.safetensors_reader import read_safetensors
 from tinyllm.nn.module import require_fit
 from tinyllm.system import storage
@@ -65,7 +65,9 @@ def save(
     target = Path(path)
     require_loadable(model, tokenizer)
     _require_replaceable(target)
-    parameters = {llama.to_external(name): array for name, array in model.state_dict().items()}
+    parameters = {
+        hugging_face.to_external(name, model.config): array for name, array in model.state_dict().items()
+    }
     files = {
         CONFIG: _config_bytes(model),
         MODEL: _safetensors_bytes(parameters),
@@ -123,7 +125,7 @@ def require_loadable(model: TransformerLM, tokenizer: Tokenizer) -> None:
                 raise InputError(
                     f"{name!r} and {other!r} are two parameters in the same memory; share the Parameter"
                 )
-        if llama.config_from_json(parse_json(_config_bytes(model), CONFIG)) != config:
+        if hugging_face.config_from_json(parse_json(_config_bytes(model), CONFIG)) != config:
             raise InputError("config.json would not describe it")
         check_vocabulary(config, tokenizer)
     except InputError as error:
@@ -159,7 +161,7 @@ def _require_replaceable(folder: Path) -> None:
 
 def _config_bytes(model: TransformerLM) -> bytes:
     dtype = model.embedding.weight.dtype
-    return _json_bytes(llama.config_to_json(model.current_config, str(dtype)))
+    return _json_bytes(hugging_face.config_to_json(model.current_config, str(dtype)))
 
 
 def _safetensors_bytes(arrays: Mapping[str, Any]) -> bytes:
@@ -208,8 +210,8 @@ class Checkpoint:
         content = parse_json(self.files[CONFIG], self.folder / CONFIG)
         external = self._arrays(MODEL)
         try:
-            config = llama.config_from_json(content)
-            arrays = {llama.to_internal(name): array for name, array in external.items()}
+            config = hugging_face.config_from_json(content)
+            arrays = {hugging_face.to_internal(name, config): array for name, array in external.items()}
             if config.tie_embeddings:
                 arrays.pop("head.weight", None)  # some writers store the shared matrix twice
             _check_weights(config, arrays)
