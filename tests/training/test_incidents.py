@@ -426,10 +426,14 @@ def test_a_replayed_model_has_the_dtype_and_the_tie_of_the_run(tmp_path: Path) -
     model.head.weight = model.embedding.weight
     trainer = Trainer(model, TOKENIZER, *SPLIT, CONFIG, tmp_path)
     nan_in_a_gradient(trainer, 0)
-    with ignore_non_finite(), trainer.workers:
-        made = trainer.train_step()
+    with ignore_non_finite(), trainer.engine:
+        made = next(trainer.train_steps())
         assert isinstance(made, Rejection)
-        _, step = cli_replay.load(incidents.record(trainer, made, "nothing"))
+        step = incidents.Step(trainer.model, trainer.objective, made.batch, made.position, 1, 2)
+        folder = incidents.record(
+            tmp_path, made, "nothing", step, trainer.engine.total, TOKENIZER, trainer._collect()
+        )
+    _, step = cli_replay.load(folder)
     assert step.model.head.weight is step.model.embedding.weight
     assert {name: array.tobytes() for name, array in step.model.state_dict().items()} == {
         name: array.tobytes() for name, array in model.state_dict().items()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import Array, current
+from tinyllm.data import IGNORE_INDEX
 from tinyllm.debug import AnomalyError
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.errors import InputError
@@ -101,7 +102,8 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
         raise InputError(
             f"{folder / 'batch.json'}: inputs and targets must be (B, T), got {shown(inputs.shape)}"
         )
-    if min(inputs.min(), targets.min()) < 0 or max(inputs.max(), targets.max()) >= V:
+    ids = np.concatenate([inputs.reshape(-1), targets[targets != IGNORE_INDEX]])
+    if ids.min() < 0 or ids.max() >= V:
         raise InputError(f"{folder / 'batch.json'}: ids must be from 0 to {V - 1}")
     if not 1 <= numbers["workers"] <= 4096 or numbers["position"] < 0 or not 0 <= numbers["seed"] < 2**32:
         raise InputError(f"{folder}: the report is damaged ({json.dumps(numbers)})")
