@@ -109,8 +109,8 @@ class MultiHeadAttention(Module):
         projected = projected.reshape((*x.shape[:2], H + 2 * G, K))
         heads = projected[:, :, : H + G]
         if self.query_norm is not None and self.key_norm is not None:
+            heads = heads * inverse_root(row_sum(heads * heads), K, self.query_norm.eps)
             queries, keys = heads[:, :, :H], heads[:, :, H:]
-            heads *= inverse_root(row_sum(heads * heads), K, self.query_norm.eps)
             queries *= self.query_norm.weight.data
             keys *= self.key_norm.weight.data
         heads = self.position.infer(heads, offset)
