@@ -31,6 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path += [str(Path(__file__).parent / "speed"), str(Path(__file__).parents[1] / "tests")]
+
 from support.strict_device import strict_device
 
 from tinyllm import backend

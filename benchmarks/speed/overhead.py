@@ -56,7 +56,7 @@ class Stripper(ast.NodeTransformer):
         return self._without(node, ast.unparse(node.target) == "observer")
 
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
-        return self._without(node, ast.unparse(node.targets[0]) in ("watching", "self.modules"))
+        return self._without(node, ast.unparse(node.targets[0]) in ("watching", "op.modules"))
 
 
 def stripped(function: Callable[..., Any], expected: list[str]) -> Callable[..., Any]:
@@ -84,10 +84,10 @@ def call_forward(self: Module, *args: Any, **kwargs: Any) -> Any:
 STRIPPED: list[tuple[Any, str, Callable[..., Any]]] = [
     (Module, "__call__", call_forward),
     (Op, "__call__", stripped(Op.__call__, [
-        "for observer in mode.observers:", "for observer in mode.observers:", "self.modules = module_stack.get()",
+        "for observer in mode.observers:", "for observer in mode.observers:", "op.modules = module_stack.get()",
     ])),
     (tensor, "propagate", stripped(tensor.propagate, [
-        "watching = current_mode.get().observers", "for observer in watching:", "for observer in watching:",
+        "watching = mode.observers", "for observer in watching:", "for observer in watching:",
     ])),
 ]  # fmt: skip
 
