@@ -25,6 +25,7 @@ class Silu(Op):
         return x * self.sigmoid
 
     def backward(self, gradient: Any) -> Any:
+        """s' = s (1 - s), so d(x s)/dx = s (1 + x (1 - s))."""
         return gradient * self.sigmoid * (1 + self.x * (1 - self.sigmoid))
 
 
@@ -87,6 +88,7 @@ class Swiglu(Op):
         return gate * self.sigmoid * up
 
     def backward(self, gradient: Any) -> Any:
+        """silu(z) = z s(z) and s' = s (1 - s), so silu' = s (1 + z (1 - s))."""
         slope = self.sigmoid * (1 + self.gate * (1 - self.sigmoid))  # silu'
         return gradient * self.up * slope, gradient * self.gate * self.sigmoid
 

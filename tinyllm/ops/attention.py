@@ -40,6 +40,7 @@ class Scores(Op):
         return self.q @ self.k.swapaxes(-1, -2) * self.scale
 
     def backward(self, gradient: Any) -> Any:
+        """S is a product, so dQ = dS K scale and dK = dS^T Q scale, summed over the heads that share a key."""
         gradient_q = gradient @ self.k * self.scale
         gradient_k = gradient.swapaxes(-1, -2) @ self.q * self.scale
         return gradient_q, sum_over_groups(gradient_k, self.G)
@@ -69,6 +70,7 @@ class Attention(Op):
         return self.p @ self.v
 
     def backward(self, gradient: Any) -> Any:
+        """O is a product, so dP = dO V^T and dV = P^T dO, summed over the heads that share a value."""
         gradient_p = gradient @ self.v.swapaxes(-1, -2)
         gradient_v = self.p.swapaxes(-1, -2) @ gradient
         return gradient_p, sum_over_groups(gradient_v, self.G)

@@ -99,6 +99,7 @@ class LinearMap(Op):
         return y if bias is None else y + bias
 
     def backward(self, gradient: Any) -> Any:
+        """dL/dx = g W, dL/dW = g^T x, dL/db = g, the latter two summed over all rows."""
         D_out, D_in = self.weight.shape
         N = math.prod(self.x.shape[:-1])
         gradient_x = gradient @ self.weight

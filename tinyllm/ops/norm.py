@@ -34,6 +34,10 @@ class RootMeanSquareNorm(Op):
         return self.x_hat * weight
 
     def backward(self, gradient: Any) -> Any:
+        """With r = 1/rms, dr/dx_j = -r^3 x_j / D, so dx_hat_i/dx_j = r (1[i = j] - x_hat_i x_hat_j / D).
+
+        dL/dx = r (g w - x_hat mean(g w x_hat)), and dL/dw = g x_hat, summed over rows by the engine.
+        """
         gradient_x_hat = gradient * self.weight
         projection = (gradient_x_hat * self.x_hat).mean(axis=-1, keepdims=True)  # (..., 1)
         gradient_x = self.inv_rms * (gradient_x_hat - self.x_hat * projection)
@@ -68,6 +72,10 @@ class Standardisation(Op):
         return self.x_hat * weight + bias
 
     def backward(self, gradient: Any) -> Any:
+        """As in RMSNorm, with s = 1/std; that the mean is subtracted takes away the mean of the gradient.
+
+        dL/dx = s (g w - mean(g w) - x_hat mean(g w x_hat)).
+        """
         gradient_x_hat = gradient * self.weight
         mean = gradient_x_hat.mean(axis=-1, keepdims=True)
         projection = (gradient_x_hat * self.x_hat).mean(axis=-1, keepdims=True)

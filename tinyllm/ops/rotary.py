@@ -35,6 +35,7 @@ class Rope(Op):
         return _rotated(x, self.cos, self.sin)
 
     def backward(self, gradient: Any) -> Any:
+        """A rotation R is linear, so dL/dx = R^T g, and R^T is the rotation by the same angles back."""
         return _rotated(gradient, self.cos, -self.sin)  # back by the same angles
 
 

@@ -46,6 +46,7 @@ class Softmax(Op):
         return self.p
 
     def backward(self, gradient: Any) -> Any:
+        """dp_i/dx_j = p_i (1[i = j] - p_j), so dL/dx_j = p_j (g_j - sum_i g_i p_i)."""
         mean = (gradient * self.p).sum(axis=self.axis, keepdims=True)
         return self.p * (gradient - mean)
 
@@ -65,6 +66,7 @@ class LogSoftmax(Op):
         return self.log_p
 
     def backward(self, gradient: Any) -> Any:
+        """d ln p_i/dx_j = 1[i = j] - p_j, so dL/dx_j = g_j - p_j sum_i g_i."""
         return gradient - np.exp(self.log_p) * gradient.sum(axis=self.axis, keepdims=True)
 
 
