@@ -104,12 +104,12 @@ def edited(owner: type, method: str, old: str, new: str) -> Callable[..., Any]:
     """The method with `old` in its text replaced by `new`. Raises ValueError when `old` does not stand there once."""
     function = vars(owner)[method]
     source = textwrap.dedent(inspect.getsource(function))
-    if source.count(old) != 1:
-        raise ValueError(f"{old!r} stands {source.count(old)} times in {owner.__qualname__}.{method}")
+    head, mark, body = source.rpartition('"""\n') if function.__doc__ else ("", "", source)
+    if body.count(old) != 1:
+        raise ValueError(f"{old!r} stands {body.count(old)} times in {owner.__qualname__}.{method}")
+    changed_source = head + mark + body.replace(old, new)
     names: dict[str, Any] = {}
-    exec(
-        compile(source.replace(old, new), f"<{owner.__name__}.{method}>", "exec"), function.__globals__, names
-    )
+    exec(compile(changed_source, f"<{owner.__name__}.{method}>", "exec"), function.__globals__, names)
     changed: Callable[..., Any] = names[method]
     return changed
 
