@@ -17,7 +17,8 @@ class Normalizer(Step):
     """A step from text to text."""
 
     def __call__(self, text: str) -> str:
-        raise NotImplementedError
+        """The normalized text."""
+        raise TypeError(f"{type(self).__name__} defines no __call__(); a Normalizer must")
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,20 @@ class _UnicodeForm(Normalizer):
         return unicodedata.normalize(type(self).__name__, text)  # type: ignore[arg-type]
 
 
-class NFC(_UnicodeForm): ...
+class NFC(_UnicodeForm):
+    """Unicode's canonical composition."""
 
 
-class NFD(_UnicodeForm): ...
+class NFD(_UnicodeForm):
+    """Unicode's canonical decomposition."""
 
 
-class NFKC(_UnicodeForm): ...
+class NFKC(_UnicodeForm):
+    """Unicode's compatibility composition."""
 
 
-class NFKD(_UnicodeForm): ...
+class NFKD(_UnicodeForm):
+    """Unicode's compatibility decomposition."""
 
 
 @dataclass(frozen=True)
