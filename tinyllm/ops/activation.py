@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm.backend import Array
 from tinyllm.ops.elementwise import Erf, Sigmoid, unary_cases
 
 
@@ -20,11 +21,11 @@ class Silu(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x, self.sigmoid = x, Sigmoid()(x)
         return x * self.sigmoid
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """s' = s (1 - s), so d(x s)/dx = s (1 + x (1 - s))."""
         return gradient * self.sigmoid * (1 + self.x * (1 - self.sigmoid))
 
@@ -38,12 +39,12 @@ class Gelu(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         self.phi = (1 + Erf()(x * math.sqrt(0.5))) / 2
         return x * self.phi
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         density = np.exp(self.x * self.x * -0.5) * (1 / math.sqrt(2 * math.pi))
         return gradient * (self.phi + self.x * density)
 
@@ -59,12 +60,12 @@ class GeluTanh(Op):
     scale = math.sqrt(2 / math.pi)
     cubic = 0.044715
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         self.tanh = np.tanh(self.scale * (x + self.cubic * x * x * x))
         return x * (1 + self.tanh) / 2
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         slope = self.scale * (1 + 3 * self.cubic * self.x * self.x)
         return gradient * (1 + self.tanh + self.x * (1 - self.tanh * self.tanh) * slope) / 2
 
@@ -83,11 +84,11 @@ class Swiglu(Op):
         Case(((1, 1), (1, 1))),
     )
 
-    def forward(self, gate: Any, up: Any) -> Any:
+    def forward(self, gate: Array, up: Array) -> Array:
         self.gate, self.up, self.sigmoid = gate, up, Sigmoid()(gate)
         return gate * self.sigmoid * up
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """silu(z) = z s(z) and s' = s (1 - s), so silu' = s (1 + z (1 - s))."""
         slope = self.sigmoid * (1 + self.gate * (1 - self.sigmoid))  # silu'
         return gradient * self.up * slope, gradient * self.gate * self.sigmoid

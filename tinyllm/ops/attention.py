@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, composite, operands, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
 from tinyllm.ops.lookup import dropout
 from tinyllm.ops.softmaxes import Softmax
@@ -34,12 +34,12 @@ class Scores(Op):
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def forward(self, q: Any, k: Any) -> Any:
+    def forward(self, q: Array, k: Array) -> Array:
         self.G = k.shape[1]
         self.q, self.k = q, for_each_head(k, q.shape[1])  # (B, H, T, K), (B, H, S, K)
         return self.q @ self.k.swapaxes(-1, -2) * self.scale
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """S is a product, so dQ = dS K scale and dK = dS^T Q scale, summed over the heads that share a key."""
         gradient_q = gradient @ self.k * self.scale
         gradient_k = gradient.swapaxes(-1, -2) @ self.q * self.scale
@@ -64,12 +64,12 @@ class Attention(Op):
         Case(((0, 1, 2, 2), (0, 1, 2, 2))),
     )
 
-    def forward(self, p: Any, v: Any) -> Any:
+    def forward(self, p: Array, v: Array) -> Array:
         self.G = v.shape[1]
         self.p, self.v = p, for_each_head(v, p.shape[1])  # (B, H, T, S), (B, H, S, K)
         return self.p @ self.v
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """O is a product, so dP = dO V^T and dV = P^T dO, summed over the heads that share a value."""
         gradient_p = gradient @ self.v.swapaxes(-1, -2)
         gradient_v = self.p.swapaxes(-1, -2) @ gradient

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.error_function import erf as _erf
 
 
@@ -39,10 +39,10 @@ class Add(Op):
 
     cases = binary_cases()
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         return a + b
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient, gradient
 
 
@@ -52,10 +52,10 @@ class Subtract(Op):
 
     cases = binary_cases()
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         return a - b
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient, -gradient
 
 
@@ -65,11 +65,11 @@ class Multiply(Op):
 
     cases = binary_cases()
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return a * b
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * self.b, gradient * self.a
 
 
@@ -79,11 +79,11 @@ class Divide(Op):
 
     cases = binary_cases(low=0.5)
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return a / b
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         gradient_a = gradient / self.b
         return gradient_a, -gradient_a * self.a / self.b
 
@@ -94,10 +94,10 @@ class Negative(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         return -x
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return -gradient
 
 
@@ -107,12 +107,12 @@ class Power(Op):
 
     cases = binary_cases(low=0.5)
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         self.y = a**b
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         gradient_a = gradient * self.b * self.a ** (self.b - 1) if self.needs(0) else None
         gradient_b = gradient * self.y * current.xp.log(self.a) if self.needs(1) else None
         return gradient_a, gradient_b
@@ -131,11 +131,11 @@ class PowerOfConstant(Op):
     def __init__(self, exponent: float) -> None:
         self.exponent = exponent
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return x**self.exponent
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         if self.exponent == 0:
             return current.xp.zeros_like(gradient)
         return gradient * self.exponent * self.x ** (self.exponent - 1)
@@ -147,11 +147,11 @@ class Exp(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.y = current.xp.exp(x)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * self.y
 
 
@@ -161,11 +161,11 @@ class Expm1(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.y = current.xp.expm1(x)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * (self.y + 1)
 
 
@@ -175,11 +175,11 @@ class Log(Op):
 
     cases = unary_cases(low=0.5)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return current.xp.log(x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient / self.x
 
 
@@ -189,11 +189,11 @@ class Log1p(Op):
 
     cases = unary_cases(low=-0.5)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return current.xp.log1p(x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient / (1 + self.x)
 
 
@@ -203,11 +203,11 @@ class Sqrt(Op):
 
     cases = unary_cases(low=0.5)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.y = current.xp.sqrt(x)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient / (2 * self.y)
 
 
@@ -217,12 +217,12 @@ class Rsqrt(Op):
 
     cases = unary_cases(low=0.5)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         self.y = 1 / current.xp.sqrt(x)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * self.y / (-2 * self.x)
 
 
@@ -232,11 +232,11 @@ class Tanh(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.y = current.xp.tanh(x)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * (1 - self.y * self.y)
 
 
@@ -246,12 +246,12 @@ class Sigmoid(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         with backend.ignore_overflow():  # e^-x may be infinite, and 1 / (1 + infinity) is the right 0
             self.y = 1 / (1 + current.xp.exp(-x))
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * self.y * (1 - self.y)
 
 
@@ -261,11 +261,11 @@ class Sin(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return current.xp.sin(x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * current.xp.cos(self.x)
 
 
@@ -275,11 +275,11 @@ class Cos(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return current.xp.cos(x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return -gradient * current.xp.sin(self.x)
 
 
@@ -289,11 +289,11 @@ class Erf(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return _erf(x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * current.xp.exp(-self.x * self.x) * (2 / math.sqrt(math.pi))
 
 
@@ -303,11 +303,11 @@ class Absolute(Op):
 
     cases = unary_cases(kinked=True)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         return backend.magnitude(x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient * current.xp.sign(self.x)
 
 
@@ -317,11 +317,11 @@ class Relu(Op):
 
     cases = unary_cases(kinked=True)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.kept = current.xp.logical_not(x <= 0)  # NaN, too, is not hidden
         return backend.selected(self.kept, x)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return backend.selected(self.kept, gradient)
 
 
@@ -334,11 +334,11 @@ class Maximum(Op):
 
     cases = binary_cases(kinked=True)
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return current.xp.maximum(a, b)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _to_chosen(gradient, self.a == self.b, self.a < self.b, self.a > self.b)
 
 
@@ -351,11 +351,11 @@ class Minimum(Op):
 
     cases = binary_cases(kinked=True)
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return current.xp.minimum(a, b)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _to_chosen(gradient, self.a == self.b, self.a > self.b, self.a < self.b)
 
 
@@ -380,13 +380,13 @@ class Clip(Op):
     def __init__(self, low: float | None, high: float | None) -> None:
         self.low, self.high = low, high
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         self.inside = (x >= low) * (x <= high)
         return current.xp.clip(x, self.low, self.high)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return backend.selected(self.inside, gradient)
 
 
@@ -404,10 +404,10 @@ class Where(Op):
     def __init__(self, condition: Any) -> None:
         self.condition = current.xp.array(condition, dtype=bool)  # a copy: backward needs it as it is now
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         return current.xp.where(self.condition, a, b)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return backend.selected(self.condition, gradient), backend.selected(~self.condition, gradient)
 
 
@@ -421,11 +421,11 @@ class Cast(Op):
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.source_dtype = x.dtype
         return x.astype(self.dtype)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient.astype(self.source_dtype)
 
 

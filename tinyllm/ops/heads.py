@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyllm.autograd.tensor import Case, Tensor, as_tensor, composite, operands, register
+from tinyllm.backend import Array
 from tinyllm.ops.norm import rms_norm
 from tinyllm.ops.rotary import rope
 from tinyllm.ops.shape import Movement
@@ -23,11 +24,11 @@ class SplitHeads(Movement):
     def __init__(self, head_dim: int) -> None:
         self.head_dim = head_dim
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         B, T, width = x.shape
         return x.reshape((B, T, width // self.head_dim, self.head_dim)).transpose((0, 2, 1, 3))
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         B, H, T, K = gradient.shape
         return gradient.transpose((0, 2, 1, 3)).reshape((B, T, H * K))
 
@@ -42,11 +43,11 @@ class MergeHeads(Movement):
         Case(((0, 2, 3, 1),)),
     )
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         B, H, T, K = self.input_shape = x.shape
         return x.transpose((0, 2, 1, 3)).reshape((B, T, H * K))
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         B, H, T, K = self.input_shape
         return gradient.reshape((B, T, H, K)).transpose((0, 2, 1, 3))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import where
 
 _ROWS = np.array([2, 0, -1, 2])
@@ -34,11 +34,11 @@ class GetItem(Op):
     def __init__(self, index: Any) -> None:
         self.index = own_index(index)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.shape = x.shape
         return x[self.index]
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return Scatter(self.index, self.shape)(gradient)
 
 
@@ -71,7 +71,7 @@ class Scatter(Op):
             result[index] = values
         return result
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient[self.index]
 
 
@@ -95,11 +95,11 @@ class TakeAlongAxis(Op):
     def __init__(self, indices: Any, axis: int) -> None:
         self.indices, self.axis = own_index(indices), axis
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.shape = x.shape
         return x[_along_axis(self.indices, self.axis, x.shape)]
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return Scatter(_along_axis(self.indices, self.axis, self.shape), self.shape)(gradient)
 
 

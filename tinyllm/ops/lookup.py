@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.backend import Array
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.index import Scatter
 
@@ -28,11 +29,11 @@ class RowLookup(Op):
     def __init__(self, indices: Any) -> None:
         self.indices = indices.astype(int)  # a copy: backward needs them as they are now
 
-    def forward(self, weight: Any) -> Any:
+    def forward(self, weight: Array) -> Array:
         self.V = weight.shape[0]
         return weight[self.indices]
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         D = gradient.shape[-1]
         # Row v is the sum of the gradients of all places whose index is v.
         return Scatter(self.indices, (self.V, D))(gradient)
@@ -57,11 +58,11 @@ class RandomMask(Op):
     def __init__(self, p: float, key: Key) -> None:
         self.p, self.key = p, key
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.mask = keep_mask(x.shape, self.p, self.key)
         return np.where(self.mask, x, 0) / (1 - self.p)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return np.where(self.mask, gradient, 0) / (1 - self.p)
 
 

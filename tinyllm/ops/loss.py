@@ -8,7 +8,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 
 Reduce = Literal["mean", "sum", "none"]
 
@@ -43,7 +43,7 @@ class CrossEntropy(Op):
         self.targets = targets.astype(int)  # a copy: backward needs them as they are now
         self.ignore_index, self.reduction, self.z_loss = ignore_index, reduction, z_loss
 
-    def forward(self, z: Any) -> Any:
+    def forward(self, z: Array) -> Array:
         self.kept = self.targets != self.ignore_index  # (...)
         z = np.where(self.kept[..., None], z, 0)  # an ignored row counts for nothing, whatever it holds
         self.one_hot = one_hot(np.where(self.kept, self.targets, 0), z.shape[-1])  # (..., V)
@@ -57,7 +57,7 @@ class CrossEntropy(Op):
         losses = np.where(self.kept, losses, 0)
         return losses if self.reduction == "none" else losses.sum() / self.divisor(losses.dtype)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """With Z = ln sum e^z: dZ/dz = p, so a loss Z - z_t + c Z^2 has the gradient p (1 + 2 c Z) - 1[t]."""
         if self.reduction != "none":
             gradient = gradient / self.divisor(gradient.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, operands, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import sum as sum_over
 
 # What `string.ascii_letters` holds; that module is slow to import.
@@ -28,14 +28,14 @@ class Matmul(Op):
         Case(((1, 1), (1, 1))),
     )
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return a @ b
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return 2 * math.prod(output) * shapes[0][-1]
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient @ self.b.swapaxes(-1, -2), self.a.swapaxes(-1, -2) @ gradient
 
 
@@ -70,7 +70,7 @@ class Einsum(Op):
         }
         return len(shapes) * math.prod(lengths.values())
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         results = []
         for i, term in enumerate(self.terms):
             other_terms = self.terms[:i] + self.terms[i + 1 :]
@@ -93,12 +93,12 @@ class LinearMap(Op):
         Case(((1, 1), (1, 1), (1,))),
     )
 
-    def forward(self, x: Any, weight: Any, bias: Any = None) -> Any:
+    def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         self.x, self.weight, self.bias = x, weight, bias
         y = x @ weight.T
         return y if bias is None else y + bias
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """dL/dx = g W, dL/dW = g^T x, dL/db = g, the latter two summed over all rows."""
         D_out, D_in = self.weight.shape
         N = math.prod(self.x.shape[:-1])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, operands, register
+from tinyllm.backend import Array
 
 
 @register
@@ -27,13 +28,13 @@ class RootMeanSquareNorm(Op):
     def __init__(self, eps: float) -> None:
         self.eps = eps
 
-    def forward(self, x: Any, weight: Any) -> Any:
+    def forward(self, x: Array, weight: Array) -> Array:
         self.weight = weight
         self.inv_rms = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + self.eps)  # (..., 1)
         self.x_hat = x * self.inv_rms
         return self.x_hat * weight
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """With r = 1/rms, dr/dx_j = -r^3 x_j / D, so dx_hat_i/dx_j = r (1[i = j] - x_hat_i x_hat_j / D).
 
         dL/dx = r (g w - x_hat mean(g w x_hat)), and dL/dw = g x_hat, summed over rows by the engine.
@@ -63,7 +64,7 @@ class Standardisation(Op):
     def __init__(self, eps: float) -> None:
         self.eps = eps
 
-    def forward(self, x: Any, weight: Any, bias: Any) -> Any:
+    def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         self.weight = weight
         deviation = x - x.mean(axis=-1, keepdims=True)
         variance = (deviation * deviation).mean(axis=-1, keepdims=True)  # (..., 1)
@@ -71,7 +72,7 @@ class Standardisation(Op):
         self.x_hat = deviation * self.inv_std
         return self.x_hat * weight + bias
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """As in RMSNorm, with s = 1/std; that the mean is subtracted takes away the mean of the gradient.
 
         dL/dx = s (g w - mean(g w) - x_hat mean(g w x_hat)).

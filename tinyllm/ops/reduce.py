@@ -8,7 +8,7 @@ from typing import Any
 from tinyllm import backend
 from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import sqrt
 
 
@@ -59,11 +59,11 @@ class Sum(Reduction):
 
     cases = reduction_cases()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.shape = x.shape
         return x.sum(axis=self.axis, keepdims=self.keepdims)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return current.xp.broadcast_to(self.expand(gradient, self.shape), self.shape)
 
 
@@ -73,12 +73,12 @@ class Max(Reduction):
 
     cases = reduction_cases(empty=False, kinked=True)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         self.y = x.max(axis=self.axis, keepdims=self.keepdims)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _to_extremes(self, gradient)
 
 
@@ -88,12 +88,12 @@ class Min(Reduction):
 
     cases = reduction_cases(empty=False, kinked=True)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         self.y = x.min(axis=self.axis, keepdims=self.keepdims)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _to_extremes(self, gradient)
 
 
@@ -111,12 +111,12 @@ class Prod(Reduction):
 
     cases = (*reduction_cases(), *reduction_cases(low=0.5))
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         self.y = x.prod(axis=self.axis, keepdims=self.keepdims)
         return self.y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         gradient = self.expand(gradient, self.x.shape)
         if backend.read((self.x == 0).any()):
             return gradient * _product_of_others(self.x, reduced_axes(self.axis, len(self.x.shape)))
@@ -150,10 +150,10 @@ class Cumsum(Op):
     def __init__(self, axis: int) -> None:
         self.axis = axis
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         return x.cumsum(axis=self.axis)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         flip = [slice(None)] * len(gradient.shape)
         flip[self.axis] = slice(None, None, -1)
         return gradient[tuple(flip)].cumsum(axis=self.axis)[tuple(flip)]

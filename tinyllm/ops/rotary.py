@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 
 
 @register
@@ -29,12 +29,12 @@ class Rope(Op):
     def __init__(self, offset: int, theta: float, axis: int = -2) -> None:
         self.offset, self.theta, self.axis = offset, theta, axis
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         angles = rotation_angles(x.shape, self.offset, self.theta, self.axis)  # (T, ..., K/2)
         self.cos, self.sin = like(np.cos(angles), x), like(np.sin(angles), x)
         return _rotated(x, self.cos, self.sin)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """A rotation R is linear, so dL/dx = R^T g, and R^T is the rotation by the same angles back."""
         return _rotated(gradient, self.cos, -self.sin)  # back by the same angles
 

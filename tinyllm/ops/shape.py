@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import reduced_axes
 
 
@@ -32,11 +32,11 @@ class Reshape(Movement):
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.input_shape = x.shape
         return x.reshape(self.shape)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient.reshape(self.input_shape)
 
 
@@ -54,10 +54,10 @@ class Transpose(Movement):
     def __init__(self, axes: tuple[int, ...]) -> None:
         self.axes = axes
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         return x.transpose(self.axes)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         ndim = len(self.axes)
         axes = [axis % ndim for axis in self.axes]
         return gradient.transpose(tuple(axes.index(axis) for axis in range(ndim)))
@@ -78,10 +78,10 @@ class BroadcastTo(Movement):
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         return current.xp.broadcast_to(x, self.shape)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient  # the engine sums out broadcasting
 
 
@@ -102,7 +102,7 @@ class Concatenate(Movement):
         self.lengths = [x.shape[self.axis] for x in inputs]
         return current.xp.concatenate(inputs, axis=self.axis)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         parts = []
         start = 0
         for length in self.lengths:
@@ -126,13 +126,13 @@ class Pad(Movement):
     def __init__(self, widths: tuple[tuple[int, int], ...], value: float) -> None:
         self.widths, self.value = widths, value
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.inside = tuple(
             slice(before, before + n) for (before, _), n in zip(self.widths, x.shape, strict=True)
         )
         return current.xp.pad(x, self.widths, constant_values=self.value) if x.shape else x
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return gradient[self.inside]
 
 

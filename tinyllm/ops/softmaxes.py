@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import Reduction, reduction_cases
 
 AXIS_CASES = (
@@ -36,7 +36,7 @@ class Softmax(Op):
         self.axis = axis
         self.mask = mask if mask is True else current.xp.array(mask)  # a copy: the caller may change his
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         z = np.where(self.mask, x, -math.inf) if self.mask is not True else x
         # Less the largest, which cancels in p, no e^z overflows; where nothing is let through, that is -infinity.
         largest = constant(z).max(axis=self.axis, keepdims=True)
@@ -45,7 +45,7 @@ class Softmax(Op):
         self.p = e / np.where(total == 0, 1, total)
         return self.p
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """dp_i/dx_j = p_i (1[i = j] - p_j), so dL/dx_j = p_j (g_j - sum_i g_i p_i)."""
         mean = (gradient * self.p).sum(axis=self.axis, keepdims=True)
         return self.p * (gradient - mean)
@@ -60,12 +60,12 @@ class LogSoftmax(Op):
     def __init__(self, axis: int = -1) -> None:
         self.axis = axis
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         z = x - constant(x).max(axis=self.axis, keepdims=True)  # cancels, and no e^z overflows
         self.log_p = z - np.log(np.exp(z).sum(axis=self.axis, keepdims=True))
         return self.log_p
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         """d ln p_i/dx_j = 1[i = j] - p_j, so dL/dx_j = g_j - p_j sum_i g_i."""
         return gradient - np.exp(self.log_p) * gradient.sum(axis=self.axis, keepdims=True)
 
@@ -76,7 +76,7 @@ class Logsumexp(Reduction):
 
     cases = reduction_cases(empty=False)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         largest = constant(x).max(axis=self.axis, keepdims=True)
         e = np.exp(x - largest)  # no overflow
         total = e.sum(axis=self.axis, keepdims=True)
@@ -84,7 +84,7 @@ class Logsumexp(Reduction):
         y = np.log(total) + largest
         return y if self.keepdims else y.reshape(x.sum(axis=self.axis).shape)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return self.expand(gradient, self.p.shape) * self.p
 
 

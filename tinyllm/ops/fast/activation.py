@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import fast_form_of
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.activation import Gelu, GeluTanh, Silu, Swiglu
 from tinyllm.ops.error_function import erf as erf_of_array
 
@@ -26,12 +26,12 @@ def logistic(x: Any) -> Any:
 class FastSilu(Silu):
     """SiLU in two kernels."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         y, self.sigmoid = _silu(x)
         return y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _silu_backward(gradient, self.x, self.sigmoid)
 
 
@@ -50,12 +50,12 @@ def _silu_backward(gradient: Any, x: Any, sigmoid: Any) -> Any:
 class FastGelu(Gelu):
     """GELU in two kernels."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         y, self.phi = _gelu(x)
         return y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _gelu_backward(gradient, self.x, self.phi)
 
 
@@ -75,12 +75,12 @@ def _gelu_backward(gradient: Any, x: Any, phi: Any) -> Any:
 class FastGeluTanh(GeluTanh):
     """The tanh form of GELU in two kernels."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.x = x
         y, self.tanh = _gelu_tanh(x, self.scale, self.cubic)
         return y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _gelu_tanh_backward(gradient, self.x, self.tanh, self.scale, self.cubic)
 
 
@@ -100,12 +100,12 @@ def _gelu_tanh_backward(gradient: Any, x: Any, tanh: Any, scale: float, cubic: f
 class FastSwiglu(Swiglu):
     """SwiGLU with the sigmoid in one fresh array, and both gradients made in place."""
 
-    def forward(self, gate: Any, up: Any) -> Any:
+    def forward(self, gate: Array, up: Array) -> Array:
         self.gate, self.up = gate, up
         y, self.sigmoid = _swiglu(gate, up)
         return y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return _swiglu_backward(gradient, self.gate, self.up, self.sigmoid)
 
 

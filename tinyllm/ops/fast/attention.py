@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, FusedOp, fast_form_of
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.attention import attend
 from tinyllm.ops.fast.products import row_sum
@@ -79,7 +79,7 @@ class ScaledDotProductAttention(FusedOp):
         self.mask = None if mask is None else current.xp.array(mask)  # a copy: backward needs it as it is now
         self.dropout_p, self.dropout_key = dropout_p, dropout_key
 
-    def forward(self, q: Any, k: Any, v: Any) -> Any:
+    def forward(self, q: Array, k: Array, v: Array) -> Array:
         xp = current.xp
         B, H, T, K = q.shape
         S, K_v = v.shape[2:]
@@ -225,7 +225,7 @@ class ScaledDotProductAttention(FusedOp):
         seen = (T - hidden) * (S + 1 - (T - hidden)) + (T - hidden) * (T - hidden - 1) // 2
         return 2 * B * H * (seen if self.causal else T * S) * (K + output[-1])
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         B, H, T, _ = gradient.shape
         K = self.k.shape[3]
         gradient_q = _tokens_first((B, H, T, K), gradient.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import fast_form_of
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.fast.products import row_sum, rows
 from tinyllm.ops.loss import CrossEntropy
 
@@ -21,7 +21,7 @@ class FastCrossEntropy(CrossEntropy):
     Exponentials are expensive: forward keeps them, and backward makes the gradient of them, in their memory.
     """
 
-    def forward(self, logits: Any) -> Any:
+    def forward(self, logits: Array) -> Array:
         xp = current.xp
         self.logits = logits
         z = rows(logits)  # (N, V)
@@ -43,7 +43,7 @@ class FastCrossEntropy(CrossEntropy):
             return losses.reshape(self.targets.shape)
         return losses.sum() / self.divisor(z.dtype)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         xp = current.xp
         z = rows(self.logits)
         if self.reduction != "none":

@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import fast_form_of
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.fast.products import column_sum, row_sum, rows
 from tinyllm.ops.norm import RootMeanSquareNorm, Standardisation
 
@@ -15,7 +15,7 @@ from tinyllm.ops.norm import RootMeanSquareNorm, Standardisation
 class FastRootMeanSquareNorm(RootMeanSquareNorm):
     """Sums of rows as products; what is one number a row stays out of the passes over whole arrays."""
 
-    def forward(self, x: Any, weight: Any) -> Any:
+    def forward(self, x: Array, weight: Array) -> Array:
         self.x, self.weight = x, weight
         y = x * x
         self.inv_rms = inverse_root(row_sum(y), x.shape[-1], self.eps)  # (..., 1)
@@ -23,7 +23,7 @@ class FastRootMeanSquareNorm(RootMeanSquareNorm):
         _normalise(y, x, self.inv_rms, weight)
         return y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         # With x_hat = x inv_rms: dx = inv_rms (g w - x_hat mean(g w x_hat)) and dw = sum g x_hat over rows. inv_rms
         # is one number a row, so it is left out of the products of whole arrays and put into their sums.
         D = self.x.shape[-1]
@@ -65,7 +65,7 @@ def _rms_backward(gradient: Any, x: Any, weight: Any, inv_rms: Any, projection: 
 class FastStandardisation(Standardisation):
     """Sums of rows as products, and passes over whole arrays in place."""
 
-    def forward(self, x: Any, weight: Any, bias: Any) -> Any:
+    def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         self.weight = weight
         D = x.shape[-1]
         deviation = x - row_sum(x) / D
@@ -73,7 +73,7 @@ class FastStandardisation(Standardisation):
         y, self.x_hat = _standardise(deviation, self.inv_std, weight, bias)
         return y
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         D = self.x_hat.shape[-1]
         gradient_weight = column_sum(gradient * self.x_hat)
         gradient_x_hat = gradient * self.weight

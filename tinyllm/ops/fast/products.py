@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from tinyllm.autograd.tensor import fast_form_of
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.matrix import LinearMap, Matmul
 
 
@@ -47,11 +47,11 @@ def _ones(length: int, dtype: Any, xp: Any) -> Any:
 class FastMatmul(Matmul):
     """One matrix b for a whole batch is one large product instead of a loop of small ones."""
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return product(a, b)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         gradient_a = product(gradient, self.b.swapaxes(-1, -2)) if self.needs(0) else None
         if not self.needs(1):
             return gradient_a, None
@@ -64,14 +64,14 @@ class FastMatmul(Matmul):
 class FastLinearMap(LinearMap):
     """One large product in place of a batch, none for gradients that nobody needs, and the bias in place."""
 
-    def forward(self, x: Any, weight: Any, bias: Any = None) -> Any:
+    def forward(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         self.x, self.weight, self.bias = x, weight, bias
         y = rows(x) @ weight.T
         if bias is not None:
             y += bias
         return y.reshape((*x.shape[:-1], weight.shape[0]))
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         gradient_rows = rows(gradient)
         gradient_x = (gradient_rows @ self.weight).reshape(self.x.shape) if self.needs(0) else None
         gradient_weight = gradient_rows.T @ rows(self.x) if self.needs(1) else None

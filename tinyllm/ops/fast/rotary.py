@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, FusedOp, fast_form_of
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.ops.fast.norm import inverse_root
 from tinyllm.ops.fast.products import row_sum, rows
 from tinyllm.ops.heads import normalised_and_rotated
@@ -41,11 +41,11 @@ def rotation_tables(x: Any, offset: int, theta: float, axis: int) -> tuple[Any, 
 class FastRope(Rope):
     """Tables that are kept, written out to whole heads, and the halves exchanged in one copy."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         self.cos, self.sin = rotation_tables(x, self.offset, self.theta, self.axis)
         return rotate(x, self.cos, self.sin)
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         return rotate(gradient, self.cos, -self.sin)
 
 
@@ -88,7 +88,7 @@ class RotaryHeads(FusedOp):
     def __init__(self, head_dim: int, eps: float, offset: int, theta: float) -> None:
         self.head_dim, self.eps, self.offset, self.theta = head_dim, eps, offset, theta
 
-    def forward(self, x: Any, weight: Any = None) -> Any:
+    def forward(self, x: Array, weight: Array | None = None) -> Array:
         B, T, width = x.shape
         K = self.head_dim
         self.weight = weight
@@ -103,7 +103,7 @@ class RotaryHeads(FusedOp):
             rotate_in_place(y, self.cos * weight, self.sin * backend.swap_halves(weight))
         return y.transpose((0, 2, 1, 3))
 
-    def backward(self, gradient: Any) -> Any:
+    def backward(self, gradient: Array) -> Any:
         B, H, T, K = gradient.shape
         # The inverse of a rotation is the rotation back.
         gradient_x = gradient.transpose((0, 2, 1, 3)).copy()  # (B, T, H, K)
