@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import Array
 from tinyllm.models.config import POSITION_ENCODINGS, ModelConfig
 from tinyllm.nn.attention import MultiHeadAttention
 from tinyllm.nn.cache import KeyValueCache, LayerCache
@@ -57,7 +57,7 @@ class TransformerBlock(Module):
         x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache))
         return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
 
-    def infer(self, x: Any, cache: LayerCache | None = None, newest: bool = False) -> Any:
+    def infer(self, x: Array, cache: LayerCache | None = None, newest: bool = False) -> Array:
         attended = self.attention.infer(self.attention_norm.infer(x), cache, newest=newest)
         x = (x[:, -1:] if newest else x) + self.attention_dropout.infer(attended)
         fed = self.feed_forward.infer(self.feed_forward_norm.infer(x))
@@ -104,14 +104,14 @@ class TransformerLM(Module):
         tied = getattr(self.head, "weight", None) is self.embedding.weight
         return replace(self.config, tie_embeddings=tied)
 
-    def forward(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
+    def forward(self, tokens: Array, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """Logits for the token after each. tokens: (B, T) integers -> (B, T, V).
 
         With a cache, `tokens` continue those that the cache has seen, and it is extended.
         """
         return self.head(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
+    def hidden(self, tokens: Array, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """What the head sees: tokens (B, T) -> (B, T, D)."""
         if len(tokens.shape) != 2:
             raise ValueError(f"tokens have shape {tokens.shape}; the model takes (B, T)")
@@ -127,12 +127,12 @@ class TransformerLM(Module):
         capacity = self.config.context_length if capacity is None else capacity
         return [KeyValueCache(capacity) for _ in self.blocks]
 
-    def infer(self, tokens: Any, cache: Sequence[LayerCache] | None = None, newest: bool = False) -> Any:
+    def infer(self, tokens: Array, cache: Sequence[LayerCache] | None = None, newest: bool = False) -> Array:
         return self.head.infer(self.infer_hidden(tokens, cache, newest))
 
     def infer_hidden(
-        self, tokens: Any, cache: Sequence[LayerCache] | None = None, newest: bool = False
-    ) -> Any:
+        self, tokens: Array, cache: Sequence[LayerCache] | None = None, newest: bool = False
+    ) -> Array:
         """`hidden` on arrays: (B, T) -> (B, T, D), or with `newest`, for the last token alone: (B, 1, D)."""
         offset = cache[0].length if cache else 0
         x = self.position.embed(Tensor(self.embedding.infer(tokens)), offset).data

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.layers import Dropout, Linear, RMSNorm, infer_side_by_side, packed_side_by_side
 from tinyllm.nn.module import Module
@@ -99,7 +99,7 @@ class MultiHeadAttention(Module):
             return self.position.heads(x, self.head_dim, offset)
         return norm(x, self.position, offset)
 
-    def infer(self, x: Any, cache: LayerCache | None = None, newest: bool = False) -> Any:
+    def infer(self, x: Array, cache: LayerCache | None = None, newest: bool = False) -> Array:
         if not self._parts_are_known():
             return super().infer(x, cache, newest=newest)
         B, K = x.shape[0], self.head_dim
@@ -141,7 +141,7 @@ class MultiHeadAttention(Module):
         return packed
 
 
-def infer_attention(q: Any, keys: Any, values: Any) -> Any:
+def infer_attention(q: Array, keys: Array, values: Array) -> Array:
     """softmax(Q K^T / sqrt(K)) V of the newest T of S tokens, each of which sees those before and itself.
 
     q: (B, G, H/G, T, K), keys and values: (B, G, S, K) -> (B, G, H/G, T, K).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol
 
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 
 
 class LayerCache(Protocol):
@@ -15,7 +15,7 @@ class LayerCache(Protocol):
     def length(self) -> int:
         """How many tokens there are: the position of the next one."""
 
-    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
+    def append(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Add arrays (B, G, T, K) and return all keys and values so far, each (B, G, length, K)."""
 
 
@@ -29,7 +29,7 @@ class KeyValueCache:
         self.values: Any = None
         self._allocating = threading.Lock()
 
-    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
+    def append(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Add arrays (B, G, T, K); returns views of all so far, each (B, G, length, K).
 
         Raises ValueError when there is no room for them.
@@ -38,7 +38,7 @@ class KeyValueCache:
         self.length += keys.shape[2]
         return self.first(self.length)
 
-    def write(self, start: int, keys: Any, values: Any) -> None:
+    def write(self, start: int, keys: Array, values: Array) -> None:
         """Keep arrays (B, G, T, K) as those of the tokens from `start` on; threads may write different tokens."""
         B, G, T, K = keys.shape
         if start + T > self.capacity:

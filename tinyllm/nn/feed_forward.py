@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import Array
 from tinyllm.nn.layers import Linear, infer_side_by_side, packed_side_by_side
 from tinyllm.nn.module import Module
 from tinyllm.ops.fast.activation import FastSwiglu
@@ -37,7 +38,7 @@ class FeedForward(Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.down(ops.swiglu(self.gate(x), self.up(x)))
 
-    def infer(self, x: Any) -> Any:
+    def infer(self, x: Array) -> Array:
         gate_and_up = infer_side_by_side(x, self.gate, self.up)
         half = gate_and_up.shape[-1] // 2
         return self.down.infer(FastSwiglu().forward(gate_and_up[..., :half], gate_and_up[..., half:]))

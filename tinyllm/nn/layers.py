@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyllm import backend, ops
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
 from tinyllm.nn.module import Module, Parameter
 from tinyllm.ops.fast.norm import FastRootMeanSquareNorm, FastStandardisation
@@ -55,7 +55,7 @@ class Linear(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
 
-    def infer(self, x: Any) -> Any:
+    def infer(self, x: Array) -> Array:
         y = _times(x, self.weight.data.T)
         return y if self.bias is None else y + self.bias.data
 
@@ -95,7 +95,7 @@ def packed_side_by_side(*layers: Any) -> list[Any]:
     return [layer.packed() if layer.has_own_infer else layer for layer in layers]
 
 
-def infer_side_by_side(x: Any, *layers: Any) -> Any:
+def infer_side_by_side(x: Array, *layers: Any) -> Array:
     """What several layers infer of one array, side by side. x: (..., D) -> (..., N_1 + N_2 + ...)."""
     joined = getattr(layers[0], "joined", None)
     if joined is not None and getattr(layers[-1], "joined", None) is joined:
@@ -124,10 +124,10 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, width: int, rng: np.random.Generator, std: float = 0.02) -> None:
         self.weight = normal_parameter(rng, (num_embeddings, width), std)
 
-    def forward(self, indices: Any) -> Tensor:
+    def forward(self, indices: Array) -> Tensor:
         return ops.embedding(self.weight, indices)
 
-    def infer(self, indices: Any) -> Any:
+    def infer(self, indices: Array) -> Array:
         weight = self.weight.data
         return weight[row_numbers(indices, weight.shape[0])]
 
@@ -144,7 +144,7 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
 
-    def infer(self, x: Any) -> Any:
+    def infer(self, x: Array) -> Array:
         if x.size != x.shape[-1]:
             return FastRootMeanSquareNorm(self.eps).forward(x, self.weight.data)
         # The same for a single row, without arrays of one element, which cost more than the row does.
@@ -167,7 +167,7 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def infer(self, x: Any) -> Any:
+    def infer(self, x: Array) -> Array:
         return FastStandardisation(self.eps).forward(x, self.weight.data, self.bias.data)
 
 
@@ -214,5 +214,5 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.p, self.key()) if self.active else x
 
-    def infer(self, x: Any) -> Any:
+    def infer(self, x: Array) -> Array:
         return x

@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
-from tinyllm.backend import current
+from tinyllm.backend import Array, current
 from tinyllm.nn.module import Module
 from tinyllm.ops.fast.rotary import rotate_in_place, rotation_tables
 
@@ -29,7 +29,7 @@ class PositionEncoding(Module):
         x = ops.split_heads(x, head_dim)
         return x if weight is None else ops.rms_norm(x, weight, eps)
 
-    def infer(self, heads: Any, offset: int) -> Any:
+    def infer(self, heads: Array, offset: int) -> Array:
         """Normalised heads with position information, on arrays, of which `heads` may be overwritten.
 
         heads: (B, T, H, K), the first at position `offset` -> the same shape.
@@ -52,7 +52,7 @@ class RotaryEmbedding(PositionEncoding):
     def heads(self, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0) -> Tensor:
         return ops.rotary_heads(x, head_dim, weight, eps, offset, self.theta)
 
-    def infer(self, heads: Any, offset: int) -> Any:
+    def infer(self, heads: Array, offset: int) -> Array:
         end = offset + heads.shape[1]
         cos, sin = self._tables(end, heads)
         return rotate_in_place(heads, cos[offset:end], sin[offset:end])[0]

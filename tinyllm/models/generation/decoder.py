@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.autograd.mode import current_mode, no_grad
+from tinyllm.backend import Array
 from tinyllm.models.transformer import TransformerLM
 from tinyllm.nn.cache import KeyValueCache
 from tinyllm.system.cores import cores_allowed, each_on_a_core, threads_allowed
@@ -124,7 +125,7 @@ class _CacheOfPart:
         self._written: threading.Event | None = None if is_last else threading.Event()
         self._written_before = None if before is None else before._written
 
-    def append(self, keys: Any, values: Any) -> tuple[Any, Any]:
+    def append(self, keys: Array, values: Array) -> tuple[Array, Array]:
         """Keep those of this part, (1, G, T, K), and return all up to here once those of the parts before are there."""
         self.cache.write(self.length, keys, values)
         self.length += keys.shape[2]
