@@ -171,7 +171,7 @@ class ScaledDotProductAttention(FusedOp):
                 total = xp.where(total == 0, 1, total)
             p /= total
             self.kept[block.rows.start] = p
-            _write(out[:, :, :, block.rows], self._dropped(p, block), self.v[:, :, block.columns])
+            _write_product(out[:, :, :, block.rows], self._dropped(p, block), self.v[:, :, block.columns])
 
     def _scores(self, block: Block) -> Any:
         """factor Q K^T + M of a block, (B, G, H/G R, columns)."""
@@ -255,12 +255,14 @@ class ScaledDotProductAttention(FusedOp):
             p = self.kept[rows.start]
             gradient_rows = _together(out[:, :, :, rows])
             block = Block(rows, columns)
-            _add(gradient_v[:, :, columns], self._dropped(p, block), gradient_rows, first)
+            _add_transposed_product(gradient_v[:, :, columns], self._dropped(p, block), gradient_rows, first)
             # softmax: dS = P (dP - sum_s P dP)
             gradient_scores = self._dropped(gradient_rows @ self.v[:, :, columns].swapaxes(-1, -2), block)
             _softmax_backward(gradient_scores, p, _together(delta[:, :, :, rows]))
-            _write(by_head[:, :, :, rows], gradient_scores, self.k[:, :, columns])
-            _add(gradient_k[:, :, columns], gradient_scores, _together(q[:, :, :, rows]), first)
+            _write_product(by_head[:, :, :, rows], gradient_scores, self.k[:, :, columns])
+            _add_transposed_product(
+                gradient_k[:, :, columns], gradient_scores, _together(q[:, :, :, rows]), first
+            )
 
 
 @backend.elementwise
@@ -281,7 +283,7 @@ def _by_head(x: Any, heads: int) -> Any:
     return x.reshape((b, g, heads, rows // heads, K))
 
 
-def _write(target: Any, a: Any, b: Any) -> None:
+def _write_product(target: Any, a: Any, b: Any) -> None:
     """target = a b. target: (B, G, h, R, K), a: (B, G, h R, n), b: (B, G, n, K)."""
     if target.shape[2] == 1:
         current.xp.matmul(a, b, out=target[:, :, 0])
@@ -289,7 +291,7 @@ def _write(target: Any, a: Any, b: Any) -> None:
         target[...] = (a @ b).reshape(target.shape)
 
 
-def _add(target: Any, a: Any, b: Any, first: bool) -> None:
+def _add_transposed_product(target: Any, a: Any, b: Any, first: bool) -> None:
     """target = a^T b if this is the first term, otherwise target += a^T b."""
     if first:
         current.xp.matmul(a.swapaxes(-1, -2), b, out=target)
