@@ -1,7 +1,7 @@
 """tinygrad's tests of ops, run on tinyllm through a translation of names.
 
 `python benchmarks/suites/tinygrad_ops.py test_ops.py`, with tinygrad's `test/backend/test_ops.py` (PyTorch is needed,
-tinygrad is not). Each call of its `helper_test_op` compares values, and gradients of a sum, with PyTorch's. Here each is
+tinygrad is not). Each call of its `helper_test_op` compares values, and gradients of a sum, with PyTorch's. Each is
 counted: it agrees; it differs; it is refused, where PyTorch computes something; or the name, or an argument, is not
 offered. `--show differs` prints the calls of a kind.
 """

@@ -1,8 +1,8 @@
 """The checkpoints of a run: which there are, the links that name two of them, and which are deleted.
 
 A run keeps its checkpoints as `checkpoints/step-00000250`, and names two of them by links: `latest` and `best`. Where
-there are no symbolic links, a link is a folder with the checkpoint's model and tokenizer, and its name in a file. A
-checkpoint that Ctrl-C made ends in `-interrupted`: it may lack the evaluation of its step, and the next save removes it.
+there are no symbolic links, a link is a folder with the checkpoint's model and tokenizer, and its name in a file. What
+Ctrl-C saved ends in `-interrupted`: it may lack the evaluation of its step, and the next save removes it.
 """
 
 from __future__ import annotations
