@@ -6,13 +6,16 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
 from tinyllm.backend import Array, current
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.reduce import own_axis, reduced_axes
 
 
 class Movement(Op):
     """What the ops here share: they compute nothing."""
+
+    moves = True
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return 0
@@ -151,7 +154,7 @@ def transpose(x: Any, *axes: Any) -> Tensor:
 def swapaxes(x: Any, first: int, second: int) -> Tensor:
     """Two axes exchanged."""
     x = as_tensor(x)
-    first, second = reduced_axes((first, second), x.ndim)
+    (first,), (second,) = reduced_axes(first, x.ndim), reduced_axes(second, x.ndim)
     order = list(range(x.ndim))
     order[first], order[second] = order[second], order[first]
     return Transpose(tuple(order))(x)
@@ -177,10 +180,10 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
-    ndim = x.ndim + (1 if isinstance(axis, int) else len(axis))
-    axes = reduced_axes(axis, ndim)
+    named = own_axis(axis)
+    axes = reduced_axes(named, x.ndim + (len(named) if isinstance(named, tuple) else 1))
     lengths = iter(x.shape)
-    return Reshape(tuple(1 if position in axes else next(lengths) for position in range(ndim)))(x)
+    return Reshape(tuple(1 if i in axes else next(lengths) for i in range(x.ndim + len(axes))))(x)
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
@@ -224,7 +227,7 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
         widths = (tuple(widths),) * x.ndim
     if len(widths) != x.ndim:
         raise ValueError(f"pad: got widths for {len(widths)} axes, the tensor has shape {x.shape}")
-    return Pad(tuple((int(before), int(after)) for before, after in widths), value)(x)
+    return Pad(tuple((int(before), int(after)) for before, after in widths), backend.read(numbers(value)))(x)
 
 
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
