@@ -153,6 +153,10 @@ def scaled_dot_product_attention(
             "attention: needs q (B, H, T, K), k (B, G, S, K), v (B, G, S, K_v); "
             f"got {q.shape}, {k.shape}, {v.shape}"
         )
+    if q.shape[1] == 0 or 0 in k.shape[1:]:
+        raise ValueError(
+            f"attention: of heads, keys and their elements none may be 0; got {q.shape}, {k.shape}"
+        )
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: {q.shape[1]} query heads do not divide among {k.shape[1]} key heads")
     if mask is not None:
@@ -160,6 +164,13 @@ def scaled_dot_product_attention(
         if mask.dtype != bool:
             raise TypeError(
                 f"attention: the mask is boolean, True where a query may look; got dtype {mask.dtype}"
+            )
+        of_scores = (*q.shape[:3], k.shape[2])
+        if len(mask.shape) > 4 or any(
+            n not in (1, m) for n, m in zip(mask.shape[::-1], of_scores[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"attention: the mask has shape {mask.shape}, which does not broadcast to {of_scores}"
             )
     if dropout_p > 0 and dropout_key is None:
         raise ValueError("attention: dropout_p > 0 needs dropout_key, which fixes the mask")

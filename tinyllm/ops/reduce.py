@@ -35,17 +35,17 @@ def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0)
     )
 
 
-def own_axis(axis: Any) -> Axis:
-    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them."""
+def integers(given: Any) -> Axis:
+    """An integer of any kind as an int, a sequence of them as a tuple of ints, and None as None."""
     try:
-        return None if axis is None else operator.index(axis)
+        return None if given is None else operator.index(given)
     except TypeError:
-        return tuple([operator.index(position) for position in axis])
+        return tuple([operator.index(part) for part in given])
 
 
 def reduced_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes that `axis` names, each in [0, ndim) and once; None names all."""
-    axis = own_axis(axis)
+    axis = integers(axis)
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
@@ -62,7 +62,7 @@ class Reduction(Op):
     """What the reductions share: the axes, and bringing a reduced array back against the input."""
 
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = own_axis(axis), keepdims
+        self.axis, self.keepdims = integers(axis), keepdims
 
     def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
         """`reduced` with the reduced axes of `shape` as axes of length 1."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
 from tinyllm.backend import Array, current
-from tinyllm.ops.reduce import own_axis, reduced_axes
+from tinyllm.ops.reduce import integers, reduced_axes
 
 
 class Movement(Op):
@@ -180,7 +183,7 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
-    named = own_axis(axis)
+    named = integers(axis)
     axes = reduced_axes(named, x.ndim + (len(named) if isinstance(named, tuple) else 1))
     lengths = iter(x.shape)
     return Reshape(tuple(1 if i in axes else next(lengths) for i in range(x.ndim + len(axes))))(x)
@@ -204,13 +207,13 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into `sections` equal parts, or at the positions that `sections` lists, as in NumPy."""
     x = as_tensor(x)
     (axis,) = reduced_axes(axis, x.ndim)
-    n = x.shape[axis]
-    if isinstance(sections, int):
-        if sections < 1 or n % sections:
-            raise ValueError(f"split: an axis of length {n} does not divide into {sections} equal parts")
-        bounds = [n // sections * i for i in range(sections + 1)]
+    n, cuts = x.shape[axis], integers(sections)
+    if isinstance(cuts, int):
+        if cuts < 1 or n % cuts:
+            raise ValueError(f"split: an axis of length {n} does not divide into {cuts} equal parts")
+        bounds = [n // cuts * i for i in range(cuts + 1)]
     else:
-        bounds = [0, *sections, n]
+        bounds = [0, *(cuts or ()), n]
     before = (slice(None),) * axis
     return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
@@ -221,13 +224,12 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
     widths: (before, after) for every axis, or one such pair or one number for all axes.
     """
     x = as_tensor(x)
-    if isinstance(widths, int):
-        widths = ((widths, widths),) * x.ndim
-    elif len(widths) == 2 and all(isinstance(width, int) for width in widths):
-        widths = (tuple(widths),) * x.ndim
-    if len(widths) != x.ndim:
-        raise ValueError(f"pad: got widths for {len(widths)} axes, the tensor has shape {x.shape}")
-    return Pad(tuple((int(before), int(after)) for before, after in widths), backend.read(numbers(value)))(x)
+    try:
+        pairs = np.broadcast_to(widths, (x.ndim, 2))
+    except ValueError:
+        raise ValueError(f"pad: widths={widths} do not fit the shape {x.shape}") from None
+    of_axes = tuple([(operator.index(before), operator.index(after)) for before, after in pairs])
+    return Pad(of_axes, backend.read(numbers(value)))(x)
 
 
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:

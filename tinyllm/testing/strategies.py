@@ -198,12 +198,35 @@ def broadcastable_shapes(
 # ---- Axes and indices --------------------------------------------------------------------------
 
 
-@st.composite
-def reduction_axes(draw: st.DrawFn, shape: Shape, min_axes: int = 0) -> int | tuple[int, ...] | None:
-    """What `axis=` of a reduction may be for an array of `shape`: None, an integer, or a tuple of distinct axes.
+INTEGER_FORMS: dict[str, Callable[[int], Any]] = {
+    "int": int,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": lambda number: np.uint8(number) if number >= 0 else np.int8(number),
+    "array": np.array,
+}
+"""Ways to write an integer: Python's, NumPy's, an array without axes."""
 
-    Axes count from either end. Shrinks to None. `min_axes=1` leaves out the tuple without axes.
+
+@st.composite
+def reduction_axes(draw: st.DrawFn, shape: Shape, min_axes: int = 0, forms: Sequence[str] = ("int",)) -> Any:
+    """What `axis=` of a reduction may be for an array of `shape`: None, an integer, or several distinct axes.
+
+    Axes count from either end, and are written in one of `forms`, of INTEGER_FORMS; with more than one form, several
+    axes are a tuple or a list. Shrinks to None. `min_axes=1` leaves out the tuple without axes.
     """
+    axis = draw(_plain_axes(shape, min_axes))
+    write = INTEGER_FORMS[draw(st.sampled_from(forms))]
+    if not isinstance(axis, tuple):
+        return None if axis is None else write(axis)
+    sequence = draw(st.sampled_from((tuple, list))) if len(forms) > 1 else tuple
+    return sequence([write(position) for position in axis])
+
+
+@st.composite
+def _plain_axes(draw: st.DrawFn, shape: Shape, min_axes: int) -> int | tuple[int, ...] | None:
     ndim = len(shape)
     kind = draw(st.sampled_from(("all", "one", "several") if ndim else ("all", "several")))
     if kind == "all" or (kind == "several" and min_axes > ndim):
