@@ -65,6 +65,8 @@ CALLS: dict[str, Function] = {
     "einsum": lambda *xs, terms, result: ops.einsum(f"{','.join(terms)}->{result}", *xs),
     "concatenate": lambda *xs, axis: ops.concatenate(xs, axis),
     "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
+    "reshape": lambda x, shape: ops.reshape(x, shape),
+    "rotary_heads": lambda x, weight=None, **arguments: ops.rotary_heads(x, weight=weight, **arguments),
     "transpose": lambda x, axes: ops.transpose(x, axes),
     "softmax": lambda x, **arguments: REGISTRY["softmax"](**arguments)(x),
 }
@@ -106,6 +108,7 @@ def test_whatever_shapes_forward_takes_backward_takes(op: type[Op], case: Case) 
     if op.name in PARTS:
         return
     random = generator(op, case)
+    assert check_backward(public(op, case), draw(op, case))
     for shapes in other_shapes(case.shapes):
         arrays = [np.asarray(random.uniform(max(case.low, -2), min(case.high, 2), shape)) for shape in shapes]
         with np.errstate(all="ignore"):
@@ -140,6 +143,31 @@ def test_integers_of_every_kind_are_arguments(op: type[Op], case: Case, form: st
     for graph in (False, True):
         for one, other in zip(derivatives(arguments, graph), derivatives(case.arguments, graph), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def with_numpys_floats(value: Any) -> Any:
+    return np.float64(value) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "reference"])
+@pytest.mark.parametrize(
+    ("op", "case"), [p for p in CASES if any(type(v) is float for v in p.values[1].arguments.values())]
+)
+def test_numpys_floats_are_arguments(op: type[Op], case: Case, fused: bool) -> None:
+    """float32 remains float32 beside a float64 of NumPy, which is no Python float to it."""
+    if op.name in PARTS:
+        return
+    call = CALLS.get(op.name) or getattr(ops, op.name)
+    arguments = {name: with_numpys_floats(value) for name, value in case.arguments.items()}
+    results: list[list[Array]] = []
+    with use_formulas(not fused):
+        for given_arguments in (case.arguments, arguments):
+            tensors = leaves(draw(op, case, np.float32))
+            output = call(*tensors, **given_arguments)
+            results.append([output.data, *gradients(output, tensors, cotangent_of(output.data))])
+    for one, other in zip(*results, strict=True):
+        assert other.dtype == np.float32
+        np.testing.assert_array_equal(one, other)
 
 
 # ---- Forms of arguments of functions -----------------------------------------------------------

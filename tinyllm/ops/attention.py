@@ -174,6 +174,7 @@ def scaled_dot_product_attention(
             )
     if dropout_p > 0 and dropout_key is None:
         raise ValueError("attention: dropout_p > 0 needs dropout_key, which fixes the mask")
+    scale = None if scale is None else float(scale)
     return attend(
-        q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=dropout_p, dropout_key=dropout_key
+        q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=float(dropout_p), dropout_key=dropout_key
     )

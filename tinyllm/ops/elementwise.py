@@ -463,7 +463,7 @@ def negative(x: Any) -> Tensor:
 
 def power(a: Any, b: Any) -> Tensor:
     """a**b with broadcasting. A gradient of b is NaN where a is negative."""
-    if isinstance(b, (int, float)) and isinstance(a, Tensor):
+    if isinstance(b, (int, float, np.integer)) and isinstance(a, Tensor):
         return PowerOfConstant(backend.read(b))(a)
     return Power()(*operands(a, b))
 
@@ -550,6 +550,7 @@ def minimum(a: Any, b: Any) -> Tensor:
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     """x limited to [low, high]; None leaves that side open."""
+    low, high = (bound.item() if isinstance(bound, np.generic) else bound for bound in (low, high))
     return Clip(low, high)(as_tensor(x))
 
 

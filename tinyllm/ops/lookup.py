@@ -97,4 +97,4 @@ def dropout(x: Any, p: float, key: Key) -> Tensor:
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p={p}; it needs 0 <= p < 1")
     x = as_tensor(x)
-    return RandomMask(p, key)(x) if p > 0 else x
+    return RandomMask(float(p), key)(x) if p > 0 else x

@@ -111,4 +111,4 @@ def cross_entropy(
                 f"cross_entropy: target {int(known[wrong].reshape(-1)[0])} is outside [0, {V}) and is not "
                 f"ignore_index={ignore_index}"
             )
-    return CrossEntropy(targets, ignore_index, reduction, z_loss)(logits)
+    return CrossEntropy(targets, ignore_index, reduction, float(z_loss))(logits)

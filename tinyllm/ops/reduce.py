@@ -35,34 +35,35 @@ def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0)
     )
 
 
-def integers(given: Any) -> Axis:
-    """An integer of any kind as an int, a sequence of them as a tuple of ints, and None as None."""
+def own_axis(axis: Any) -> int | tuple[int, ...] | None:
+    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them."""
     try:
-        return None if given is None else operator.index(given)
+        return None if axis is None else operator.index(axis)
     except TypeError:
-        return tuple([operator.index(part) for part in given])
+        return tuple([operator.index(position) for position in axis])
 
 
 def reduced_axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """The axes that `axis` names, each in [0, ndim) and once; None names all."""
-    axis = integers(axis)
+    """The axes that `axis` names, each in [0, ndim), once; None names all. A scalar takes 0 and -1, which name none."""
+    axis = own_axis(axis)
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
+    n = ndim or 1
     for position in axes:
-        if not -ndim <= position < ndim:
+        if not -n <= position < n:
             raise IndexError(f"axis {position} is out of range for {ndim} axes")
-    found = tuple([position % ndim for position in axes])
+    found = tuple([position % n for position in axes])
     if len(set(found)) < len(found):
         raise ValueError(f"axis={axis} names an axis of {ndim} twice")
-    return found
+    return found if ndim else ()
 
 
 class Reduction(Op):
     """What the reductions share: the axes, and bringing a reduced array back against the input."""
 
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = integers(axis), keepdims
+        self.axis, self.keepdims = own_axis(axis), keepdims
 
     def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
         """`reduced` with the reduced axes of `shape` as axes of length 1."""

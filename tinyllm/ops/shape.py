@@ -12,7 +12,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
 from tinyllm.backend import Array, current
-from tinyllm.ops.reduce import integers, reduced_axes
+from tinyllm.ops.reduce import reduced_axes
 
 
 class Movement(Op):
@@ -183,10 +183,10 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
-    named = integers(axis)
-    axes = reduced_axes(named, x.ndim + (len(named) if isinstance(named, tuple) else 1))
+    ndim = x.ndim + np.size(axis)
+    axes = reduced_axes(axis, ndim)
     lengths = iter(x.shape)
-    return Reshape(tuple(1 if i in axes else next(lengths) for i in range(x.ndim + len(axes))))(x)
+    return Reshape(tuple(1 if position in axes else next(lengths) for position in range(ndim)))(x)
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
@@ -203,17 +203,18 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([expand_dims(x, axis) for x in tensors], axis)
 
 
-def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+def split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into `sections` equal parts, or at the positions that `sections` lists, as in NumPy."""
     x = as_tensor(x)
     (axis,) = reduced_axes(axis, x.ndim)
-    n, cuts = x.shape[axis], integers(sections)
-    if isinstance(cuts, int):
-        if cuts < 1 or n % cuts:
-            raise ValueError(f"split: an axis of length {n} does not divide into {cuts} equal parts")
-        bounds = [n // cuts * i for i in range(cuts + 1)]
+    n = x.shape[axis]
+    if np.ndim(sections):
+        bounds = [0, *sections, n]
     else:
-        bounds = [0, *(cuts or ()), n]
+        parts = operator.index(sections)
+        if parts < 1 or n % parts:
+            raise ValueError(f"split: an axis of length {n} does not divide into {parts} equal parts")
+        bounds = [n // parts * i for i in range(parts + 1)]
     before = (slice(None),) * axis
     return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
@@ -224,12 +225,16 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
     widths: (before, after) for every axis, or one such pair or one number for all axes.
     """
     x = as_tensor(x)
-    try:
-        pairs = np.broadcast_to(widths, (x.ndim, 2))
-    except ValueError:
-        raise ValueError(f"pad: widths={widths} do not fit the shape {x.shape}") from None
-    of_axes = tuple([(operator.index(before), operator.index(after)) for before, after in pairs])
-    return Pad(of_axes, backend.read(numbers(value)))(x)
+    if np.ndim(widths) == 0:
+        widths = ((widths, widths),) * x.ndim
+    elif np.shape(widths) == (2,):
+        widths = (tuple(widths),) * x.ndim
+    if len(widths) != x.ndim:
+        raise ValueError(f"pad: got widths for {len(widths)} axes, the tensor has shape {x.shape}")
+    return Pad(
+        tuple((operator.index(before), operator.index(after)) for before, after in widths),
+        backend.read(numbers(value)),
+    )(x)
 
 
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
