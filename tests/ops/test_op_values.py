@@ -193,7 +193,7 @@ def test_shape_errors_say_what_came() -> None:
         lambda: ops.squeeze(X[:1], (0, 0)),
     ]
     for call in repeated:
-        with pytest.raises(ValueError, match="names an axis of . twice"):
+        with pytest.raises(ValueError, match=r"names an axis of . twice"):
             call()
     with pytest.raises(ValueError, match="at least one tensor"):
         ops.concatenate([])
