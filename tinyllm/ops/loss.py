@@ -96,14 +96,15 @@ def cross_entropy(
     known, targets = backend.to_numpy_without_waiting(targets), backend.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets are integers; got dtype {targets.dtype}")
-    if logits.ndim == 0 or logits.shape[-1] == 0 or targets.shape != logits.shape[:-1]:
+    if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(
-            f"cross_entropy: logits have shape {logits.shape}; they need (..., V) with V > 0, and targets (...); "
-            f"got {targets.shape}"
+            f"cross_entropy: logits have shape {logits.shape}, so targets need {logits.shape[:-1]}; got {targets.shape}"
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
     V = logits.shape[-1]
+    if V == 0:
+        raise ValueError(f"cross_entropy: logits have shape {logits.shape}, without a class")
     if known is not None:
         wrong = ((known < 0) | (known >= V)) & (known != ignore_index)
         if wrong.any():

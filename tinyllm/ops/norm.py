@@ -99,9 +99,10 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Tensor:
 
 
 def _check_features(name: str, x: Tensor, *parameters: Tensor) -> None:
+    if x.shape[-1:] == (0,):
+        raise ValueError(f"{name}: x has shape {x.shape}, without a feature to normalise")
     for parameter in parameters:
-        if x.ndim == 0 or x.shape[-1] == 0 or parameter.shape != x.shape[-1:]:
+        if x.ndim == 0 or parameter.shape != x.shape[-1:]:
             raise ValueError(
-                f"{name}: x has shape {x.shape}; it needs (..., D) with D > 0, and its parameters (D,); "
-                f"got {parameter.shape}"
+                f"{name}: x has shape {x.shape}, so its parameters need shape {x.shape[-1:]}; got {parameter.shape}"
             )
