@@ -365,14 +365,16 @@ class Op:
         mode = current_mode.get()
         op = self if self.fast_form is None or mode.formulas else self.as_form(self.fast_form)
         arrays = [x.data for x in inputs]
-        op.widened = arrays[0].dtype.char == "e" and not (op.moves or op.changes_dtype)
+        widened = arrays[0].dtype.char == "e" and not (op.moves or op.changes_dtype)
+        if widened is not op.widened:
+            op.widened = widened
         for observer in mode.observers:
             observer.before_forward(op, inputs)
         try:
-            data = op.forward(*[_wide(x) for x in arrays] if op.widened else arrays)
+            data = op.forward(*[_wide(x) for x in arrays] if widened else arrays)
         except (IndexError, TypeError, ValueError) as error:
             _raise_named(op, inputs, error)
-        if op.widened and data.dtype == np.float32:
+        if widened and data.dtype == np.float32:
             data = data.astype(np.float16)
         for observer in mode.observers:
             observer.after_forward(op, inputs, data)
