@@ -242,19 +242,7 @@ def test_one_axis_of_every_kind_of_integer(name: str, form: str, number: int) ->
     check_same(lambda x: call(x, axis), lambda x: call(x, number), arrays_of([(2, 3, 3)]))
 
 
-@st.composite
-def einsums(draw: st.DrawFn) -> tuple[str, list[tuple[int, ...]]]:
-    """Subscripts with and without a result, and shapes whose axes have the length of their label or 1."""
-    lengths = {"i": draw(st.integers(0, 3)), "j": draw(st.integers(1, 3)), "k": 2}
-    terms = draw(st.lists(st.text("ijk", max_size=3), min_size=1, max_size=3))
-    own = {True: lambda n: draw(st.sampled_from((n, 1))), False: lambda n: n}  # a diagonal is not broadcast
-    shapes = [tuple(own[term.count(label) == 1](lengths[label]) for label in term) for term in terms]
-    result = "".join(draw(st.permutations(sorted(set("".join(terms))))))
-    arrow = draw(st.sampled_from(("", f"->{result[: draw(st.integers(0, len(result)))]}")))
-    return ",".join(terms) + arrow, shapes
-
-
-@given(einsums())
+@given(t.einsums())
 def test_what_einsum_takes_forward_it_takes_backward(drawn: tuple[str, list[tuple[int, ...]]]) -> None:
     subscripts, shapes = drawn
     arrays = arrays_of(shapes)

@@ -337,6 +337,26 @@ def _written(part: Any, form: str) -> Any:
     return found if same else part
 
 
+@st.composite
+def einsums(draw: st.DrawFn) -> tuple[str, list[Shape]]:
+    """Subscripts of `einsum` for up to three operands, with a result or without, and the operands' shapes.
+
+    An axis has the length of its label, or 1, unless its label comes twice in one operand. NumPy may refuse what is
+    drawn. Shrinks to a scalar.
+
+    Example:
+        >>> hypothesis.find(einsums(), lambda drawn: len(drawn[1]) == 2)
+        (',', [(), ()])
+    """
+    lengths = {"i": draw(st.integers(0, 3)), "j": draw(st.integers(1, 3)), "k": 2}
+    terms = draw(st.lists(st.text("ijk", max_size=3), min_size=1, max_size=3))
+    own = {True: lambda n: draw(st.sampled_from((n, 1))), False: lambda n: n}
+    shapes = [tuple(own[term.count(label) == 1](lengths[label]) for label in term) for term in terms]
+    result = "".join(draw(st.permutations(sorted(set("".join(terms))))))
+    arrow = draw(st.sampled_from(("", f"->{result[: draw(st.integers(0, len(result)))]}")))
+    return ",".join(terms) + arrow, shapes
+
+
 # ---- Models, tokens, texts ---------------------------------------------------------------------
 
 
