@@ -310,6 +310,7 @@ NO_NUMBERS: dict[str, Any] = {
     "an array of strings": np.array(["1", "2"]),
     "an array of objects": np.array([1.0, None]),
     "a date": np.datetime64("2020-01-01"),
+    "a dictionary": {},
 }
 CONDITIONS: dict[str, Callable[[Any, Any], Any]] = {
     "condition": lambda x, other: ops.where(other, x, x),
@@ -325,9 +326,11 @@ CONDITIONS: dict[str, Callable[[Any, Any], Any]] = {
 @pytest.mark.parametrize("what", NO_NUMBERS)
 @pytest.mark.parametrize("name", sorted(BINARY.keys() - {"linear", "rms_norm", "where on a Tensor"}))
 def test_what_is_no_number_is_no_operand(name: str, what: str) -> None:
+    """On either side of a Tensor."""
     call, other = BINARY[name], NO_NUMBERS[what]
-    with pytest.raises(TypeError):
-        call(Tensor([1.0, 2.0]), other)
+    for operands in ((Tensor([1.0, 2.0]), other), (other, Tensor([1.0, 2.0]))):
+        with pytest.raises(TypeError):
+            call(*operands)
 
 
 @pytest.mark.parametrize("what", NO_NUMBERS)

@@ -244,8 +244,8 @@ def numbers(values: Any, dtype: Any = None) -> Array:
 
     Raises TypeError for what is no number: None, strings and objects, alone or in a list; complex numbers as real ones.
     """
-    if type(values) in _PYTHON_NUMBERS:
-        return backend.asarray(values, dtype or (np.float32 if type(values) is float else None))
+    if dtype is not None and type(values) in _PYTHON_NUMBERS:
+        return backend.asarray(values, dtype)  # no need to look
     if isinstance(values, Tensor):
         array = values.data
     elif isinstance(values, (np.ndarray, np.generic)):
