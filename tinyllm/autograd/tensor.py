@@ -242,7 +242,8 @@ _PYTHON_NUMBERS = frozenset((bool, int, float))
 def numbers(values: Any, dtype: Any = None) -> Array:
     """`values` as an array of `dtype`, or of the dtype that they have; Python floats have float32.
 
-    Raises TypeError for what is no number: None, strings and objects, alone or in a list; complex numbers as real ones.
+    Raises TypeError for what is no number: None, strings and objects, alone or in a list; and for complex numbers that
+    are to be real.
     """
     if dtype is not None and type(values) in _PYTHON_NUMBERS:
         return backend.asarray(values, dtype)  # no need to look
@@ -255,13 +256,11 @@ def numbers(values: Any, dtype: Any = None) -> Array:
         if dtype is None and array.dtype == np.float64 and not hasattr(values, "dtype"):
             dtype = np.float32
     wanted = array.dtype if dtype is None else np.dtype(dtype)
-    if array.dtype.kind not in "biufc" or wanted.kind not in "biufc":
+    if array.dtype.kind not in "biufc" or wanted.kind not in ("c" if array.dtype.kind == "c" else "biufc"):
         raise TypeError(
-            f"a Tensor holds numbers; got {type(values).__name__} {shown(values)} with dtype {array.dtype}"
+            f"a Tensor holds real numbers; got {type(values).__name__} {shown(values)} with dtype {array.dtype}"
             + ("" if wanted == array.dtype else f", to be converted to {wanted}")
         )
-    if array.dtype.kind == "c" and wanted.kind != "c":
-        raise TypeError(f"complex numbers do not fit into {wanted}; give their .real")
     return backend.asarray(array, wanted)
 
 
