@@ -239,7 +239,7 @@ class Tensor(Operators):
 _PYTHON_NUMBERS = frozenset((bool, int, float))
 
 
-def numbers(values: Any, dtype: Any = None) -> Array:
+def numbers(values: Any, dtype: Any = None) -> Any:
     """`values` as an array of `dtype`, or of the dtype that they have; Python floats have float32.
 
     Raises TypeError for what is no number: None, strings and objects, alone or in a list; and for complex numbers that
