@@ -186,6 +186,15 @@ def test_shape_errors_say_what_came() -> None:
         ops.squeeze(X, 0)
     with pytest.raises(ValueError, match="length 4 does not divide into 3 equal parts"):
         ops.split(X, 3, 1)
+    repeated: list[Callable[[], Tensor]] = [
+        lambda: ops.flip(X, (0, 0)),
+        lambda: ops.flip(X, [1, -2]),
+        lambda: ops.expand_dims(X, (0, 0)),
+        lambda: ops.squeeze(X[:1], (0, 0)),
+    ]
+    for call in repeated:
+        with pytest.raises(ValueError, match=r"names an axis of . twice"):
+            call()
     with pytest.raises(ValueError, match="at least one tensor"):
         ops.concatenate([])
     with pytest.raises(ValueError, match="at least one tensor"):
@@ -198,6 +207,10 @@ def test_take_along_axis_and_gather() -> None:
     order = np.argsort(X, axis=1)
     np.testing.assert_array_equal(value(ops.take_along_axis(Tensor(X), order, 1)), np.sort(X, axis=1))
     np.testing.assert_array_equal(value(ops.gather(Tensor(X), 1, order)), np.sort(X, axis=1))
+    for axis in (5, 3, -4):
+        for function in (ops.take_along_axis, lambda x, i, axis: ops.gather(x, axis, i)):
+            with pytest.raises(IndexError, match=f"axis {axis} is out of range for 3 axes"):
+                function(Tensor(X), order, axis)
 
 
 # ---- Matrices ----------------------------------------------------------------------------------

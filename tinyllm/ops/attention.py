@@ -153,6 +153,10 @@ def scaled_dot_product_attention(
             "attention: needs q (B, H, T, K), k (B, G, S, K), v (B, G, S, K_v); "
             f"got {q.shape}, {k.shape}, {v.shape}"
         )
+    if q.shape[1] == 0 or 0 in k.shape[1:]:
+        raise ValueError(
+            f"attention: of heads, keys and their elements none may be 0; got {q.shape}, {k.shape}"
+        )
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: {q.shape[1]} query heads do not divide among {k.shape[1]} key heads")
     if mask is not None:
@@ -161,8 +165,16 @@ def scaled_dot_product_attention(
             raise TypeError(
                 f"attention: the mask is boolean, True where a query may look; got dtype {mask.dtype}"
             )
+        of_scores = (*q.shape[:3], k.shape[2])
+        if len(mask.shape) > 4 or any(
+            n not in (1, m) for n, m in zip(mask.shape[::-1], of_scores[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"attention: the mask has shape {mask.shape}, which does not broadcast to {of_scores}"
+            )
     if dropout_p > 0 and dropout_key is None:
         raise ValueError("attention: dropout_p > 0 needs dropout_key, which fixes the mask")
+    scale = None if scale is None else float(scale)
     return attend(
-        q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=dropout_p, dropout_key=dropout_key
+        q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=float(dropout_p), dropout_key=dropout_key
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.error_function import erf as _erf
 
@@ -103,7 +103,7 @@ class Negative(Op):
 
 @register
 class Power(Op):
-    """a**b, for a > 0 wherever the gradient of b is asked for. Shapes: a: (...), b: (...) -> broadcast."""
+    """a**b. Shapes: a: (...), b: (...) -> broadcast. The gradient of b is NaN where a < 0."""
 
     cases = binary_cases(low=0.5)
 
@@ -113,8 +113,13 @@ class Power(Op):
         return self.y
 
     def backward(self, gradient: Array) -> Any:
-        gradient_a = gradient * self.b * self.a ** (self.b - 1) if self.needs(0) else None
-        gradient_b = gradient * self.y * current.xp.log(self.a) if self.needs(1) else None
+        """d a^b/da = b a^(b - 1), 0 at a = b = 0; d a^b/db = a^b ln a, whose limit at a = 0 is 0 for b >= 0."""
+        xp = current.xp
+        zero = self.a == 0
+        n = xp.where(zero * (self.b == 0), 1, self.b)
+        gradient_a = gradient * self.b * self.a ** (n - 1) if self.needs(0) else None
+        base = xp.where(zero * (self.b >= 0), 1, self.a)
+        gradient_b = gradient * self.y * xp.log(base) if self.needs(1) else None
         return gradient_a, gradient_b
 
 
@@ -402,7 +407,9 @@ class Where(Op):
     )
 
     def __init__(self, condition: Any) -> None:
-        self.condition = current.xp.array(condition, dtype=bool)  # a copy: backward needs it as it is now
+        self.condition = current.xp.array(
+            numbers(condition), dtype=bool
+        )  # a copy: backward needs it as it is now
 
     def forward(self, a: Array, b: Array) -> Array:
         return current.xp.where(self.condition, a, b)
@@ -455,9 +462,9 @@ def negative(x: Any) -> Tensor:
 
 
 def power(a: Any, b: Any) -> Tensor:
-    """a**b with broadcasting. Where b requires a gradient, a must be positive."""
-    if isinstance(b, (int, float)) and isinstance(a, Tensor):
-        return PowerOfConstant(b)(a)
+    """a**b with broadcasting. A gradient of b is NaN where a is negative."""
+    if isinstance(b, (int, float, np.integer)) and isinstance(a, Tensor):
+        return PowerOfConstant(backend.read(b))(a)
     return Power()(*operands(a, b))
 
 
@@ -543,6 +550,7 @@ def minimum(a: Any, b: Any) -> Tensor:
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     """x limited to [low, high]; None leaves that side open."""
+    low, high = (bound.item() if isinstance(bound, np.generic) else bound for bound in (low, high))
     return Clip(low, high)(as_tensor(x))
 
 
@@ -553,6 +561,8 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 def astype(x: Any, dtype: Any) -> Tensor:
     """x converted to `dtype`; a gradient flows between floating-point dtypes."""
+    if dtype is None:
+        raise TypeError("astype: got no dtype, but None; give one, for example 'float32'")
     tensor = as_tensor(x)
     dtype = np.dtype(dtype)
     if dtype == tensor.dtype:

@@ -90,7 +90,9 @@ def rotary_heads(
             f"rotary_heads: head_dim={head_dim} and a weight of shape {[w.shape for w in inputs[1:]]}; "
             "head_dim must be even, and the weight have so many elements"
         )
-    return normalised_and_rotated(*inputs, head_dim=head_dim, eps=eps, offset=offset, theta=float(theta))
+    return normalised_and_rotated(
+        *inputs, head_dim=head_dim, eps=float(eps), offset=offset, theta=float(theta)
+    )
 
 
 def _check(name: str, x: Tensor, head_dim: int) -> None:

@@ -70,10 +70,12 @@ def embedding(weight: Any, indices: Any) -> Tensor:
     """Rows of `weight` by integer. weight: (V, D), indices: (...) in [0, V) -> (..., D).
 
     Raises:
-        TypeError: indices are not integers. IndexError: an index is outside [0, V). Indices that lie on a device
-        already are not looked at.
+        TypeError: indices are not integers. ValueError: weight is no matrix. IndexError: an index is outside [0, V).
+        Indices that lie on a device already are not looked at.
     """
     weight = as_tensor(weight)
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: weight has shape {weight.shape}; it needs (V, D)")
     indices = indices.data if isinstance(indices, Tensor) else indices
     return RowLookup(row_numbers(indices, weight.shape[0]))(weight)
 
@@ -95,4 +97,4 @@ def dropout(x: Any, p: float, key: Key) -> Tensor:
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p={p}; it needs 0 <= p < 1")
     x = as_tensor(x)
-    return RandomMask(p, key)(x) if p > 0 else x
+    return RandomMask(float(p), key)(x) if p > 0 else x

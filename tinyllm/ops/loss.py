@@ -103,6 +103,8 @@ def cross_entropy(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
     V = logits.shape[-1]
+    if V == 0:
+        raise ValueError(f"cross_entropy: logits have shape {logits.shape}, without a class")
     if known is not None:
         wrong = ((known < 0) | (known >= V)) & (known != ignore_index)
         if wrong.any():
@@ -110,4 +112,4 @@ def cross_entropy(
                 f"cross_entropy: target {int(known[wrong].reshape(-1)[0])} is outside [0, {V}) and is not "
                 f"ignore_index={ignore_index}"
             )
-    return CrossEntropy(targets, ignore_index, reduction, z_loss)(logits)
+    return CrossEntropy(targets, ignore_index, reduction, float(z_loss))(logits)

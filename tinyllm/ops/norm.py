@@ -88,17 +88,19 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., D), weight: (D,)."""
     x, weight = operands(x, weight)
     _check_features("rms_norm", x, weight)
-    return RootMeanSquareNorm(eps)(x, weight)
+    return RootMeanSquareNorm(float(eps))(x, weight)
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., D), weight and bias: (D,)."""
     x, weight, bias = operands(x, weight, bias)
     _check_features("layer_norm", x, weight, bias)
-    return Standardisation(eps)(x, weight, bias)
+    return Standardisation(float(eps))(x, weight, bias)
 
 
 def _check_features(name: str, x: Tensor, *parameters: Tensor) -> None:
+    if x.shape[-1:] == (0,):
+        raise ValueError(f"{name}: x has shape {x.shape}, without a feature to normalise")
     for parameter in parameters:
         if x.ndim == 0 or parameter.shape != x.shape[-1:]:
             raise ValueError(

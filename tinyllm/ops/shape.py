@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import reduced_axes
 
 
 class Movement(Op):
     """What the ops here share: they compute nothing."""
+
+    moves = True
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return 0
@@ -151,7 +157,7 @@ def transpose(x: Any, *axes: Any) -> Tensor:
 def swapaxes(x: Any, first: int, second: int) -> Tensor:
     """Two axes exchanged."""
     x = as_tensor(x)
-    first, second = reduced_axes((first, second), x.ndim)
+    (first,), (second,) = reduced_axes(first, x.ndim), reduced_axes(second, x.ndim)
     order = list(range(x.ndim))
     order[first], order[second] = order[second], order[first]
     return Transpose(tuple(order))(x)
@@ -177,7 +183,7 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
-    ndim = x.ndim + (1 if isinstance(axis, int) else len(axis))
+    ndim = x.ndim + np.size(axis)
     axes = reduced_axes(axis, ndim)
     lengths = iter(x.shape)
     return Reshape(tuple(1 if position in axes else next(lengths) for position in range(ndim)))(x)
@@ -197,17 +203,18 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([expand_dims(x, axis) for x in tensors], axis)
 
 
-def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+def split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into `sections` equal parts, or at the positions that `sections` lists, as in NumPy."""
     x = as_tensor(x)
     (axis,) = reduced_axes(axis, x.ndim)
     n = x.shape[axis]
-    if isinstance(sections, int):
-        if sections < 1 or n % sections:
-            raise ValueError(f"split: an axis of length {n} does not divide into {sections} equal parts")
-        bounds = [n // sections * i for i in range(sections + 1)]
-    else:
+    if np.ndim(sections):
         bounds = [0, *sections, n]
+    else:
+        parts = operator.index(sections)
+        if parts < 1 or n % parts:
+            raise ValueError(f"split: an axis of length {n} does not divide into {parts} equal parts")
+        bounds = [n // parts * i for i in range(parts + 1)]
     before = (slice(None),) * axis
     return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
@@ -218,13 +225,16 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
     widths: (before, after) for every axis, or one such pair or one number for all axes.
     """
     x = as_tensor(x)
-    if isinstance(widths, int):
+    if np.ndim(widths) == 0:
         widths = ((widths, widths),) * x.ndim
-    elif len(widths) == 2 and all(isinstance(width, int) for width in widths):
+    elif np.shape(widths) == (2,):
         widths = (tuple(widths),) * x.ndim
     if len(widths) != x.ndim:
         raise ValueError(f"pad: got widths for {len(widths)} axes, the tensor has shape {x.shape}")
-    return Pad(tuple((int(before), int(after)) for before, after in widths), value)(x)
+    return Pad(
+        tuple((operator.index(before), operator.index(after)) for before, after in widths),
+        backend.read(numbers(value)),
+    )(x)
 
 
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
