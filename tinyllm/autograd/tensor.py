@@ -131,6 +131,13 @@ class Tensor(Operators):
             raise TypeError(f"only an integer Tensor with shape () is an index; got {self!r}")
         return int(backend.read(self.data))
 
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.size != 1:
+            raise TypeError(f"a Tensor with shape {self.shape} is no number to write as {spec!r}")
+        return format(self.item(), spec)
+
     def __repr__(self) -> str:
         parts = [self._values_text("Tensor("), f"shape={self.shape}", f"dtype={self.dtype}"]
         if self.op is not None:
@@ -425,10 +432,10 @@ def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
-    """The operands of an op as Tensors of one dtype.
+    """The operands of an op as Tensors of one dtype, by the rule of promotion in `tinyllm.ops`.
 
     Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them. Without
-    one, integers and booleans meet Python floats in float32, and each other as in NumPy.
+    one, integers and booleans meet floating-point numbers in float32, arrays and each other as in NumPy.
 
     Raises:
         TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
@@ -452,11 +459,28 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     tensors = [as_tensor(value, dtype) for value in values]
     if dtype is None:
         dtype = np.result_type(*[x.data.dtype for x in tensors])
-        if dtype == np.float64 and not any(
-            hasattr(value, "dtype") and value.dtype == dtype for value in values
-        ):
+        # NumPy's own numbers are numbers beside a Tensor: `counts * np.sqrt(2)` is float32.
+        arrays = [value for value in values if not (given and isinstance(value, np.generic))]
+        if dtype == np.float64 and not any(hasattr(x, "dtype") and x.dtype == dtype for x in arrays):
             dtype = np.dtype(np.float32)
     return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
+
+
+def floating(*values: Any) -> tuple[Tensor, ...]:
+    """The values as Tensors of their own; integers and booleans become float32."""
+    return tuple([_as_kind(value, np.float32) for value in values])
+
+
+def summable(x: Any) -> Tensor:
+    """x as a Tensor whose elements can be added up; booleans and integers become int64."""
+    return _as_kind(x, np.int64)
+
+
+def _as_kind(value: Any, dtype: Any) -> Tensor:
+    tensor = as_tensor(value)
+    if tensor.data.dtype.kind not in "iub" or tensor.data.dtype == dtype:
+        return tensor
+    return Tensor(tensor.data.astype(dtype))
 
 
 def gradients(
@@ -579,7 +603,8 @@ def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor
         if op.released:
             raise RuntimeError(
                 f"the graph behind {op.name} was freed by an earlier backward pass; "
-                "call the first one with retain_graph=True, or compute the forward pass again"
+                "of two losses over a shared part, add them and go back once, or call the first backward with "
+                "retain_graph=True; otherwise compute the forward pass again"
             )
         seen.add(id(tensor))
         found.append(tensor)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from tinyllm import backend
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register, summable
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import sqrt
 
@@ -31,21 +32,31 @@ def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0)
 
 
 def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes that `axis` names, each in [0, ndim); None names all."""
-    if axis is None:
+    """The axes that `axis` names, each in [0, ndim); None names all. A scalar takes 0 and -1, which name none."""
+    axes = plain_axis(axis)
+    if axes is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axes,) if isinstance(axes, int) else axes
+    n = ndim or 1
     for position in axes:
-        if not -ndim <= position < ndim:
+        if not -n <= position < n:
             raise IndexError(f"axis {position} is out of range for {ndim} axes")
-    return tuple(position % ndim for position in axes)
+    return tuple(position % n for position in axes) if ndim else ()
+
+
+def plain_axis(axis: Any) -> int | tuple[int, ...] | None:
+    """`axis` in Python integers: None, one, or several (a list or an array too)."""
+    if axis is None or type(axis) is int:
+        return axis
+    several = isinstance(axis, (tuple, list)) or getattr(axis, "ndim", 0)
+    return tuple(map(operator.index, axis)) if several else operator.index(axis)
 
 
 class Reduction(Op):
     """What the reductions share: the axes, and bringing a reduced array back against the input."""
 
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = axis, keepdims
+        self.axis, self.keepdims = plain_axis(axis), keepdims
 
     def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
         """`reduced` with the reduced axes of `shape` as axes of length 1."""
@@ -161,7 +172,7 @@ class Cumsum(Op):
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (one, several, or all)."""
-    return Sum(axis, keepdims)(as_tensor(x))
+    return Sum(axis, keepdims)(summable(x))
 
 
 def count(x: Tensor, axis: Axis) -> int:
@@ -207,9 +218,12 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The product over `axis`."""
-    return Prod(axis, keepdims)(as_tensor(x))
+    return Prod(axis, keepdims)(summable(x))
 
 
-def cumsum(x: Any, axis: int) -> Tensor:
-    """The running sum along `axis`."""
-    return Cumsum(axis)(as_tensor(x))
+def cumsum(x: Any, axis: int | None = None) -> Tensor:
+    """The running sum along `axis`, or of all elements as one row."""
+    x = summable(x)
+    if axis is None:
+        return Cumsum(0)(x.reshape(-1))
+    return Cumsum(axis)(x) if x.ndim else x.sum(axis)

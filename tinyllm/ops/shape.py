@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
 from tinyllm.backend import Array, current
@@ -159,7 +162,7 @@ def swapaxes(x: Any, first: int, second: int) -> Tensor:
 
 def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
     """x repeated to `shape`."""
-    return BroadcastTo(tuple(shape))(as_tensor(x))
+    return BroadcastTo(_lengths((shape,)))(as_tensor(x))
 
 
 def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
@@ -177,7 +180,7 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
-    ndim = x.ndim + (1 if isinstance(axis, int) else len(axis))
+    ndim = x.ndim + np.size(axis)
     axes = reduced_axes(axis, ndim)
     lengths = iter(x.shape)
     return Reshape(tuple(1 if position in axes else next(lengths) for position in range(ndim)))(x)
@@ -202,7 +205,8 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     x = as_tensor(x)
     (axis,) = reduced_axes(axis, x.ndim)
     n = x.shape[axis]
-    if isinstance(sections, int):
+    if np.ndim(sections) == 0:
+        sections = operator.index(sections)
         if sections < 1 or n % sections:
             raise ValueError(f"split: an axis of length {n} does not divide into {sections} equal parts")
         bounds = [n // sections * i for i in range(sections + 1)]
@@ -218,13 +222,13 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
     widths: (before, after) for every axis, or one such pair or one number for all axes.
     """
     x = as_tensor(x)
-    if isinstance(widths, int):
+    if np.ndim(widths) == 0:
         widths = ((widths, widths),) * x.ndim
-    elif len(widths) == 2 and all(isinstance(width, int) for width in widths):
+    elif np.shape(widths) == (2,):
         widths = (tuple(widths),) * x.ndim
     if len(widths) != x.ndim:
         raise ValueError(f"pad: got widths for {len(widths)} axes, the tensor has shape {x.shape}")
-    return Pad(tuple((int(before), int(after)) for before, after in widths), value)(x)
+    return Pad(tuple((operator.index(before), operator.index(after)) for before, after in widths), value)(x)
 
 
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
@@ -235,7 +239,7 @@ def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 
 def _lengths(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """`f(x, 2, 3)` and `f(x, (2, 3))` alike."""
-    if len(arguments) == 1 and not isinstance(arguments[0], int):
-        return tuple(arguments[0])
-    return tuple(arguments)
+    """`f(x, 2, 3)` and `f(x, (2, 3))` alike, in Python integers."""
+    if len(arguments) == 1 and (isinstance(arguments[0], (tuple, list)) or getattr(arguments[0], "ndim", 0)):
+        (arguments,) = arguments
+    return tuple(map(operator.index, arguments))
