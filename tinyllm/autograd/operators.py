@@ -1,7 +1,9 @@
 """Operators and methods of Tensor that are ops, and NumPy's functions on Tensors.
 
 A method that is a function of `tinyllm.ops` stands here by its name alone: `x.softmax(axis)` is `ops.softmax(x, axis)`,
-with the docstring of that function. NumPy functions called on Tensors (`numpy.exp(x)`, `numpy.where(c, x, y)`) build a graph too: that is how a formula,
+with the docstring of that function.
+
+NumPy functions called on Tensors (`numpy.exp(x)`, `numpy.where(c, x, y)`) build a graph too: that is how a formula,
 written for arrays, is differentiated when gradients of gradients are asked for.
 """
 

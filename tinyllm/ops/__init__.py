@@ -54,7 +54,7 @@ from tinyllm.ops.elementwise import (
 )
 from tinyllm.ops.heads import merge_heads, rotary_heads, split_heads
 from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
-from tinyllm.ops.linear_algebra import diagonal, dot, inner, norm, outer, tensordot, trace
+from tinyllm.ops.linear_algebra import diagonal, dot, inner, outer, tensordot, trace, vector_norm
 from tinyllm.ops.lookup import dropout, embedding
 from tinyllm.ops.loss import cross_entropy
 from tinyllm.ops.matrix import einsum, linear, matmul
@@ -105,12 +105,12 @@ __all__ = [
     "flatten", "flip", "floor", "floor_divide", "gather", "gelu", "getitem", "hstack", "inner", "isclose",
     "isfinite", "isinf", "isnan", "layer_norm", "linear", "log", "log1p", "log_softmax", "logsumexp",
     "masked_fill", "matmul", "max", "maximum", "mean", "merge_heads", "min", "minimum", "moveaxis",
-    "multiply", "negative", "norm", "outer", "pad", "power", "prod", "relu", "remainder", "repeat",
+    "multiply", "negative", "outer", "pad", "power", "prod", "relu", "remainder", "repeat",
     "reshape", "rms_norm", "roll", "rope", "rotary_heads", "round", "rsqrt",
     "scaled_dot_product_attention", "sigmoid", "sign", "silu", "sin", "softmax", "sort", "split",
     "split_heads", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "swiglu",
     "take_along_axis", "tanh", "tensordot", "tile", "topk", "trace", "transpose", "tril", "triu", "var",
-    "vstack", "where",
+    "vector_norm", "vstack", "where",
 ]  # fmt: skip
 
 # Each function takes the other words for its arguments, has its other names, and is a method and NumPy's function.
@@ -119,5 +119,7 @@ _offered = {name: globals()[name] for name in __all__} | {
 }
 globals().update({name: synonyms.with_synonyms(name, function) for name, function in _offered.items()})
 _offered = {name: globals()[name] for name in _offered}
-operators.install_methods(_offered)
+operators.install_methods(
+    _offered | {"norm": _offered["vector_norm"]}
+)  # `ops.norm` is the module of layers' norms
 numpy_functions.install(_offered)

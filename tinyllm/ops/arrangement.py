@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Tensor, as_tensor
-from tinyllm.ops.reduce import plain_axis, reduced_axes
+from tinyllm.ops.reduce import reduced_axes
 from tinyllm.ops.shape import broadcast_to, concatenate, expand_dims, reshape, transpose
 
 
@@ -27,7 +27,9 @@ def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Tensor:
         return reshape(x, 1)
     start, end = reduced_axes((start_axis, end_axis), x.ndim)
     if start > end:
-        raise ValueError(f"flatten: start_axis={start_axis} comes after end_axis={end_axis} in shape {x.shape}")
+        raise ValueError(
+            f"flatten: start_axis={start_axis} comes after end_axis={end_axis} in shape {x.shape}"
+        )
     n = int(np.prod(x.shape[start : end + 1]))
     return reshape(x, (*x.shape[:start], n, *x.shape[end + 1 :]))
 
@@ -37,7 +39,9 @@ def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[in
     x = as_tensor(x)
     sources, destinations = reduced_axes(source, x.ndim), reduced_axes(destination, x.ndim)
     if not len(set(sources)) == len(sources) == len(destinations) == len(set(destinations)):
-        raise ValueError(f"moveaxis: from {source} to {destination}; as many places as axes, none of them twice")
+        raise ValueError(
+            f"moveaxis: from {source} to {destination}; as many places as axes, none of them twice"
+        )
     order = [axis for axis in range(x.ndim) if axis not in sources]
     for place, axis in sorted(zip(destinations, sources, strict=True)):
         order.insert(place, axis)
@@ -96,8 +100,8 @@ def roll(x: Any, shift: Any, axis: Axis = None) -> Tensor:
     x = as_tensor(x)
     if axis is None:
         return reshape(roll(reshape(x, -1), shift, 0), x.shape)
-    shifts, axes = plain_axis(shift), reduced_axes(axis, x.ndim)
-    shifts = shifts if isinstance(shifts, tuple) else (shifts,) * len(axes)
+    axes = reduced_axes(axis, x.ndim)
+    shifts = np.broadcast_to(shift, len(axes)).tolist()
     for step, position in zip(shifts, axes, strict=True):
         cut = -step % max(x.shape[position], 1)
         before = (slice(None),) * position

@@ -24,13 +24,15 @@ def outer(a: Any, b: Any) -> Tensor:
 
 
 def tensordot(a: Any, b: Any, axes: int | Sequence[Any] = 2) -> Tensor:
-    """The sum of products over pairs of axes: the last `axes` of a with the first of b, or those that two lists name."""
+    """The sum of products over pairs of axes: the last `axes` of a with the first of b, or two lists of them."""
     a, b = operands(a, b)
     if isinstance(axes, int):
         axes = (tuple(range(a.ndim - axes, a.ndim)), tuple(range(axes)))
     of_a, of_b = reduced_axes(axes[0], a.ndim), reduced_axes(axes[1], b.ndim)
     if [a.shape[axis] for axis in of_a] != [b.shape[axis] for axis in of_b]:
-        raise ValueError(f"tensordot: axes {of_a} of shape {a.shape} and {of_b} of {b.shape} differ in length")
+        raise ValueError(
+            f"tensordot: axes {of_a} of shape {a.shape} and {of_b} of {b.shape} differ in length"
+        )
     kept_a = tuple(axis for axis in range(a.ndim) if axis not in of_a)
     kept_b = tuple(axis for axis in range(b.ndim) if axis not in of_b)
     n = math.prod(a.shape[axis] for axis in of_a)
@@ -41,7 +43,7 @@ def tensordot(a: Any, b: Any, axes: int | Sequence[Any] = 2) -> Tensor:
 
 
 def dot(a: Any, b: Any) -> Tensor:
-    """The product over the last axis of a and the last but one of b, as `numpy.dot`: of vectors, their inner product."""
+    """The product over the last axis of a and the last but one of b, as `numpy.dot`; of vectors, over the only one."""
     a, b = operands(a, b)
     if a.ndim == 0 or b.ndim == 0:
         return a * b
@@ -68,7 +70,7 @@ def trace(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     return reduce.sum(diagonal(x, offset, axis1, axis2), -1)
 
 
-def norm(x: Any, ord: float | None = None, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def vector_norm(x: Any, ord: float | None = None, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """(sum |x|^ord)^(1/ord) over `axis`, of all elements without one; `ord` is 2 by default.
 
     With `ord` infinite, the largest |x| (or with -inf the smallest). The gradient at a norm of 0 is 0, as in torch.

@@ -33,7 +33,9 @@ def apply_function(function: Callable[..., Any], args: Any, keywords: Any) -> An
     """Another function of NumPy on Tensors; NotImplemented for one that is no op."""
     if function in FUNCTIONS:
         if function in REDUCTIONS and len(args) > 2:
-            raise TypeError(f"numpy.{function.__name__} of Tensors: give what comes after the axis by its name")
+            raise TypeError(
+                f"numpy.{function.__name__} of Tensors: give what comes after the axis by its name"
+            )
         return FUNCTIONS[function](*args, **keywords)
     if function in WITHOUT_GRADIENT:
         return on_arrays(getattr(current.xp, function.__name__), *args, **keywords)
@@ -76,7 +78,7 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
             f"numpy.linalg.norm of Tensors: ord={ord!r} over {axes} axes is a norm of matrices; only 'fro' is offered. "
             "x.norm(ord) is that of all elements"
         )
-    return linear_algebra.norm(x, None if ord == "fro" else ord, axis, keepdims)
+    return linear_algebra.vector_norm(x, None if ord == "fro" else ord, axis, keepdims)
 
 
 def _pad(x: Any, widths: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:

@@ -11,10 +11,12 @@ from tinyllm.ops.reduce import reduced_axes
 
 
 def argsort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
-    """The positions that sort x along `axis` (None: all of x, flat); equal elements stay in order, NaN counts largest."""
+    """The positions that sort x along `axis` (None: all of x, flat). Equal elements stay in order, NaN is largest."""
     values = as_tensor(x).data
     if axis is None or not values.shape:
-        return Tensor(_order(values.reshape(-1), 0, descending).reshape(values.shape if axis is not None else -1))
+        return Tensor(
+            _order(values.reshape(-1), 0, descending).reshape(values.shape if axis is not None else -1)
+        )
     (axis,) = reduced_axes(axis, len(values.shape))
     return Tensor(_order(values, axis, descending))
 

@@ -31,32 +31,32 @@ def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0)
     )
 
 
-def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+def own_axis(axis: Any) -> int | tuple[int, ...] | None:
+    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them."""
+    try:
+        return None if axis is None else operator.index(axis)
+    except TypeError:
+        return tuple([operator.index(position) for position in axis])
+
+
+def reduced_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes that `axis` names, each in [0, ndim); None names all. A scalar takes 0 and -1, which name none."""
-    axes = plain_axis(axis)
-    if axes is None:
+    axis = own_axis(axis)
+    if axis is None:
         return tuple(range(ndim))
-    axes = (axes,) if isinstance(axes, int) else axes
+    axes = axis if isinstance(axis, tuple) else (axis,)
     n = ndim or 1
     for position in axes:
         if not -n <= position < n:
             raise IndexError(f"axis {position} is out of range for {ndim} axes")
-    return tuple(position % n for position in axes) if ndim else ()
-
-
-def plain_axis(axis: Any) -> int | tuple[int, ...] | None:
-    """`axis` in Python integers: None, one, or several (a list or an array too)."""
-    if axis is None or type(axis) is int:
-        return axis
-    several = isinstance(axis, (tuple, list)) or getattr(axis, "ndim", 0)
-    return tuple(map(operator.index, axis)) if several else operator.index(axis)
+    return tuple([position % n for position in axes]) if ndim else ()
 
 
 class Reduction(Op):
     """What the reductions share: the axes, and bringing a reduced array back against the input."""
 
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = plain_axis(axis), keepdims
+        self.axis, self.keepdims = own_axis(axis), keepdims
 
     def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
         """`reduced` with the reduced axes of `shape` as axes of length 1."""

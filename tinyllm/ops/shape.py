@@ -200,18 +200,18 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([expand_dims(x, axis) for x in tensors], axis)
 
 
-def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+def split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into `sections` equal parts, or at the positions that `sections` lists, as in NumPy."""
     x = as_tensor(x)
     (axis,) = reduced_axes(axis, x.ndim)
     n = x.shape[axis]
-    if np.ndim(sections) == 0:
-        sections = operator.index(sections)
-        if sections < 1 or n % sections:
-            raise ValueError(f"split: an axis of length {n} does not divide into {sections} equal parts")
-        bounds = [n // sections * i for i in range(sections + 1)]
-    else:
+    if np.ndim(sections):
         bounds = [0, *sections, n]
+    else:
+        parts = operator.index(sections)
+        if parts < 1 or n % parts:
+            raise ValueError(f"split: an axis of length {n} does not divide into {parts} equal parts")
+        bounds = [n // parts * i for i in range(parts + 1)]
     before = (slice(None),) * axis
     return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
@@ -240,6 +240,7 @@ def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 def _lengths(arguments: tuple[Any, ...]) -> tuple[int, ...]:
     """`f(x, 2, 3)` and `f(x, (2, 3))` alike, in Python integers."""
-    if len(arguments) == 1 and (isinstance(arguments[0], (tuple, list)) or getattr(arguments[0], "ndim", 0)):
-        (arguments,) = arguments
+    first = arguments[0] if len(arguments) == 1 else 0
+    if not isinstance(first, int) and np.ndim(first) == 1:
+        arguments = tuple(first)
     return tuple(map(operator.index, arguments))

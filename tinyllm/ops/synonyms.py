@@ -1,6 +1,6 @@
 """Names of torch, and of NumPy elsewhere, for the functions and arguments that are offered here under NumPy's names.
 
-The meaning is always that of the function here. Where torch's function of the same name has another one, its word raises.
+The meaning is always that of the function here. Where torch's function of the same name has another, its word raises.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinyllm import backend
 from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Tensor, as_tensor
 from tinyllm.backend import current
-from tinyllm.ops.reduce import plain_axis
+from tinyllm.ops.reduce import own_axis
 
 
 def on_arrays(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
@@ -29,22 +28,22 @@ def arrays(value: Any) -> Any:
 
 def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether any element over `axis` is true (not zero): booleans."""
-    return Tensor(as_tensor(x).data.any(axis=plain_axis(axis), keepdims=keepdims))
+    return Tensor(as_tensor(x).data.any(axis=own_axis(axis), keepdims=keepdims))
 
 
 def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether all elements over `axis` are true (not zero): booleans."""
-    return Tensor(as_tensor(x).data.all(axis=plain_axis(axis), keepdims=keepdims))
+    return Tensor(as_tensor(x).data.all(axis=own_axis(axis), keepdims=keepdims))
 
 
 def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The position of the first maximum over `axis`, or in all of x: integers."""
-    return Tensor(current.xp.argmax(as_tensor(x).data, axis=plain_axis(axis), keepdims=keepdims))
+    return Tensor(current.xp.argmax(as_tensor(x).data, axis=own_axis(axis), keepdims=keepdims))
 
 
 def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The position of the first minimum over `axis`, or in all of x: integers."""
-    return Tensor(current.xp.argmin(as_tensor(x).data, axis=plain_axis(axis), keepdims=keepdims))
+    return Tensor(current.xp.argmin(as_tensor(x).data, axis=own_axis(axis), keepdims=keepdims))
 
 
 def isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
