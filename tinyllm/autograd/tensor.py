@@ -456,31 +456,37 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
     if dtype is not None and all(known == dtype for known in given):
         return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
-    tensors = [as_tensor(value, dtype) for value in values]
     if dtype is None:
-        dtype = np.result_type(*[x.data.dtype for x in tensors])
         # NumPy's own numbers are numbers beside a Tensor: `counts * np.sqrt(2)` is float32.
-        arrays = [value for value in values if not (given and isinstance(value, np.generic))]
-        if dtype == np.float64 and not any(hasattr(x, "dtype") and x.dtype == dtype for x in arrays):
+        values = tuple([x.item() if given and isinstance(x, np.generic) else x for x in values])
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        tensors = [as_tensor(value) for value in values if not isinstance(value, (int, float))]
+        dtype = np.result_type(*[x.data.dtype for x in tensors], *numbers)
+        if dtype == np.float64 and not any([x.data.dtype == dtype for x in tensors]):
             dtype = np.dtype(np.float32)
+    tensors = [as_tensor(value, dtype) for value in values]
     return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
 
 
 def floating(*values: Any) -> tuple[Tensor, ...]:
     """The values as Tensors of their own; integers and booleans become float32."""
-    return tuple([_as_kind(value, np.float32) for value in values])
+    return tuple([_of_kinds("iub", value, np.float32) for value in values])
 
 
 def summable(x: Any) -> Tensor:
     """x as a Tensor whose elements can be added up; booleans and integers become int64."""
-    return _as_kind(x, np.int64)
+    return _of_kinds("iub", x, np.int64)
 
 
-def _as_kind(value: Any, dtype: Any) -> Tensor:
+def countable(x: Any) -> Tensor:
+    """x as a Tensor of numbers; booleans become int64."""
+    return _of_kinds("b", x, np.int64)
+
+
+def _of_kinds(kinds: str, value: Any, dtype: Any) -> Tensor:
+    """`value` as a Tensor; in another dtype if its own is one of these kinds."""
     tensor = as_tensor(value)
-    if tensor.data.dtype.kind not in "iub" or tensor.data.dtype == dtype:
-        return tensor
-    return Tensor(tensor.data.astype(dtype))
+    return tensor if tensor.data.dtype.kind not in kinds else Tensor(tensor.data.astype(dtype, copy=False))
 
 
 def gradients(

@@ -11,7 +11,7 @@ import numpy as np
 from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Tensor, as_tensor
 from tinyllm.ops.reduce import reduced_axes
-from tinyllm.ops.shape import broadcast_to, concatenate, expand_dims, reshape, transpose
+from tinyllm.ops.shape import broadcast_to, concatenate, expand_dims, lengths_of, reshape, transpose
 
 
 def copy(x: Any) -> Tensor:
@@ -54,9 +54,9 @@ def tile(x: Any, *counts: Any) -> Tensor:
     Counts for fewer axes are those of the last; counts for more make new axes in front. It is torch's `Tensor.repeat`.
     """
     x = as_tensor(x)
-    repetitions = np.atleast_1d(counts[0] if len(counts) == 1 else counts).tolist()
+    repetitions = lengths_of(counts)
     ndim = max(len(repetitions), x.ndim)
-    repetitions = [1] * (ndim - len(repetitions)) + [operator.index(count) for count in repetitions]
+    repetitions = (1,) * (ndim - len(repetitions)) + repetitions
     lengths = (1,) * (ndim - x.ndim) + x.shape
     pairs = list(zip(repetitions, lengths, strict=True))
     alternating = broadcast_to(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register, summable
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, countable, floating, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.error_function import erf as _erf
 
@@ -471,7 +471,7 @@ def negative(x: Any) -> Tensor:
 def power(a: Any, b: Any) -> Tensor:
     """a**b with broadcasting. Where b requires a gradient, a must be positive."""
     if isinstance(b, (int, float)) and isinstance(a, Tensor) and a.dtype != bool:
-        return PowerOfConstant(b)(*(floating(a) if isinstance(b, float) else (a,)))
+        return PowerOfConstant(backend.read(b))(*(floating(a) if isinstance(b, float) else (a,)))
     return Power()(*_numbers(a, b))
 
 
@@ -553,7 +553,7 @@ def absolute(x: Any) -> Tensor:
 
 def relu(x: Any) -> Tensor:
     """max(x, 0)."""
-    return Relu()(as_tensor(x))
+    return Relu()(countable(x))
 
 
 def maximum(a: Any, b: Any) -> Tensor:
@@ -574,8 +574,8 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
     low, high = (bound.item() if isinstance(bound, np.generic) else bound for bound in (low, high))
     if all([bound is None or isinstance(bound, (int, float)) for bound in (low, high)]):
         has_fraction = isinstance(low, float) or isinstance(high, float)
-        return Clip(low, high)(*(floating(x) if has_fraction else (as_tensor(x),)))
-    y = as_tensor(x)
+        return Clip(low, high)(*(floating(x) if has_fraction else (countable(x),)))
+    y = countable(x)
     if low is not None:
         y, low = operands(y, low)
         y = where((y < low) | (low != low), low, y)
@@ -610,6 +610,5 @@ def astype(x: Any, dtype: Any) -> Tensor:
 
 
 def _numbers(*values: Any) -> tuple[Tensor, ...]:
-    """The operands, where booleans among themselves are integers: NumPy would make int8 of them."""
-    tensors = operands(*values)
-    return tensors if tensors[0].dtype != bool else tuple(map(summable, tensors))
+    """The operands, where booleans among themselves become int64: NumPy would make int8 of them."""
+    return tuple([countable(x) for x in operands(*values)])

@@ -13,12 +13,10 @@ from tinyllm.ops.reduce import reduced_axes
 def argsort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The positions that sort x along `axis` (None: all of x, flat). Equal elements stay in order, NaN is largest."""
     values = as_tensor(x).data
-    if axis is None or not values.shape:
-        return Tensor(
-            _order(values.reshape(-1), 0, descending).reshape(values.shape if axis is not None else -1)
-        )
-    (axis,) = reduced_axes(axis, len(values.shape))
-    return Tensor(_order(values, axis, descending))
+    if axis is None:
+        return Tensor(_order(values.reshape(-1), 0, descending))
+    axes = reduced_axes(axis, len(values.shape))
+    return Tensor(_order(values, axes[0], descending) if axes else current.xp.zeros((), dtype=int))
 
 
 def _order(values: Any, axis: int, descending: bool) -> Any:
@@ -35,7 +33,8 @@ def sort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
     x = as_tensor(x)
     if axis is None:
         return sort(x.reshape(-1), 0, descending)
-    return take_along_axis(x, argsort(x, axis, descending).data, axis) if x.ndim else x
+    positions = argsort(x, axis, descending)
+    return take_along_axis(x, positions.data, axis) if x.ndim else x
 
 
 def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:

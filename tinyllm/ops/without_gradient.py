@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.tensor import Tensor, as_tensor, countable
 from tinyllm.backend import current
 from tinyllm.ops.reduce import own_axis
 
@@ -66,7 +66,7 @@ def _of_each_element(name: str, summary: str) -> Callable[..., Tensor]:
     """`numpy.NAME`, whose derivative is zero or that has none."""
 
     def function(x: Any) -> Tensor:
-        return on_arrays(getattr(current.xp, name), as_tensor(x))
+        return on_arrays(getattr(current.xp, name), countable(x))
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{summary}. A Tensor without a graph."
@@ -83,4 +83,4 @@ isfinite = _of_each_element("isfinite", "Where x is neither infinite nor NaN: bo
 
 def round(x: Any, decimals: int = 0) -> Tensor:
     """x to so many decimals, halves to the even side. A Tensor without a graph."""
-    return Tensor(as_tensor(x).data.round(decimals))
+    return Tensor(countable(x).data.round(decimals))
