@@ -57,7 +57,7 @@ TIES = np.array([[0.0, 1.0, 1.0], [-1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
 ON_EDGES = {
     "clip, bounds equal to elements": (
         lambda f, x, low, high: f(x, low, high), ops.clip, lambda t, x, low, high: t.clamp(x, low, high),
-        [TIES, np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])]),
+        [TIES, np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 2.0])]),
     "clip, the largest is a bound": (
         lambda f, x: f(x, 0, x.max()), ops.clip, lambda t, x: t.clamp(x, t.zeros((), dtype=x.dtype), x.max()),
         [np.array([3.0, -1.0, 2.0])]),
@@ -71,10 +71,10 @@ ON_EDGES = {
     "largest of equals": (
         lambda f, x: f(x, np.inf, axis=1), ops.vector_norm, lambda t, x: t.linalg.vector_norm(x, np.inf, dim=1),
         [TIES[:2]]),
-    "sort of equals": (lambda f, x: f(x, 1), ops.sort, lambda t, x: x.sort(1, stable=True).values, [TIES]),
+    "sort of equals": (lambda f, x: f(x, 1), ops.sort, lambda t, x: x.sort(dim=1, stable=True).values, [TIES]),
     "sort of equals, downwards": (
-        lambda f, x: f(x, 1, descending=True), ops.sort, lambda t, x: x.sort(1, descending=True, stable=True).values,
-        [TIES]),
+        lambda f, x: f(x, 1, descending=True), ops.sort,
+        lambda t, x: x.sort(dim=1, descending=True, stable=True).values, [TIES]),
     "remainder of negatives": (
         lambda f, x: f(x, -0.3), ops.remainder, lambda t, x: t.remainder(x, -0.3), [TIES]),
 }  # fmt: skip

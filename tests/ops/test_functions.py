@@ -31,7 +31,7 @@ def draw(entry: Entry, shapes: tuple[tuple[int, ...], ...], dtype: Any = np.floa
     if np.dtype(dtype).kind == "f":
         return [np.asarray(random.uniform(entry.low, entry.high, shape), dtype) for shape in shapes]
     low = max(1 if entry.low > 0 else -3, 0 if np.dtype(dtype).kind in "bu" else -3)
-    return [np.asarray(random.integers(low, 2 if dtype == bool else 4, shape), dtype) for shape in shapes]
+    return [np.asarray(random.integers(low, 2 if dtype is bool else 4, shape), dtype) for shape in shapes]
 
 
 def parts(result: Any) -> list[Any]:

@@ -8,7 +8,7 @@ means something else by them; NumPy's own functions take Tensors (`numpy_functio
 - A floating-point Tensor gives its dtype to the numbers, arrays, integers and booleans beside it. Two Tensors of
   different floating-point dtypes are refused.
 - Integers and booleans among themselves are what NumPy makes of them (a Python number takes the dtype beside it), but
-  booleans under `**`, `//`, `%`, `clip`, `relu` and rounding are int64. Beside a floating-point number both are float32.
+  booleans under `**`, `//`, `%`, `clip`, `relu` and rounding are int64. Beside a floating-point number: float32.
 - Sums and products of them (`sum`, `prod`, `cumsum`, `trace`) are int64.
 - What has no integer value is float32: division, `mean`, `var`, `std`, `norm`, roots, powers with a floating-point
   exponent, exponentials, logarithms, trigonometry, softmax, normalisations, losses, attention.
