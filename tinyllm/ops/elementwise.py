@@ -483,7 +483,7 @@ def remainder(a: Any, b: Any) -> Tensor:
 def floor_divide(a: Any, b: Any) -> Tensor:
     """a // b with broadcasting. Its derivative is 0 wherever it has one: a Tensor without a graph."""
     a, b = _numbers(a, b)
-    return Tensor(a.data // b.data)
+    return Tensor(a.detach().data // b.detach().data)
 
 
 def square(x: Any) -> Tensor:

@@ -12,7 +12,7 @@ from tinyllm.ops.reduce import reduced_axes
 
 def argsort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The positions that sort x along `axis` (None: all of x, flat). Equal elements stay in order, NaN is largest."""
-    values = as_tensor(x).data
+    values = as_tensor(x).detach().data
     if axis is None:
         return Tensor(_order(values.reshape(-1), 0, descending))
     axes = reduced_axes(axis, len(values.shape))

@@ -23,27 +23,27 @@ def arrays(value: Any) -> Any:
     """The array beneath a Tensor, and those beneath the Tensors of a list or tuple; anything else as it is."""
     if isinstance(value, (list, tuple)):
         return type(value)([arrays(part) for part in value])
-    return value.data if isinstance(value, Tensor) else value
+    return value.detach().data if isinstance(value, Tensor) else value
 
 
 def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether any element over `axis` is true (not zero): booleans."""
-    return Tensor(as_tensor(x).data.any(axis=own_axis(axis), keepdims=keepdims))
+    return Tensor(as_tensor(x).detach().data.any(axis=own_axis(axis), keepdims=keepdims))
 
 
 def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether all elements over `axis` are true (not zero): booleans."""
-    return Tensor(as_tensor(x).data.all(axis=own_axis(axis), keepdims=keepdims))
+    return Tensor(as_tensor(x).detach().data.all(axis=own_axis(axis), keepdims=keepdims))
 
 
 def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The position of the first maximum over `axis`, or in all of x: integers."""
-    return Tensor(current.xp.argmax(as_tensor(x).data, axis=own_axis(axis), keepdims=keepdims))
+    return Tensor(current.xp.argmax(as_tensor(x).detach().data, axis=own_axis(axis), keepdims=keepdims))
 
 
 def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The position of the first minimum over `axis`, or in all of x: integers."""
-    return Tensor(current.xp.argmin(as_tensor(x).data, axis=own_axis(axis), keepdims=keepdims))
+    return Tensor(current.xp.argmin(as_tensor(x).detach().data, axis=own_axis(axis), keepdims=keepdims))
 
 
 def isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
@@ -83,4 +83,4 @@ isfinite = _of_each_element("isfinite", "Where x is neither infinite nor NaN: bo
 
 def round(x: Any, decimals: int = 0) -> Tensor:
     """x to so many decimals, halves to the even side. A Tensor without a graph."""
-    return Tensor(countable(x).data.round(decimals))
+    return Tensor(current.xp.round(countable(x).detach().data, decimals))
