@@ -259,6 +259,20 @@ def test_torchs_repeat_is_called_tile() -> None:
             call()
 
 
+def test_torchs_transpose_is_called_swapaxes() -> None:
+    x = Tensor(np.arange(24.0).reshape(2, 3, 4))
+    for tensor, axes in ((x, (1, 2)), (x, (-2, -1)), (X, (0, 1)), (X, (-2, -1))):
+        with pytest.raises(ValueError, match=r"swapaxes\("):
+            tensor.transpose(*axes)
+    np.testing.assert_array_equal(X.transpose(1, 0).data, X.data.T)
+    np.testing.assert_array_equal(X.transpose((0, 1)).data, X.data)
+    np.testing.assert_array_equal(X.permute(0, 1).data, X.data)
+    np.testing.assert_array_equal(x.swapaxes(1, 2).data, x.data.swapaxes(1, 2))
+    y = x.swapaxes(0, 1).contiguous().view(3, 8)
+    np.testing.assert_array_equal(y.data, x.data.swapaxes(0, 1).reshape(3, 8))
+    assert (X.numel(), X.tolist()) == (8, X.data.tolist())
+
+
 def test_what_numpy_takes_positionally_and_we_do_not_is_refused() -> None:
     with pytest.raises(TypeError, match="by its name"):
         np.sum(X, 1, np.float32)

@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 
+from tinyllm import backend
 from tinyllm.autograd.mode import is_grad_enabled
 from tinyllm.backend import Array
 
@@ -187,10 +188,12 @@ class Operators:
     array_equal: Callable[..., bool]
     astype: Callable[..., Self]
     broadcast_to: Callable[..., Self]
+    ceil: Callable[..., Self]
     chunk: Callable[..., list[Self]]
     clamp: Callable[..., Self]
     clip: Callable[..., Self]
     clone: Callable[..., Self]
+    contiguous: Callable[..., Self]
     copy: Callable[..., Self]
     cos: Callable[..., Self]
     cumsum: Callable[..., Self]
@@ -203,9 +206,14 @@ class Operators:
     expm1: Callable[..., Self]
     flatten: Callable[..., Self]
     flip: Callable[..., Self]
+    floor: Callable[..., Self]
     gather: Callable[..., Self]
     gelu: Callable[..., Self]
+    inner: Callable[..., Self]
     isclose: Callable[..., Self]
+    isfinite: Callable[..., Self]
+    isinf: Callable[..., Self]
+    isnan: Callable[..., Self]
     log: Callable[..., Self]
     log1p: Callable[..., Self]
     log_softmax: Callable[..., Self]
@@ -236,6 +244,7 @@ class Operators:
     round: Callable[..., Self]
     rsqrt: Callable[..., Self]
     sigmoid: Callable[..., Self]
+    sign: Callable[..., Self]
     silu: Callable[..., Self]
     sin: Callable[..., Self]
     softmax: Callable[..., Self]
@@ -269,6 +278,14 @@ class Operators:
     def mT(self) -> Self:
         """The last two axes exchanged."""
         return ops.swapaxes(self, -1, -2)
+
+    def tolist(self) -> Any:
+        """The values as Python numbers in nested lists."""
+        return backend.to_numpy(self.data).tolist()
+
+    def numel(self) -> int:
+        """The number of elements, as in torch."""
+        return int(self.data.size)
 
     float, double, half, long = map(_converted, ("float32", "float64", "float16", "int64"))
     __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, ("add", "sub", "mul", "truediv"))

@@ -1,7 +1,9 @@
 """Differentiable functions of Tensors. Importing this package puts the operators and methods on Tensor.
 
-Names and meanings are NumPy's. torch's names are accepted for functions and arguments (`synonyms`), except where torch
-means something else by them; NumPy's own functions take Tensors (`numpy_functions`).
+Names and meanings are NumPy's, and NumPy's own functions take Tensors (`numpy_functions`). torch's names are accepted
+for functions and arguments (`synonyms`), with these meanings: `var` and `std` divide by n unless told otherwise, `max`,
+`min` and `sort` return values alone, `split` takes a number of parts, `repeat` repeats elements (torch's is `tile`),
+`transpose` orders all axes. Where a call could be meant either way, it raises.
 
 **The rule of promotion.** Nothing becomes float64 that no float64 array or Tensor has asked for:
 
@@ -20,7 +22,18 @@ import sys
 from tinyllm.autograd import operators
 from tinyllm.ops import numpy_functions, synonyms
 from tinyllm.ops.activation import gelu, silu, swiglu
-from tinyllm.ops.arrangement import chunk, copy, flatten, hstack, moveaxis, repeat, roll, tile, vstack
+from tinyllm.ops.arrangement import (
+    chunk,
+    contiguous,
+    copy,
+    flatten,
+    hstack,
+    moveaxis,
+    repeat,
+    roll,
+    tile,
+    vstack,
+)
 from tinyllm.ops.attention import scaled_dot_product_attention
 from tinyllm.ops.elementwise import (
     absolute,
@@ -69,6 +82,7 @@ from tinyllm.ops.shape import (
     expand_dims,
     flip,
     pad,
+    permute,
     reshape,
     split,
     squeeze,
@@ -100,12 +114,12 @@ from tinyllm.ops import fast  # noqa: E402, F401 (puts the fast forms in place)
 
 __all__ = [
     "absolute", "add", "all", "allclose", "any", "argmax", "argmin", "argsort", "array_equal", "astype",
-    "broadcast_to", "ceil", "chunk", "clip", "concatenate", "copy", "cos", "cross_entropy", "cumsum",
+    "broadcast_to", "ceil", "chunk", "clip", "concatenate", "contiguous", "copy", "cos", "cross_entropy", "cumsum",
     "diagonal", "divide", "dot", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1",
     "flatten", "flip", "floor", "floor_divide", "gather", "gelu", "getitem", "hstack", "inner", "isclose",
     "isfinite", "isinf", "isnan", "layer_norm", "linear", "log", "log1p", "log_softmax", "logsumexp",
     "masked_fill", "matmul", "max", "maximum", "mean", "merge_heads", "min", "minimum", "moveaxis",
-    "multiply", "negative", "outer", "pad", "power", "prod", "relu", "remainder", "repeat",
+    "multiply", "negative", "outer", "pad", "permute", "power", "prod", "relu", "remainder", "repeat",
     "reshape", "rms_norm", "roll", "rope", "rotary_heads", "round", "rsqrt",
     "scaled_dot_product_attention", "sigmoid", "sign", "silu", "sin", "softmax", "sort", "split",
     "split_heads", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "swiglu",

@@ -20,6 +20,11 @@ def copy(x: Any) -> Tensor:
     return reshape(concatenate([reshape(x, -1)]), x.shape)
 
 
+def contiguous(x: Any) -> Tensor:
+    """x itself: how it lies in memory concerns nobody here. For programs written for torch."""
+    return as_tensor(x)
+
+
 def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     """x with the axes from `start_axis` to `end_axis` as one."""
     x = as_tensor(x)

@@ -145,7 +145,21 @@ def reshape(x: Any, *shape: Any) -> Tensor:
 
 
 def transpose(x: Any, *axes: Any) -> Tensor:
-    """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`."""
+    """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`, as in NumPy.
+
+    Raises ValueError for torch's `transpose(0, 1)`, which exchanges two axes, as `swapaxes` does here.
+    """
+    x = as_tensor(x)
+    if len(axes) == 2 and (x.ndim != 2 or reduced_axes(axes, 2) == (0, 1)):
+        raise ValueError(
+            f"transpose{axes} of shape {x.shape}: an order of all axes is expected, or none for the reversed; "
+            f"swapaxes{axes} exchanges two, as torch's transpose does"
+        )
+    return permute(x, *axes)
+
+
+def permute(x: Any, *axes: Any) -> Tensor:
+    """The axes in the order given, reversed when none is given: `permute(x, 0, 2, 1)`."""
     x = as_tensor(x)
     order = lengths_of(axes) if axes and axes[0] is not None else tuple(reversed(range(x.ndim)))
     return Transpose(order)(x)

@@ -20,7 +20,7 @@ ARGUMENTS = {
 FUNCTIONS = {
     "abs": "absolute", "add": "add", "amax": "max", "amin": "min", "cat": "concatenate", "clamp": "clip",
     "clone": "copy", "div": "divide", "movedim": "moveaxis", "mul": "multiply", "neg": "negative",
-    "permute": "transpose", "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
+    "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
     "unsqueeze": "expand_dims", "view": "reshape",
 }  # fmt: skip
 """Other names of functions: which function each of them is."""
