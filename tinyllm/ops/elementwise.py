@@ -470,7 +470,7 @@ def negative(x: Any) -> Tensor:
 
 def power(a: Any, b: Any) -> Tensor:
     """a**b with broadcasting. Where b requires a gradient, a must be positive."""
-    if isinstance(b, (int, float)) and isinstance(a, Tensor) and a.dtype != bool:
+    if isinstance(b, (int, float, np.integer)) and isinstance(a, Tensor) and a.dtype != bool:
         return PowerOfConstant(backend.read(b))(*(floating(a) if isinstance(b, float) else (a,)))
     return Power()(*_numbers(a, b))
 
