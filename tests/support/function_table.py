@@ -148,6 +148,8 @@ ENTRIES = (
     Entry("roll", lambda f, x: f(x, 2, axis=-1), lambda t, x: x.roll(2, -1), SMALL),
     Entry("roll", lambda f, x: f(x, -1), lambda t, x: x.roll(-1), ANY),
     Entry("roll", lambda f, x: f(x, (1, -4), axis=(0, 1)), lambda t, x: x.roll((1, -4), (0, 1)), SMALL),
+    Entry("roll", lambda f, x: f(x, (1, 2), axis=(1, 1)), lambda t, x: x.roll((1, 2), (1, 1)), SMALL),
+    Entry("roll", lambda f, x: f(x, 1, axis=(0, 1)), lambda t, x: x.roll((1, 1), (0, 1)), SMALL),
     Entry("flip", lambda f, x: f(x, -1), lambda t, x: x.flip(-1), SMALL),
     Entry("flip", lambda f, x: f(x), lambda t, x: x.flip(tuple(range(x.ndim))), ANY),
     Entry("chunk", lambda f, x: f(x, 3, -1), lambda t, x: x.chunk(3, -1), one((2, 4), (2, 7), (3, 2), (2, 3)),

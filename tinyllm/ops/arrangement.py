@@ -30,7 +30,7 @@ def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0:
         return reshape(x, 1)
-    start, end = reduced_axes((start_axis, end_axis), x.ndim)
+    (start,), (end,) = reduced_axes(start_axis, x.ndim), reduced_axes(end_axis, x.ndim)
     if start > end:
         raise ValueError(
             f"flatten: start_axis={start_axis} comes after end_axis={end_axis} in shape {x.shape}"
@@ -105,12 +105,15 @@ def roll(x: Any, shift: Any, axis: Axis = None) -> Tensor:
     x = as_tensor(x)
     if axis is None:
         return reshape(roll(reshape(x, -1), shift, 0), x.shape)
-    axes = reduced_axes(axis, x.ndim)
-    shifts = np.broadcast_to(shift, len(axes)).tolist()
-    for step, position in zip(shifts, axes, strict=True):
-        cut = -step % max(x.shape[position], 1)
-        before = (slice(None),) * position
-        x = concatenate([x[(*before, slice(cut, None))], x[(*before, slice(cut))]], position) if cut else x
+    for step, each in np.broadcast(shift, axis):
+        for position in reduced_axes(each, x.ndim):
+            cut = -step % max(x.shape[position], 1)
+            before = (slice(None),) * position
+            x = (
+                concatenate([x[(*before, slice(cut, None))], x[(*before, slice(cut))]], position)
+                if cut
+                else x
+            )
     return x
 
 
