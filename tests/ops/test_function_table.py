@@ -152,6 +152,7 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "scaled_dot_product_attention": lambda f, x: f(*[x.reshape(1, 1, 2, 2)] * 3), "split": lambda f, x: f(x, 2),
     "split_heads": lambda f, x: f(x.reshape(1, 2, 2), 2), "swapaxes": lambda f, x: f(x, 0, 1),
     "squeeze": lambda f, x: f(x), "take_along_axis": lambda f, x: f(x, np.array([[0, 1]]), 0),
+    "expand": lambda f, x: f(x, 2, -1, 2),
     "tile": lambda f, x: f(x, 2), "topk": lambda f, x: f(x, 1), "where": lambda f, x: f(x > 0, x, 0),
 }  # fmt: skip
 """How to call what takes more than one array."""
@@ -294,6 +295,8 @@ def test_more_of_numpys_functions_take_tensors() -> None:
         (np.rint(X), np.rint(x)), (np.bincount(Tensor(y)), np.bincount(y)), (np.ndim(X), 2), (np.size(X), 8),
         (np.where(X > 0)[1], np.where(x > 0)[1]), (np.zeros_like(X, dtype=int), np.zeros((2, 4), int)),
         (np.bitwise_xor(Tensor(y), 1), y ^ 1), (np.cumsum(X), np.cumsum(x)), (np.isin(Tensor(y), [2]), y == 2),
+        (np.take(X, [1, -1], axis=-1), x[:, [1, -1]]), (np.take(X, y), x.ravel()[y]), (np.diag(X, 1), np.diag(x, 1)),
+        (np.diag(X[0]), np.diag(x[0])), (np.diag(X[0], 2), np.diag(x[0], 2)), (np.diag(X[0], -1), np.diag(x[0], -1)),
     ):  # fmt: skip
         np.testing.assert_allclose(found, expected, rtol=1e-14)
     for mine, theirs in zip(np.array_split(X, 3, axis=1), np.array_split(x, 3, axis=1), strict=True):

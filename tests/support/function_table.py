@@ -141,6 +141,8 @@ ENTRIES = (
     Entry("tile", lambda f, x: f(x, (2, 3)), lambda t, x: t.tile(x, (2, 3)), ANY),
     Entry("tile", lambda f, x: f(x, 2), lambda t, x: t.tile(x, (2,)), ANY),
     Entry("tile", lambda f, x: f(x, [2, 1, 0]), lambda t, x: x.repeat(2, 1, 0), one((3, 4), (2,))),
+    Entry("expand", lambda f, x: f(x, 2, -1, 4), lambda t, x: x.expand(2, -1, 4), one((3, 4), (3, 1), (1, 1)),
+          numpy=lambda x: np.broadcast_to(x, (2, x.shape[-2], 4))),
     Entry("repeat", lambda f, x: f(x, 3, axis=-1), lambda t, x: x.repeat_interleave(3, -1), SMALL),
     Entry("repeat", lambda f, x: f(x, [1, 0, 2], axis=0), lambda t, x: t.repeat_interleave(x, t.tensor([1, 0, 2]), 0),
           one((3, 4), (3,))),

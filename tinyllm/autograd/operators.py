@@ -202,6 +202,7 @@ class Operators:
     dot: Callable[..., Self]
     erf: Callable[..., Self]
     exp: Callable[..., Self]
+    expand: Callable[..., Self]
     expand_dims: Callable[..., Self]
     expm1: Callable[..., Self]
     flatten: Callable[..., Self]

@@ -26,6 +26,7 @@ from tinyllm.ops.arrangement import (
     chunk,
     contiguous,
     copy,
+    expand,
     flatten,
     hstack,
     moveaxis,
@@ -115,7 +116,7 @@ from tinyllm.ops import fast  # noqa: E402, F401 (puts the fast forms in place)
 __all__ = [
     "absolute", "add", "all", "allclose", "any", "argmax", "argmin", "argsort", "array_equal", "astype",
     "broadcast_to", "ceil", "chunk", "clip", "concatenate", "contiguous", "copy", "cos", "cross_entropy", "cumsum",
-    "diagonal", "divide", "dot", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1",
+    "diagonal", "divide", "dot", "dropout", "einsum", "embedding", "erf", "exp", "expand", "expand_dims", "expm1",
     "flatten", "flip", "floor", "floor_divide", "gather", "gelu", "getitem", "hstack", "inner", "isclose",
     "isfinite", "isinf", "isnan", "layer_norm", "linear", "log", "log1p", "log_softmax", "logsumexp",
     "masked_fill", "matmul", "max", "maximum", "mean", "merge_heads", "min", "minimum", "moveaxis",

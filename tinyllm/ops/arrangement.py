@@ -70,6 +70,14 @@ def tile(x: Any, *counts: Any) -> Tensor:
     return reshape(alternating, [count * n for count, n in pairs])
 
 
+def expand(x: Any, *lengths: Any) -> Tensor:
+    """x repeated along new first axes and axes of length 1, as torch's `expand`; -1 leaves an axis as it is."""
+    x = as_tensor(x)
+    wanted = lengths_of(lengths)
+    known = (1,) * (len(wanted) - x.ndim) + x.shape
+    return broadcast_to(x, [m if n == -1 else n for n, m in zip(wanted, known, strict=True)])
+
+
 _UNSAID: Any = object()
 
 

@@ -15,6 +15,7 @@ from tinyllm.autograd.tensor import Tensor, as_tensor
 from tinyllm.backend import current
 from tinyllm.ops import elementwise, linear_algebra, matrix, ordering, shape
 from tinyllm.ops.arrangement import repeat
+from tinyllm.ops.reduce import reduced_axes
 from tinyllm.ops.without_gradient import on_arrays
 
 
@@ -63,6 +64,14 @@ def _average(x: Any, axis: Any = None, weights: Any = None) -> Tensor:
     return (x * weights).sum(axis) / weights.sum(axis)
 
 
+def _diagonal(x: Any, k: int = 0) -> Tensor:
+    x = as_tensor(x)
+    if x.ndim == 1:
+        square = elementwise.where(current.xp.eye(x.size, dtype=bool), x, x.dtype.type(0))
+        return shape.pad(square, ((max(-k, 0), max(k, 0)), (max(k, 0), max(-k, 0))))
+    return linear_algebra.diagonal(x, k)
+
+
 def _difference(x: Any, n: int = 1, axis: int = -1) -> Tensor:
     x = as_tensor(x).moveaxis(axis, -1)
     for _ in range(n):
@@ -96,6 +105,14 @@ def _split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
     return shape.split(x, sections, axis)
 
 
+def _take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
+    x = as_tensor(x)
+    if axis is None:
+        return x.reshape(-1)[indices]
+    (axis,) = reduced_axes(axis, x.ndim)
+    return x[(slice(None),) * axis + (indices,)]
+
+
 def _where(condition: Any, *choices: Any) -> Any:
     return elementwise.where(condition, *choices) if choices else on_arrays(current.xp.nonzero, condition)
 
@@ -120,6 +137,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.argsort: lambda x, axis=-1, kind=None, stable=None: ordering.argsort(x, axis),
     np.array_split: _split,
     np.average: _average,
+    np.diag: _diagonal,
     np.diff: _difference,
     np.einsum: lambda subscripts, *tensors, optimize=False: matrix.einsum(subscripts, *tensors),
     np.linalg.norm: _norm,
@@ -129,6 +147,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.shape: lambda x: x.shape,
     np.size: lambda x, axis=None: x.size if axis is None else x.shape[axis],
     np.sort: lambda x, axis=-1, kind=None, stable=None: ordering.sort(x, axis),
+    np.take: _take,
     np.where: _where,
 }
 
