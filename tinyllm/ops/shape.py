@@ -255,6 +255,6 @@ def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def lengths_of(arguments: tuple[Any, ...]) -> tuple[int, ...]:
     """`f(x, 2, 3)` and `f(x, (2, 3))` alike, in Python integers."""
     first = arguments[0] if len(arguments) == 1 else 0
-    if not isinstance(first, int) and np.ndim(first) == 1:
+    if isinstance(first, (tuple, list)) or (not isinstance(first, int) and np.ndim(first) == 1):
         arguments = tuple(first)
     return tuple(map(operator.index, arguments))
