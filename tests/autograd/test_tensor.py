@@ -449,7 +449,7 @@ def test_numpy_functions_build_the_graph(function: Callable[[Any], Any]) -> None
 
 def test_numpy_functions_without_a_tensor_form_are_refused() -> None:
     x = leaf([1.0, 2.0])
-    for refused in (lambda: np.arctan(x), lambda: np.linalg.norm(x), lambda: np.add(x, 1.0, out=np.zeros(2))):
+    for refused in (lambda: np.arctan(x), lambda: np.median(x), lambda: np.add(x, 1.0, out=np.zeros(2))):
         with pytest.raises(TypeError):
             refused()
     with pytest.raises(RuntimeError, match="detach"):

@@ -310,6 +310,16 @@ def divide(graph: Graph, x: Node) -> Node:
     return graph.apply("divide", ops.divide, torch.div, x, graph.positive(graph.partner(x)))
 
 
+def remainder(graph: Graph, x: Node) -> Node:
+    divisor = graph.positive(graph.partner(x))
+
+    def distance(values: Array) -> float:  # of the quotients from the integers, where the remainder jumps
+        quotients = values / divisor.values
+        return float(np.abs(quotients - np.round(quotients)).min())
+
+    return graph.apply("remainder", ops.remainder, torch.remainder, graph.away(x, distance), divisor)
+
+
 def power(graph: Graph, x: Node) -> Node:
     return graph.apply("power", ops.power, torch.pow, graph.positive(x), graph.partner(x))
 
@@ -738,6 +748,7 @@ BINARY = {
     "multiply": binary("multiply", ops.multiply, torch.mul),
     "divide": divide,
     "power": power,
+    "remainder": remainder,
     "maximum": binary_without_ties("maximum", ops.maximum, torch.maximum),
     "minimum": binary_without_ties("minimum", ops.minimum, torch.minimum),
     "where": where,

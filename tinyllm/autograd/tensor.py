@@ -149,6 +149,13 @@ class Tensor(Operators):
             raise TypeError(f"only an integer Tensor with shape () is an index; got {self!r}")
         return int(backend.read(self.data))
 
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.size != 1:
+            raise TypeError(f"a Tensor with shape {self.shape} is no number to write as {spec!r}")
+        return format(self.item(), spec)
+
     def __repr__(self) -> str:
         parts = [self._values_text("Tensor("), f"shape={self.shape}", f"dtype={self.dtype}"]
         if self.op is not None:
@@ -501,10 +508,10 @@ def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
-    """The operands of an op as Tensors of one dtype.
+    """The operands of an op as Tensors of one dtype, by the rule of promotion in `tinyllm.ops`.
 
     Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them. Without
-    one, integers and booleans meet Python floats in float32, and each other as in NumPy.
+    one, integers and booleans meet floating-point numbers in float32, arrays and each other as in NumPy.
 
     Raises:
         TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
@@ -525,14 +532,37 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
     if dtype is not None and all(known == dtype for known in given):
         return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
-    tensors = [as_tensor(value, dtype) for value in values]
     if dtype is None:
-        dtype = np.result_type(*[x.data.dtype for x in tensors])
-        if dtype == np.float64 and not any(
-            hasattr(value, "dtype") and value.dtype == dtype for value in values
-        ):
+        # NumPy's own numbers are numbers beside a Tensor: `counts * np.sqrt(2)` is float32.
+        values = tuple([x.item() if given and isinstance(x, np.generic) else x for x in values])
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        tensors = [as_tensor(value) for value in values if not isinstance(value, (int, float))]
+        dtype = np.result_type(*[x.data.dtype for x in tensors], *numbers)
+        if dtype == np.float64 and not any([x.data.dtype == dtype for x in tensors]):
             dtype = np.dtype(np.float32)
+    tensors = [as_tensor(value, dtype) for value in values]
     return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
+
+
+def floating(*values: Any) -> tuple[Tensor, ...]:
+    """The values as Tensors of their own; integers and booleans become float32."""
+    return tuple([_of_kinds("iub", value, np.float32) for value in values])
+
+
+def summable(x: Any) -> Tensor:
+    """x as a Tensor whose elements can be added up; booleans and integers become int64."""
+    return _of_kinds("iub", x, np.int64)
+
+
+def countable(x: Any) -> Tensor:
+    """x as a Tensor of numbers; booleans become int64."""
+    return _of_kinds("b", x, np.int64)
+
+
+def _of_kinds(kinds: str, value: Any, dtype: Any) -> Tensor:
+    """`value` as a Tensor; in another dtype if its own is one of these kinds."""
+    tensor = as_tensor(value)
+    return tensor if tensor.data.dtype.kind not in kinds else Tensor(tensor.data.astype(dtype, copy=False))
 
 
 def gradients(
@@ -661,7 +691,8 @@ def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor
         if op.released:
             raise RuntimeError(
                 f"the graph behind {op.name} was freed by an earlier backward pass; "
-                "call the first one with retain_graph=True, or compute the forward pass again"
+                "of two losses over a shared part, add them and go back once, or call the first backward with "
+                "retain_graph=True; otherwise compute the forward pass again"
             )
         seen.add(id(tensor))
         found.append(tensor)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
 from tinyllm.backend import Array
 from tinyllm.ops.elementwise import Erf, Sigmoid, unary_cases
 
@@ -96,19 +96,19 @@ class Swiglu(Op):
 
 def silu(x: Any) -> Tensor:
     """x sigmoid(x)."""
-    return Silu()(as_tensor(x))
+    return Silu()(*floating(x))
 
 
 def gelu(x: Any, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     """x Phi(x) by the error function, or by the tanh formula with `approximate="tanh"`."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate={approximate!r}; choose 'none' or 'tanh'")
-    return (GeluTanh() if approximate == "tanh" else Gelu())(as_tensor(x))
+    return (GeluTanh() if approximate == "tanh" else Gelu())(*floating(x))
 
 
 def swiglu(gate: Any, up: Any) -> Tensor:
     """silu(gate) * up, two tensors of one shape."""
-    gate, up = operands(gate, up)
+    gate, up = floating(*operands(gate, up))
     if gate.shape != up.shape:
         raise ValueError(f"swiglu: gate has shape {gate.shape} and up {up.shape}; they must be equal")
     return Swiglu()(gate, up)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, composite, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, composite, floating, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
 from tinyllm.ops.lookup import dropout
@@ -145,7 +145,7 @@ def scaled_dot_product_attention(
     Raises:
         ValueError: the shapes do not fit together, or dropout has no key. TypeError: the mask is not boolean.
     """
-    q, k, v = operands(q, k, v)
+    q, k, v = floating(*operands(q, k, v))
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise ValueError(f"attention: q, k, v need 4 axes; got shapes {q.shape}, {k.shape}, {v.shape}")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:

@@ -172,10 +172,10 @@ def gather(x: Any, dim: int, index: Any) -> Tensor:
 def tril(x: Any, diagonal: int = 0) -> Tensor:
     """The last two axes with zeros above a diagonal."""
     x = as_tensor(x)
-    return where(current.xp.tri(x.shape[-2], x.shape[-1], diagonal, dtype=bool), x, 0)
+    return where(current.xp.tri(x.shape[-2], x.shape[-1], diagonal, dtype=bool), x, x.dtype.type(0))
 
 
 def triu(x: Any, diagonal: int = 0) -> Tensor:
     """The last two axes with zeros below a diagonal."""
     x = as_tensor(x)
-    return where(~current.xp.tri(x.shape[-2], x.shape[-1], diagonal - 1, dtype=bool), x, 0)
+    return where(~current.xp.tri(x.shape[-2], x.shape[-1], diagonal - 1, dtype=bool), x, x.dtype.type(0))

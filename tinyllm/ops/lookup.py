@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, register
 from tinyllm.backend import Array
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.index import Scatter
@@ -96,5 +96,5 @@ def dropout(x: Any, p: float, key: Key) -> Tensor:
     """Each element of x zero with probability p in [0, 1), otherwise divided by 1 - p; `key` fixes the mask."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p={p}; it needs 0 <= p < 1")
-    x = as_tensor(x)
+    (x,) = floating(x)
     return RandomMask(float(p), key)(x) if p > 0 else x

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, register
 from tinyllm.backend import Array, current
 
 Reduce = Literal["mean", "sum", "none"]
@@ -91,7 +91,7 @@ def cross_entropy(
         TypeError: targets are not integers. ValueError: shapes do not match, or a target is out of range. Targets that
         lie on a device already are not looked at.
     """
-    logits = as_tensor(logits)
+    (logits,) = floating(logits)
     targets = targets.data if isinstance(targets, Tensor) else targets
     known, targets = backend.to_numpy_without_waiting(targets), backend.asarray(targets)
     if targets.dtype.kind not in "iu":

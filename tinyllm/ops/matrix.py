@@ -201,6 +201,6 @@ def _diagonal(x: Tensor, term: str) -> tuple[Tensor, str]:
                 )
             axes = [axis for axis in range(x.ndim) if axis not in (first, second)]
             along = current.xp.arange(x.shape[first])
-            x = x.transpose(first, second, *axes)[along, along]
+            x = x.transpose((first, second, *axes))[along, along]
             term = label + "".join(term[axis] for axis in axes)
     return x, term

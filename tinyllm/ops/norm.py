@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
 from tinyllm.backend import Array
 
 
@@ -86,14 +86,14 @@ class Standardisation(Op):
 
 def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., D), weight: (D,)."""
-    x, weight = operands(x, weight)
+    x, weight = floating(*operands(x, weight))
     _check_features("rms_norm", x, weight)
     return RootMeanSquareNorm(float(eps))(x, weight)
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., D), weight and bias: (D,)."""
-    x, weight, bias = operands(x, weight, bias)
+    x, weight, bias = floating(*operands(x, weight, bias))
     _check_features("layer_norm", x, weight, bias)
     return Standardisation(float(eps))(x, weight, bias)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register, summable
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import sqrt, where
 
@@ -188,7 +188,7 @@ class Cumsum(Op):
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (one, several, or all)."""
-    return Sum(axis, keepdims)(as_tensor(x))
+    return Sum(axis, keepdims)(summable(x))
 
 
 def count(x: Tensor, axis: Axis) -> int:
@@ -253,9 +253,12 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The product over `axis`."""
-    return Prod(axis, keepdims)(as_tensor(x))
+    return Prod(axis, keepdims)(summable(x))
 
 
-def cumsum(x: Any, axis: int) -> Tensor:
-    """The running sum along `axis`."""
-    return Cumsum(axis)(as_tensor(x))
+def cumsum(x: Any, axis: int | None = None) -> Tensor:
+    """The running sum along `axis`, or of all elements as one row."""
+    x = summable(x)
+    if axis is None:
+        return Cumsum(0)(x.reshape(-1))
+    return Cumsum(axis)(x) if x.ndim else x.sum(axis)

@@ -144,13 +144,27 @@ class Pad(Movement):
 
 def reshape(x: Any, *shape: Any) -> Tensor:
     """The same elements in another shape; one length may be -1: `reshape(x, 2, -1)` or `reshape(x, (2, -1))`."""
-    return Reshape(_lengths(shape))(as_tensor(x))
+    return Reshape(lengths_of(shape))(as_tensor(x))
 
 
 def transpose(x: Any, *axes: Any) -> Tensor:
-    """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`."""
+    """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`, as in NumPy.
+
+    Raises ValueError for torch's `transpose(0, 1)`, which exchanges two axes, as `swapaxes` does here.
+    """
     x = as_tensor(x)
-    order = _lengths(axes) if axes and axes[0] is not None else tuple(reversed(range(x.ndim)))
+    if len(axes) == 2 and (x.ndim != 2 or reduced_axes(axes, 2) == (0, 1)):
+        raise ValueError(
+            f"transpose{axes} of shape {x.shape}: an order of all axes is expected, or none for the reversed; "
+            f"swapaxes{axes} exchanges two, as torch's transpose does"
+        )
+    return permute(x, *axes)
+
+
+def permute(x: Any, *axes: Any) -> Tensor:
+    """The axes in the order given, reversed when none is given: `permute(x, 0, 2, 1)`."""
+    x = as_tensor(x)
+    order = lengths_of(axes) if axes and axes[0] is not None else tuple(reversed(range(x.ndim)))
     return Transpose(order)(x)
 
 
@@ -165,7 +179,7 @@ def swapaxes(x: Any, first: int, second: int) -> Tensor:
 
 def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
     """x repeated to `shape`."""
-    return BroadcastTo(tuple(shape))(as_tensor(x))
+    return BroadcastTo(lengths_of((shape,)))(as_tensor(x))
 
 
 def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
@@ -244,8 +258,9 @@ def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
     return x[tuple(slice(None, None, -1) if position in axes else slice(None) for position in range(x.ndim))]
 
 
-def _lengths(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """`f(x, 2, 3)` and `f(x, (2, 3))` alike."""
-    if len(arguments) == 1 and not isinstance(arguments[0], int):
-        return tuple(arguments[0])
-    return tuple(arguments)
+def lengths_of(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    """`f(x, 2, 3)` and `f(x, (2, 3))` alike, in Python integers."""
+    first = arguments[0] if len(arguments) == 1 else 0
+    if isinstance(first, (tuple, list)) or (not isinstance(first, int) and np.ndim(first) == 1):
+        arguments = tuple(first)
+    return tuple(map(operator.index, arguments))

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import Reduction, reduction_cases
 
@@ -93,14 +93,14 @@ class Logsumexp(Reduction):
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """e^(x_i) / sum_j e^(x_j) along `axis`."""
-    return Softmax(axis)(as_tensor(x))
+    return Softmax(axis)(*floating(x))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """The logarithm of softmax along `axis`, without forming the softmax."""
-    return LogSoftmax(axis)(as_tensor(x))
+    return LogSoftmax(axis)(*floating(x))
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """ln sum e^x over `axis`."""
-    return Logsumexp(axis, keepdims)(as_tensor(x))
+    return Logsumexp(axis, keepdims)(*floating(x))
