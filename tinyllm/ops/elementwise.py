@@ -516,6 +516,11 @@ def cos(x: Any) -> Tensor:
     return Cos()(*_floating(x))
 
 
+def tan(x: Any) -> Tensor:
+    """The tangent of x in radians."""
+    return sin(x) / cos(x)
+
+
 def erf(x: Any) -> Tensor:
     """The error function."""
     return Erf()(*_floating(x))

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops import elementwise, index, matrix, reduce, shape
+from tinyllm.ops import elementwise, index, logarithms, matrix, reduce, running, shape
 
 
 def apply_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -41,10 +41,14 @@ UFUNCS: dict[Any, Callable[..., Tensor]] = {
     np.expm1: elementwise.expm1,
     np.log: elementwise.log,
     np.log1p: elementwise.log1p,
+    np.log2: logarithms.log2,
+    np.log10: logarithms.log10,
+    np.logaddexp: logarithms.logaddexp,
     np.sqrt: elementwise.sqrt,
     np.tanh: elementwise.tanh,
     np.sin: elementwise.sin,
     np.cos: elementwise.cos,
+    np.tan: elementwise.tan,
     np.absolute: elementwise.absolute,
     np.maximum: elementwise.maximum,
     np.minimum: elementwise.minimum,
@@ -63,6 +67,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.min: reduce.min,
     np.prod: reduce.prod,
     np.cumsum: reduce.cumsum,
+    np.cumprod: running.cumprod,
     np.reshape: shape.reshape,
     np.transpose: shape.transpose,
     np.swapaxes: shape.swapaxes,
