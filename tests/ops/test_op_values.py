@@ -470,7 +470,9 @@ def test_attention_refuses_what_does_not_fit() -> None:
         attention(q, q, k)
     with pytest.raises(ValueError, match="3 query heads do not divide among 0 key heads"):
         attention(q, k[:, :0], k[:, :0])
-    with pytest.raises(TypeError, match=r"the mask is boolean.*or of floating-point numbers.*got dtype int64"):
+    with pytest.raises(
+        TypeError, match=r"the mask is boolean.*or of floating-point numbers.*got dtype int64"
+    ):
         attention(q, q, q, mask=np.zeros((2, 2), dtype=int))
     with pytest.raises(ValueError, match=r"shape \(2, 1, 2, 2\); it needs to broadcast to \(1, 3, 2, 2\)"):
         attention(q, q, q, mask=np.zeros((2, 1, 2, 2)))

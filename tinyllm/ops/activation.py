@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
-from tinyllm.backend import Array
-from tinyllm.ops.elementwise import Erf, Sigmoid, clip, expm1, relu, square, unary_cases, where
+from tinyllm.backend import Array, current
+from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, relu, square, unary_cases, where
 
 
 @register
@@ -109,13 +109,13 @@ def gelu(x: Any, approximate: Literal["none", "tanh"] = "none") -> Tensor:
 def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
     """x where x > 0, elsewhere slope x (Maas, Hannun, Ng, "Rectifier nonlinearities", 2013, section 2)."""
     x = as_tensor(x)
-    return where(x > 0, x, x * slope)
+    return x * current.xp.where(x.data > 0, 1, slope)
 
 
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, elsewhere alpha (e^x - 1) (Clevert, Unterthiner, Hochreiter, "ELU", 2016, equation 15)."""
     x = as_tensor(x)
-    return where(x > 0, x, expm1(clip(x, None, 0)) * alpha)
+    return where(x > 0, x, expm1(where(x > 0, 0, x)) * alpha)
 
 
 def squared_relu(x: Any) -> Tensor:

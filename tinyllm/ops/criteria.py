@@ -38,14 +38,26 @@ def huber_loss(x: Any, target: Any, reduction: Reduce = "mean", delta: float = 1
     """
     if not delta > 0:
         raise ValueError(f"huber_loss: delta={delta}; it needs delta > 0")
-    d = absolute(_difference("huber_loss", x, target))
-    near = clip(d, None, delta)
-    return reduced("huber_loss", near * (d - near / 2), reduction)
+    return reduced("huber_loss", _huber(_difference("huber_loss", x, target), delta), reduction)
 
 
 def smooth_l1_loss(x: Any, target: Any, reduction: Reduce = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where d = |x - target| is below beta, beyond it d - beta / 2; with beta = 0, d."""
-    return l1_loss(x, target, reduction) if beta == 0 else huber_loss(x, target, reduction, beta) / beta
+    """d^2 / (2 beta) where d = |x - target| is below beta, beyond it d - beta / 2; with beta = 0, d.
+
+    Source: Girshick, "Fast R-CNN", 2015, equation 3. Raises ValueError unless beta >= 0.
+    """
+    if not beta >= 0:
+        raise ValueError(f"smooth_l1_loss: beta={beta}; it needs beta >= 0")
+    difference = _difference("smooth_l1_loss", x, target)
+    return reduced(
+        "smooth_l1_loss", _huber(difference, beta) / beta if beta else absolute(difference), reduction
+    )
+
+
+def _huber(difference: Tensor, delta: float) -> Tensor:
+    d = absolute(difference)
+    near = clip(d, None, delta)
+    return near * (d - near / 2)
 
 
 def _difference(name: str, x: Any, target: Any) -> Tensor:
@@ -129,7 +141,8 @@ def kl_div(
     log_p, target = _of_one_shape("kl_div", log_probabilities, target)
     if log_target:
         q = exp(target)
-        terms = q * where(q.data == 0, 0, target - log_p)
+        never = q.data == 0
+        terms = q * (where(never, 0, target) - where(never, 0, log_p))
     else:
         terms = target * log(where(target.data == 0, 1, target)) - expected(target, log_p)
     if reduction != "batchmean":
