@@ -196,6 +196,15 @@ def test_padding_gets_no_gradient() -> None:
         (found,) = slopes(lambda w: ops.embedding(w, indices, padding_idx), table)  # noqa: B023
         np.testing.assert_array_equal(found, [[1, 1], [0, 0], [0, 0]])
         np.testing.assert_array_equal(value(ops.embedding(table, indices, padding_idx)), table[indices])
+    for shape in ((3,), (3, 2, 2)):  # a table of numbers, and of matrices
+        table = np.random.default_rng(0).standard_normal(shape)
+        np.testing.assert_array_equal(value(ops.embedding(table, indices)), table[indices])
+        (found,) = slopes(lambda w: ops.embedding(w, indices, 0), table)
+        np.testing.assert_array_equal(
+            found, np.reshape([0, 0, 2], (3,) + (1,) * (len(shape) - 1)) + 0 * table
+        )
+    with pytest.raises(ValueError, match=r"the table has shape \(\)"):
+        ops.embedding(1.0, [0])
     with pytest.raises(IndexError, match=r"padding_idx=3, the table has rows \[0, 3\)"):
         ops.embedding(table, indices, 3)
 

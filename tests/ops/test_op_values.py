@@ -478,6 +478,11 @@ def test_attention_refuses_what_does_not_fit() -> None:
         attention(q, q, q, mask=np.zeros((2, 1, 2, 2)))
     with pytest.raises(TypeError, match="causal is True or False; got ndarray; a mask is mask="):
         attention(q, q, q, np.ones((1, 1), dtype=bool))
+    for p in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match="needs 0 <= dropout_p < 1"):
+            attention(q, q, q, dropout_p=p, dropout_key=Key(0))
+    with pytest.raises(ValueError, match="0 query heads do not divide among 0 key heads"):
+        attention(*[np.zeros((1, 0, 2, 4))] * 3)
     with pytest.raises(ValueError, match="needs dropout_key"):
         attention(q, q, q, dropout_p=0.1)
 

@@ -166,10 +166,12 @@ def scaled_dot_product_attention(
             f"got {q.shape}, {k.shape}, {v.shape}"
         )
     H, G = q.shape[1], k.shape[1]
-    if H != G and (G == 0 or H % G):
+    if G == 0 or H % G:
         raise ValueError(f"attention: {H} query heads do not divide among {G} key heads")
     if not isinstance(causal, (bool, np.bool_)):
         raise TypeError(f"attention: causal is True or False; got {type(causal).__name__}; a mask is mask=")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"attention: dropout_p={dropout_p}; it needs 0 <= dropout_p < 1")
     if dropout_p > 0 and dropout_key is None:
         raise ValueError("attention: dropout_p > 0 needs dropout_key, which fixes the mask")
     mask, bias = (

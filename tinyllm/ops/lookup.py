@@ -17,7 +17,7 @@ from tinyllm.ops.reduce import reduced_axes
 
 @register
 class RowLookup(Op):
-    """y = weight[indices]. Shapes: weight: (V, D), indices: (...) integers -> (..., D)."""
+    """y = weight[indices]. Shapes: weight: (V, D), or (V, ...), indices: (...) integers -> (..., D)."""
 
     name = "embedding"
     cases = (
@@ -26,19 +26,20 @@ class RowLookup(Op):
         Case(((1, 1),), {"indices": np.array([0, 0])}),
         Case(((4, 2),), {"indices": np.zeros((2, 0), dtype=int)}),
         Case(((4, 0),), {"indices": np.array([1, 3])}),
+        Case(((4,),), {"indices": np.array([[1, 3, 1]])}),
+        Case(((3, 2, 2),), {"indices": np.array([2, 0, 2])}),
     )
 
     def __init__(self, indices: Any) -> None:
         self.indices = indices.astype(int)  # a copy: backward needs them as they are now
 
     def forward(self, weight: Array) -> Array:
-        self.V = weight.shape[0]
+        self.shape = weight.shape
         return weight[self.indices]
 
     def backward(self, gradient: Array) -> Any:
-        D = gradient.shape[-1]
         # Row v is the sum of the gradients of all places whose index is v.
-        return Scatter(self.indices, (self.V, D))(gradient)
+        return Scatter(self.indices, self.shape)(gradient)
 
 
 @register
@@ -69,7 +70,7 @@ class RandomMask(Op):
 
 
 def embedding(weight: Any, indices: Any, padding_idx: int | None = None) -> Tensor:
-    """Rows of `weight` by integer. weight: (V, D), indices: (...) in [0, V) -> (..., D).
+    """Rows of `weight` by integer. weight: (V, D), or (V, ...), indices: (...) in [0, V) -> (..., D).
 
     The row `padding_idx`, which counts from the end if negative, gets no gradient.
 
@@ -78,6 +79,8 @@ def embedding(weight: Any, indices: Any, padding_idx: int | None = None) -> Tens
         already are not looked at.
     """
     weight = as_tensor(weight)
+    if weight.ndim == 0:
+        raise ValueError("embedding: the table has shape (); it needs rows, (V, D)")
     indices = indices.data if isinstance(indices, Tensor) else indices
     indices = row_numbers(indices, weight.shape[0])
     rows = RowLookup(indices)(weight)
@@ -85,7 +88,8 @@ def embedding(weight: Any, indices: Any, padding_idx: int | None = None) -> Tens
         return rows
     if not -weight.shape[0] <= padding_idx < weight.shape[0]:
         raise IndexError(f"embedding: padding_idx={padding_idx}, the table has rows [0, {weight.shape[0]})")
-    return where((indices == padding_idx % weight.shape[0])[..., None], rows.detach(), rows)
+    is_padding = (indices == padding_idx % weight.shape[0]).reshape(indices.shape + (1,) * (weight.ndim - 1))
+    return where(is_padding, rows.detach(), rows)
 
 
 def row_numbers(indices: Any, V: int) -> Any:
