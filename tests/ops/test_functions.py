@@ -110,7 +110,9 @@ def test_logaddexp_of_infinities() -> None:
     of_a, of_b = slopes(ops.logaddexp, a[1:], b[1:])
     np.testing.assert_array_equal([of_a, of_b], [[0, 1, 0, 0], [1, 0, 1, 1]])
     # A share is precise where it is small: e^-40 / (1 + e^-40).
-    np.testing.assert_allclose(slopes(ops.logaddexp, [40.0, 0.0], [0.0, 40.0])[1][0], math.exp(-40), rtol=1e-14)
+    np.testing.assert_allclose(
+        slopes(ops.logaddexp, [40.0, 0.0], [0.0, 40.0])[1][0], math.exp(-40), rtol=1e-14
+    )
     np.testing.assert_allclose(slopes(ops.log_sigmoid, [40.0])[0], math.exp(-40), rtol=1e-14)
 
 
@@ -331,7 +333,9 @@ def test_losses_refuse_what_does_not_fit() -> None:
             loss(logits, np.full((2, 4), 3))
         with pytest.raises(TypeError, match=rf"{name}: ignore_index is an integer; got ndarray; weights"):
             loss(logits, np.zeros((2, 4), dtype=int), ignore_index=np.ones(3))
-        with pytest.raises(ValueError, match=r"weight has shape \(4,\); 3 classes need \(3,\)"):
+        with pytest.raises(ValueError, match=f"{name}: reduction='max'; choose 'mean', 'sum' or 'none'"):
+            loss(logits, np.zeros((2, 4), dtype=int), reduction="max")
+        with pytest.raises(ValueError, match=rf"{name}: weight has shape \(4,\); 3 classes need \(3,\)"):
             loss(logits, np.zeros((2, 4), dtype=int), weight=np.ones(4))
     with pytest.raises(
         TypeError, match=r"got dtype float64 \(probabilities need the shape of the logits, \(2, 4, 3\)\)"

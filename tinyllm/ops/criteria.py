@@ -5,6 +5,7 @@ All take `reduction`: "mean" over what counts, "sum", or "none", which gives eac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tinyllm import backend
@@ -157,50 +158,53 @@ def kl_div(
 # ---- Classes -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Classes:
-    """Targets (...) that are classes in [0, V), in a place without a loss `ignore_index`."""
+    """Targets (...) that are classes in [0, V), where they are `kept`; the others count for nothing, and are 0."""
 
-    def __init__(self, targets: Any, kept: Any, V: int, dtype: Any) -> None:
-        self.targets, self.kept, self.V, self.dtype = targets, kept, V, dtype
+    name: str
+    targets: Any
+    kept: Any
+    V: int
+    dtype: Any
 
     @classmethod
     def of(cls, name: str, x: Tensor, targets: Any, ignore_index: int) -> Classes:
         """Of x: (..., V). Raises what `cross_entropy` does."""
         targets = checked_targets(name, x, targets, ignore_index)
         kept = targets != ignore_index
-        return cls(current.xp.where(kept, targets, 0), kept, x.shape[-1], x.dtype)
+        return cls(name, current.xp.where(kept, targets, 0), kept, x.shape[-1], x.dtype)
 
     def one_hot(self, weight: Any = None, label_smoothing: float = 0.0) -> Tensor:
         """The probability of each class times its weight: (..., V)."""
-        q = one_hot(self.targets, self.V).astype(self.dtype)
-        return weighted(q, weight, label_smoothing)
+        return weighted(self.name, one_hot(self.targets, self.V).astype(self.dtype), weight, label_smoothing)
 
     def reduced(self, losses: Tensor, weight: Any, reduction: Reduce) -> Tensor:
-        """The mean over the targets that count, by their weights; 0 where none does."""
+        """The mean over the targets that count, by their weights, and 0 where none does; the sum; or each."""
         losses = where(self.kept, losses, 0)
         if reduction != "mean":
-            return reduced("cross_entropy", losses, reduction)
+            return reduced(self.name, losses, reduction)
         of_each = as_tensor(self.kept.astype(self.dtype))
         if weight is not None:
             of_each = of_each * operands(losses, weight)[1][self.targets]
         return losses.sum() / where(self.kept.any(), of_each.sum(), 1)
 
 
-def weighted(q: Tensor, weight: Any, label_smoothing: float) -> Tensor:
+def weighted(name: str, q: Tensor, weight: Any, label_smoothing: float = 0.0) -> Tensor:
     """(1 - e) q + e / V, times the weight of each class. q: (..., V), weight: (V,) or None.
 
     Source: Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016, section 7.
     """
     V = q.shape[-1]
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}; it needs a number in [0, 1]")
+        raise ValueError(f"{name}: label_smoothing={label_smoothing}; it needs a number in [0, 1]")
     if label_smoothing:
         q = q * (1 - label_smoothing) + label_smoothing / V
     if weight is None:
         return q
     q, weight = operands(q, weight)
     if weight.shape != (V,):
-        raise ValueError(f"cross_entropy: weight has shape {weight.shape}; {V} classes need ({V},)")
+        raise ValueError(f"{name}: weight has shape {weight.shape}; {V} classes need ({V},)")
     return q * weight
 
 

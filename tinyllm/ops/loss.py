@@ -106,7 +106,7 @@ def cross_entropy(
     targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
     if targets.dtype.kind == "f" and targets.shape == logits.shape and logits.ndim:
         logits, q = operands(logits, targets)
-        losses = _of_probabilities(logits, weighted(q, weight, label_smoothing), z_loss)
+        losses = _of_probabilities(logits, weighted("cross_entropy", q, weight, label_smoothing), z_loss)
         return reduced("cross_entropy", losses, reduction)
     if weight is None and label_smoothing == 0:
         return CrossEntropy(
