@@ -10,6 +10,7 @@ import numpy as np
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, relu, square, unary_cases, where
+from tinyllm.ops.elementwise import _floating as floating
 
 
 @register
@@ -108,7 +109,7 @@ def gelu(x: Any, approximate: Literal["none", "tanh"] = "none") -> Tensor:
 
 def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
     """x where x > 0, elsewhere slope x (Maas, Hannun, Ng, "Rectifier nonlinearities", 2013, section 2)."""
-    x = as_tensor(x)
+    (x,) = floating(x)
     return x * current.xp.where(x.data > 0, 1, slope)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, composite, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
+from tinyllm.ops.elementwise import _floating as floating
 from tinyllm.ops.lookup import dropout
 from tinyllm.ops.shape import broadcast_to
 from tinyllm.ops.softmaxes import Softmax
@@ -155,7 +156,7 @@ def scaled_dot_product_attention(
     Raises:
         ValueError: the shapes do not fit together, or dropout has no key. TypeError: the mask is of integers.
     """
-    q, k, v = operands(q, k, v)
+    q, k, v = floating(*operands(q, k, v))
     axes = max(q.ndim, k.ndim, v.ndim)
     B = q.shape[:-3]
     if not q.ndim == k.ndim == v.ndim == 4 or not B == k.shape[:-3] == v.shape[:-3]:
@@ -166,7 +167,11 @@ def scaled_dot_product_attention(
             f"got {q.shape}, {k.shape}, {v.shape}"
         )
     H, G = q.shape[1], k.shape[1]
-    if G == 0 or H % G:
+    if H == 0 or 0 in k.shape[1:]:
+        raise ValueError(
+            f"attention: of heads, keys and their elements none may be 0; got {q.shape}, {k.shape}"
+        )
+    if H % G:
         raise ValueError(f"attention: {H} query heads do not divide among {G} key heads")
     if not isinstance(causal, (bool, np.bool_)):
         raise TypeError(f"attention: causal is True or False; got {type(causal).__name__}; a mask is mask=")
@@ -177,7 +182,8 @@ def scaled_dot_product_attention(
     mask, bias = (
         (None, None) if mask is None else _mask_and_bias(mask, (*B, H, q.shape[2], k.shape[2]), q.dtype)
     )
-    arguments: Any = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "dropout_key": dropout_key}
+    arguments: Any = {"causal": bool(causal), "dropout_p": float(dropout_p), "dropout_key": dropout_key}
+    arguments["scale"] = None if scale is None else float(scale)
     if bias is None:
         out = attend(q, k, v, mask=mask, **arguments)
     else:

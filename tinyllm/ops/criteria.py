@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor, as_tensor, operands
 from tinyllm.backend import current
+from tinyllm.ops.elementwise import _floating as floating
 from tinyllm.ops.elementwise import absolute, clip, exp, log, square, where
 from tinyllm.ops.logarithms import softplus
 from tinyllm.ops.lookup import one_hot
@@ -106,7 +107,7 @@ def nll_loss(
 
     Raises what `cross_entropy` does.
     """
-    log_p = as_tensor(log_probabilities)
+    (log_p,) = floating(log_probabilities)
     classes = Classes.of("nll_loss", log_p, targets, ignore_index)
     log_p = where(classes.kept[..., None], log_p, 0)
     return classes.reduced(-expected(classes.one_hot(weight), log_p).sum(axis=-1), weight, reduction)
@@ -227,6 +228,8 @@ def checked_targets(name: str, x: Tensor, targets: Any, ignore_index: int) -> An
             + _classes_not_last(x, targets)
         )
     V = x.shape[-1]
+    if V == 0:
+        raise ValueError(f"{name}: logits have shape {x.shape}, without a class")
     if known is not None:
         wrong = ((known < 0) | (known >= V)) & (known != ignore_index)
         if wrong.any():

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, constant, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, reduced, weighted
+from tinyllm.ops.elementwise import _floating as floating
 from tinyllm.ops.elementwise import square, where
 from tinyllm.ops.softmaxes import log_softmax, logsumexp
 
@@ -100,7 +101,7 @@ def cross_entropy(
         TypeError: targets are neither. ValueError: shapes do not match, or a target is out of range. Targets that
         lie on a device already are not looked at.
     """
-    logits = as_tensor(logits)
+    (logits,) = floating(logits)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
     targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
@@ -109,9 +110,8 @@ def cross_entropy(
         losses = _of_probabilities(logits, weighted("cross_entropy", q, weight, label_smoothing), z_loss)
         return reduced("cross_entropy", losses, reduction)
     if weight is None and label_smoothing == 0:
-        return CrossEntropy(
-            checked_targets("cross_entropy", logits, targets, ignore_index), ignore_index, reduction, z_loss
-        )(logits)
+        targets = checked_targets("cross_entropy", logits, targets, ignore_index)
+        return CrossEntropy(targets, ignore_index, reduction, float(z_loss))(logits)
     classes = Classes.of("cross_entropy", logits, targets, ignore_index)
     logits = where(classes.kept[..., None], logits, 0)
     losses = _of_probabilities(logits, classes.one_hot(weight, label_smoothing), z_loss)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, operands, register
 from tinyllm.backend import Array, current
+from tinyllm.ops.elementwise import _floating as floating
 
 
 @register
@@ -86,7 +87,7 @@ class Standardisation(Op):
 
 def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., D), weight: (D,), ones if None."""
-    x, weight = operands(x, _constant_of(1, x) if weight is None else weight)
+    x, weight = floating(*operands(x, _constant_of(1, x) if weight is None else weight))
     _check_features("rms_norm", x, weight)
     return RootMeanSquareNorm(eps)(x, weight)
 
@@ -97,7 +98,7 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     x: (..., D), weight: (D,), ones if None, bias: (D,), zeros if None.
     """
     weight = _constant_of(1, x) if weight is None else weight
-    x, weight, bias = operands(x, weight, _constant_of(0, x) if bias is None else bias)
+    x, weight, bias = floating(*operands(x, weight, _constant_of(0, x) if bias is None else bias))
     _check_features("layer_norm", x, weight, bias)
     return Standardisation(eps)(x, weight, bias)
 
