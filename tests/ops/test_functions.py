@@ -459,6 +459,43 @@ def test_what_forward_accepts_backward_accepts(name: str, data: st.DataObject) -
         np.testing.assert_array_equal(other.data, gradient)
 
 
+Y, ROW = np.array([[0.3, 0.0, 1.0], [0.5, 0.2, 0.3]]), np.array([1.0, 0.5, 2.0])
+BUFFERS: dict[str, tuple[Callable[[Tensor, Any], Tensor], Array]] = {
+    "mse_loss": (ops.mse_loss, Y),
+    "huber_loss": (ops.huber_loss, Y),
+    "binary_cross_entropy_with_logits": (ops.binary_cross_entropy_with_logits, Y),
+    "its weight": (lambda x, w: ops.binary_cross_entropy_with_logits(x, Y, w), ROW),
+    "its weight of positives": (lambda x, w: ops.binary_cross_entropy_with_logits(x, Y, pos_weight=w), ROW),
+    "kl_div": (ops.kl_div, Y),
+    "kl_div of logarithms": (lambda x, y: ops.kl_div(x, y, log_target=True), Y),
+    "probabilities": (ops.cross_entropy, Y),
+    "weight of classes": (lambda x, w: ops.cross_entropy(x, np.array([0, 2]), weight=w), ROW),
+    "classes": (lambda x, i: ops.cross_entropy(x, i, label_smoothing=0.1), np.array([0, 2])),
+    "log-probabilities": (lambda x, i: ops.nll_loss(ops.log_softmax(x), i), np.array([0, 2])),
+    "embedding with padding": (lambda x, i: ops.embedding(x, i, 0), np.array([0, 1, 1])),
+    "scatter_add": (lambda x, i: ops.scatter_add(x, 1, i, x * x), np.array([[2, 0], [1, 1]])),
+    "additive mask": (lambda x, m: ops.scaled_dot_product_attention(x, x, x, mask=m), Y[:, :2]),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_buffers_may_be_overwritten_before_backward(name: str) -> None:
+    """Derivatives of first and second order are those of what forward was given."""
+    function, given_values = BUFFERS[name]
+
+    def derivatives(overwritten: bool) -> list[Array]:
+        x = Tensor(np.random.default_rng(0).normal(size=(2, 3)), requires_grad=True)
+        buffer = given_values.copy()
+        output = (function(x, buffer).tanh() ** 3).sum()
+        if overwritten:
+            buffer[...] = 1 - buffer
+        (first,) = gradients(output, [x], create_graph=True)
+        return [first.data, *gradients((first * first).sum(), [x])]
+
+    for found, known in zip(derivatives(True), derivatives(False), strict=True):
+        np.testing.assert_array_equal(found, known)
+
+
 LARGE = [-INF, -1e300, -1000.0, -1.0, 0.0, 1.0, 1000.0, 1e300, INF]
 AT_INFINITY = {
     **{

@@ -68,13 +68,18 @@ def _difference(name: str, x: Any, target: Any) -> Tensor:
 
 
 def _of_one_shape(name: str, x: Any, target: Any) -> tuple[Tensor, ...]:
-    x, target = operands(x, target)
+    x, target = operands(x, own(target))
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: the first argument has shape {x.shape} and the target {target.shape}; they need one shape, and "
             "are not broadcast, since (N, 1) against (N,) would compare all with all"
         )
     return x, target
+
+
+def own(values: Any) -> Any:
+    """An array that its caller may change as a copy that he cannot: backward needs it as it is now."""
+    return values if isinstance(values, Tensor) or not hasattr(values, "dtype") else current.xp.array(values)
 
 
 def reduced(name: str, losses: Tensor, reduction: str) -> Tensor:
@@ -123,8 +128,9 @@ def binary_cross_entropy_with_logits(
     name = "binary_cross_entropy_with_logits"
     x, y = _of_one_shape(name, logits, targets)
     of_positive = expected(y, softplus(-x))
-    losses = (of_positive if pos_weight is None else of_positive * pos_weight) + expected(1 - y, softplus(x))
-    return reduced(name, losses if weight is None else losses * weight, reduction)
+    of_positive = of_positive if pos_weight is None else of_positive * own(pos_weight)
+    losses = of_positive + expected(1 - y, softplus(x))
+    return reduced(name, losses if weight is None else losses * own(weight), reduction)
 
 
 def kl_div(
@@ -203,7 +209,7 @@ def weighted(name: str, q: Tensor, weight: Any, label_smoothing: float = 0.0) ->
         q = q * (1 - label_smoothing) + label_smoothing / V
     if weight is None:
         return q
-    q, weight = operands(q, weight)
+    q, weight = operands(q, own(weight))
     if weight.shape != (V,):
         raise ValueError(f"{name}: weight has shape {weight.shape}; {V} classes need ({V},)")
     return q * weight
