@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
@@ -86,8 +86,10 @@ def test_arrays_have_every_layout() -> None:
 
 
 @given(t.arrays(dtype=t.floating_dtypes()), st.sampled_from(sorted(t.LAYOUTS)))
+@example(np.zeros(()), "reversed")
 def test_a_layout_keeps_values(x: Any, layout: str) -> None:
     arranged = t.LAYOUTS[layout](x)
+    assert arranged.shape == x.shape
     assert arranged.dtype == x.dtype
     np.testing.assert_array_equal(arranged, x)
 

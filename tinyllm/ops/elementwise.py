@@ -558,6 +558,11 @@ def cos(x: Any) -> Tensor:
     return Cos()(*floating(x))
 
 
+def tan(x: Any) -> Tensor:
+    """The tangent of x in radians."""
+    return sin(x) / cos(x)
+
+
 def erf(x: Any) -> Tensor:
     """The error function."""
     return Erf()(*floating(x))

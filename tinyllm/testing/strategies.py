@@ -88,7 +88,7 @@ def _strided(x: Array) -> Array:
 
 def _reversed(x: Array) -> Array:
     backwards: Any = (*(slice(None, None, -1),) * x.ndim, ...)
-    return np.ascontiguousarray(x[backwards])[backwards]
+    return np.array(x[backwards], order="C")[backwards]
 
 
 def _read_only(x: Array) -> Array:
