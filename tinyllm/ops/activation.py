@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, relu, square, unary_cases, where
 
@@ -114,7 +114,7 @@ def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
 
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, elsewhere alpha (e^x - 1) (Clevert, Unterthiner, Hochreiter, "ELU", 2016, equation 15)."""
-    x = as_tensor(x)
+    (x,) = floating(x)
     return where(x > 0, x, expm1(where(x > 0, 0, x)) * alpha)
 
 
