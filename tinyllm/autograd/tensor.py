@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, overload
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.forward_mode import Dual, level_of, primal, top
 from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
 from tinyllm.autograd.operators import Operators
 from tinyllm.backend import Array, current
@@ -67,9 +68,12 @@ class Tensor(Operators):
             values = backend.asarray(values)
             if values.dtype == np.float64:
                 values = values.astype(np.float32)
-        self.data = backend.asarray(values, dtype)
-        if self.data.dtype == object:
-            raise TypeError(f"a Tensor holds numbers; got {given} with dtype object")
+        if isinstance(values, Dual):
+            self.data = values if dtype is None else values.astype(dtype)
+        else:
+            self.data = backend.asarray(values, dtype)
+        if self.data.dtype.kind in "Oc":
+            raise TypeError(f"a Tensor holds numbers; got {given} with dtype {self.data.dtype}")
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(
                 f"requires_grad=True needs a floating-point dtype; got {self.data.dtype}. "
@@ -164,7 +168,7 @@ class Tensor(Operators):
     def _values_text(self, prefix: str) -> str:
         """The values, cut in the middle where they are many, and to 4 digits where they are not a single number."""
         return np.array2string(
-            backend.to_numpy(self.data),
+            backend.to_numpy(primal(self.data)),
             separator=", ",
             prefix=prefix,
             threshold=100,
@@ -189,8 +193,8 @@ class Tensor(Operators):
         return backend.to_numpy(self.data)
 
     def detach(self) -> Tensor:
-        """A Tensor that shares these values and has no graph behind it."""
-        return Tensor(self.data)
+        """A Tensor that shares these values and has no graph behind it, nor inside `jvp` a tangent."""
+        return Tensor(primal(self.data))
 
     def retain_grad(self) -> None:
         """Keep the gradient of this Tensor in `.grad` although it is not a leaf."""
@@ -213,7 +217,7 @@ class Tensor(Operators):
         for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
             if tensor.op is None or tensor.retains_grad:
                 if tensor.grad is None:
-                    tensor.grad = value if tensor.op is None else current.xp.array(value)
+                    tensor.grad = value if tensor.op is None else _copied(value)
                 else:
                     tensor.grad += value
 
@@ -296,7 +300,7 @@ class Op:
         for observer in mode.observers:
             observer.before_forward(op, inputs)
         try:
-            data = op.forward(*[x.data for x in inputs])
+            data = op.forward(*(_with_duals(inputs) if mode.duals else [x.data for x in inputs]))
         except (IndexError, TypeError, ValueError) as error:
             _raise_named(op, inputs, error)
         for observer in mode.observers:
@@ -304,7 +308,8 @@ class Op:
         if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
             raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
         out: Tensor = Tensor.__new__(Tensor)
-        out.data = current.xp.asarray(data)  # NumPy reduces to scalars, which are not arrays
+        # NumPy reduces to scalars, which are not arrays.
+        out.data = _held(data) if mode.duals else current.xp.asarray(data)
         out.grad = None
         out.name = None
         out.retains_grad = False
@@ -373,8 +378,8 @@ def composite(name: str) -> Callable[[Callable[..., Tensor]], Composite]:
 
 
 def constant(x: Any) -> Any:
-    """x as a constant of the formula that it stands in: a Tensor leaves its graph, an array is itself."""
-    return x.detach() if isinstance(x, Tensor) else x
+    """x as a constant of the formula that it stands in: a Tensor leaves its graph, a Dual its tangent, an array is itself."""
+    return x.detach() if isinstance(x, Tensor) else primal(x)
 
 
 REGISTRY: dict[str, type[Op]] = {}
@@ -417,11 +422,8 @@ def fast_form_of(formula: type[Op] | Composite) -> Callable[[OpClass], OpClass]:
 
 
 def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
-    """`value` as a Tensor. A number or array that is none yet takes `dtype`, but keeps an imaginary part."""
-    if isinstance(value, Tensor):
-        return value
-    is_complex = isinstance(value, complex) or getattr(value, "dtype", np.dtype(bool)).kind == "c"
-    return Tensor(value, dtype=None if is_complex else dtype)
+    """`value` as a Tensor. A number or array that is none yet takes `dtype`."""
+    return value if isinstance(value, Tensor) else Tensor(value, dtype=dtype)
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
@@ -446,7 +448,7 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
             f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floating)))}; nothing is promoted silently, "
             "so convert one of them with .astype(...)"
         )
-    dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
+    dtype = floating[0] if floating else None
     if dtype is not None and all(known == dtype for known in given):
         return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
     tensors = [as_tensor(value, dtype) for value in values]
@@ -492,7 +494,7 @@ def gradients(
     found: dict[int, Any] = {}
     for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
         if id(tensor) in wanted:
-            found[id(tensor)] = value if create_graph or tensor.op is None else current.xp.array(value)
+            found[id(tensor)] = value if create_graph or tensor.op is None else _copied(value)
     zeros = [None if id(tensor) in found else current.xp.zeros_like(tensor.data) for tensor in tensors]
     return [
         found[id(tensor)] if zero is None else (Tensor(zero) if create_graph else zero)
@@ -560,7 +562,7 @@ def propagate(
     for leaf in leaves.values():
         value = pending.pop(id(leaf))
         # NumPy makes scalars of sums of arrays with shape ().
-        yield leaf, value if isinstance(value, Tensor) else backend.asarray(value)
+        yield leaf, value if isinstance(value, (Tensor, Dual)) else backend.asarray(value)
 
 
 _sequence_numbers = itertools.count()
@@ -604,7 +606,8 @@ def _cotangent(output: Tensor, gradient: Any) -> Any:
         return current.xp.ones_like(output.data)
     values = gradient.data if isinstance(gradient, Tensor) else gradient
     # A copy, because a leaf may keep this array as its gradient.
-    values = current.xp.array(values, dtype=output.data.dtype)
+    dtype = output.data.dtype
+    values = values.astype(dtype) if isinstance(values, Dual) else current.xp.array(values, dtype=dtype)
     if values.shape != output.shape:
         raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
     return values
@@ -641,7 +644,7 @@ def _added(known: Any, value: Any) -> Any:
 
 def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:
     """`value` itself where nothing else can hold its memory, otherwise a copy: a leaf keeps what it gets."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, Dual)):
         return value
     shared = (
         value is gradient
@@ -649,6 +652,26 @@ def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -
         or any(value is other for other in results[:position])
     )
     return current.xp.array(value) if shared or not backend.is_array(value) else value
+
+
+def _copied(value: Any) -> Any:
+    """A copy of an array; nothing changes Tensors and dual numbers in place."""
+    return value if isinstance(value, (Tensor, Dual)) else current.xp.array(value)
+
+
+def _with_duals(inputs: tuple[Tensor, ...]) -> list[Any]:
+    """What an op computes with inside `jvp`: the dual numbers of the innermost level, and constants beside them.
+
+    A constant that requires a gradient stays a Tensor, so that the graph behind it goes into value and tangent.
+    """
+    level, gradient = top(inputs), current_mode.get().gradient
+    return [x if level_of(x) < level and gradient and x.requires_grad else x.data for x in inputs]
+
+
+def _held(data: Any) -> Any:
+    """What an op has computed inside `jvp`, as a Tensor holds it."""
+    data = data.data if isinstance(data, Tensor) else data
+    return data if isinstance(data, Dual) else current.xp.asarray(data)
 
 
 def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:

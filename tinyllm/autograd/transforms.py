@@ -1,26 +1,24 @@
 """Derivatives as functions: grad, vjp, jvp, hvp, hessian.
 
-`jvp` runs the function in complex arithmetic: f(x + i h v) = f(x) + i h J v + O(h^2), and with h = 1e-20 the
-square vanishes, so that J v is exact to rounding (Squire and Trapp, "Using complex variables to estimate
-derivatives of real functions", 1998). It uses the forwards of ops alone, and so is independent of their backwards:
-the dot product <u, J v> = <J^T u, v> checks the one against the other.
+`jvp` runs the function on dual numbers, x + v e with e^2 = 0, for which f(x + v e) = f(x) + J v e: exact to rounding, in
+the dtype of x. It uses the formulas of the ops' forwards alone and rules of its own (`forward_mode`), and so is
+independent of their backwards: the dot product <u, J v> = <J^T u, v> checks the one against the other.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from tinyllm import backend
-from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.forward_mode import Dual, level_of, tangent_of, value_of
+from tinyllm.autograd.mode import current_mode, mode_set
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import current
 
 Function = Callable[..., Tensor]
-STEP = 1e-20
+_levels = itertools.count(1)
 
 
 def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
@@ -64,28 +62,40 @@ def vjp(fn: Function, *arguments: Any) -> tuple[Tensor, Callable[[Any], tuple[Te
 def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """The output of fn at `inputs`, and J v for the `tangents` v, one for each input and of its shape.
 
-    Exact to rounding, by complex arithmetic (see the module). Where fn is kinked, it is the derivative of the piece
-    that forward took.
+    Both are those of the formulas, and can be differentiated again: backward, by another jvp, or by one around this.
+    fn may take derivatives itself. Where fn is kinked, J is the one that backward takes. What is detached is constant,
+    and so is what becomes an integer or a boolean; `.data` carries its tangent along.
 
-    Raises ValueError when a tangent does not have the shape of its input.
+    Raises:
+        ValueError: a tangent does not have the shape of its input. TypeError: an input holds no floating-point numbers,
+        an op's forward uses a function that has no rule, or fn makes plain numbers of what carries a tangent.
 
     Example:
         >>> jvp(lambda x: x * x, [Tensor(3.0)], [1.0])[1].item()
         6.0
     """
     xs = [value if isinstance(value, Tensor) else Tensor(value) for value in inputs]
-    vs = [backend.asarray(v.data if isinstance(v, Tensor) else v) for v in tangents]
+    vs = [value if isinstance(value, Tensor) else Tensor(value) for value in tangents]
     if len(xs) != len(vs) or any(x.shape != v.shape for x, v in zip(xs, vs, strict=False)):
         raise ValueError(
             f"jvp: inputs have shapes {[x.shape for x in xs]}, tangents {[v.shape for v in vs]}; they must be equal"
         )
-    with no_grad():
-        output = fn(*xs)
-        dual = fn(
-            *[Tensor(x.data.astype(np.complex128) + 1j * STEP * v) for x, v in zip(xs, vs, strict=True)]
-        )
-    slope = dual.data.imag / STEP if dual.data.dtype.kind == "c" else current.xp.zeros(dual.shape)
-    return output, Tensor(backend.asarray(slope, output.dtype))
+    if any(x.dtype.kind != "f" for x in xs):
+        raise TypeError(f"jvp: inputs have dtypes {[str(x.dtype) for x in xs]}; they must be floating-point")
+    level = next(_levels)
+    with mode_set(formulas=True, duals=True):
+        duals = [
+            Dual(level, _part(x), _part(v.astype(x.dtype))) for x, v in zip(xs, vs, strict=True)
+        ]
+        output = _as_tensor(fn(*[Tensor(dual) for dual in duals]))
+        if level_of(output) != level:  # constant
+            return output, Tensor(current.xp.zeros(output.shape, dtype=output.dtype))
+        return _as_tensor(value_of(output, level)), _as_tensor(tangent_of(output, level))
+
+
+def _part(x: Tensor) -> Any:
+    """x as the value or tangent of a dual number: a Tensor where there is a graph to be kept, otherwise an array."""
+    return x if x.requires_grad and current_mode.get().gradient else x.data
 
 
 def hvp(fn: Function, inputs: Sequence[Any], vectors: Sequence[Any]) -> tuple[Tensor, ...]:
