@@ -1,7 +1,7 @@
 """Forward-mode differentiation: dual numbers, on which formulas compute as they do on arrays.
 
-A dual number x + x' e, where e^2 = 0, carries a tangent x' beside the value x, and f(x + x' e) = f(x) + f'(x) x' e. NumPy
-hands its functions on to Dual, which has a rule for each; the rules are the derivatives of mathematics, and know nothing
+A dual number x + t e, where e^2 = 0, carries a tangent t beside the value x, and f(x + t e) = f(x) + f'(x) t e. NumPy
+hands its functions on to Dual, which has a rule for each. The rules are the derivatives of mathematics, and know nothing
 of any op's backward. Value and tangent are arrays, Tensors (so that the result can be differentiated again), or dual
 numbers of an outer `jvp`: each `jvp` has a level of its own, and to the numbers of one level all others are constants.
 
@@ -36,7 +36,7 @@ class Dual(NDArrayOperatorsMixin):
         self.level, self.value, self.tangent = level, value, tangent
 
     def through(self, function: Callable[[Any], Any], slope: Callable[[Any], Any] | None = None) -> Dual:
-        """`function` of this number, where NumPy's functions cannot say it; without its derivative `slope` it is linear."""
+        """A function of one argument that NumPy cannot hand on, by its derivative `slope`; without one it is linear."""
         tangent = function(self.tangent) if slope is None else self.tangent * slope(self.value)
         return Dual(self.level, function(self.value), tangent)
 
@@ -98,8 +98,8 @@ class Dual(NDArrayOperatorsMixin):
 
     def _as_numbers(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(
-            "inside jvp this would make plain numbers of what carries a tangent, and lose it: compute with the Tensor, or "
-            "call .detach() first if a constant is meant"
+            "inside jvp this would make plain numbers of what carries a tangent, and lose it: compute with the Tensor "
+            "itself, or call .detach() first if a constant is meant"
         )
 
     __array__ = __float__ = __int__ = __index__ = __complex__ = __bool__ = __setitem__ = _as_numbers
@@ -131,7 +131,7 @@ class Dual(NDArrayOperatorsMixin):
             return _multilinear(function, *args, **keywords)
         if function in WITHOUT_TANGENT:
             return _call(function, *map(primal, args), **keywords)
-        _refuse(function.__name__)
+        return _refuse(function.__name__)
 
 
 def level_of(x: Any) -> int:
@@ -262,12 +262,12 @@ DERIVATIVES: dict[Any, tuple[Rule, ...]] = {
     np.cosh: (lambda t, y, x: t * current.xp.sinh(x),),
     np.tanh: (lambda t, y, x: t * (1 - y * y),),
 }
-"""From the tangent t of each operand, the output y and the operands, the tangent of y; by the chain rule these add up."""
+"""The share of each operand in the tangent of y = f(a, b), from its tangent t, y, and the operands."""
 
 # ---- Functions of whole arrays -----------------------------------------------------------------
 
 
-def _linear(function: Any, x: Any, *rest: Any, **keywords: Any) -> Any:
+def _linear(function: Any, x: Any, *rest: Any, **keywords: Any) -> Dual:
     """A function that is linear in its first argument, an array or a sequence of them: tangents go through it too."""
     if isinstance(x, (list, tuple)):
         level = top(x)
@@ -275,8 +275,8 @@ def _linear(function: Any, x: Any, *rest: Any, **keywords: Any) -> Any:
         tangents: Any = [tangent_of(each, level) for each in x]
     else:
         level, values, tangents = x.level, x.value, x.tangent
-    y, t = _call(function, values, *rest, **keywords), _call(function, tangents, *rest, **keywords)
-    return [Dual(level, *pair) for pair in zip(y, t, strict=True)] if isinstance(y, list) else Dual(level, y, t)
+    y, t = (_call(function, part, *rest, **keywords) for part in (values, tangents))
+    return Dual(level, y, t)
 
 
 def _multilinear(function: Any, *args: Any, **keywords: Any) -> Dual:
@@ -340,18 +340,18 @@ def _cumprod(x: Any, axis: int | None = None) -> Any:
 
 def _prod(x: Dual, axis: Any = None, keepdims: bool = False) -> Dual:
     value = current.xp.prod(x.value, axis=axis, keepdims=keepdims)
-    ndim = len(x.shape)
-    axes = [each % ndim for each in (range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,))]
-    kept = [each for each in range(ndim) if each not in axes]
-    rows = x.transpose((*kept, *axes)).reshape((*[x.shape[each] for each in kept], -1)) if x.size else x
     if not x.size:
         return Dual(x.level, value, current.xp.zeros_like(primal(value)))
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    reduced = [each % x.ndim for each in axes]
+    kept = [each for each in range(x.ndim) if each not in reduced]
+    rows = x.transpose((*kept, *reduced)).reshape((*[x.shape[each] for each in kept], -1))
     return Dual(x.level, value, _cumprod(rows, -1)[..., -1].tangent.reshape(value.shape))
 
 
-def _pad(x: Dual, widths: Any, mode: str = "constant", **keywords: Any) -> Dual:
-    value = current.xp.pad(x.value, widths, mode, **keywords)
-    return Dual(x.level, value, current.xp.pad(x.tangent, widths, mode, **{name: 0 for name in keywords}))
+def _pad(x: Dual, widths: Any, constant_values: Any = 0) -> Dual:
+    value = current.xp.pad(x.value, widths, constant_values=constant_values)
+    return Dual(x.level, value, current.xp.pad(x.tangent, widths, constant_values=0))
 
 
 def _sort(x: Dual, axis: int = -1, **keywords: Any) -> Any:
@@ -374,7 +374,7 @@ FUNCTIONS: dict[Any, Rule] = {
 LINEAR = {
     np.sum, np.mean, np.cumsum, np.diff, np.reshape, np.ravel, np.transpose, np.swapaxes, np.moveaxis, np.squeeze,
     np.expand_dims, np.broadcast_to, np.flip, np.roll, np.repeat, np.tile, np.diagonal, np.diag, np.trace, np.tril,
-    np.triu, np.take, np.take_along_axis, np.concatenate, np.stack, np.vstack, np.hstack, np.split, np.array_split,
+    np.triu, np.take, np.take_along_axis, np.concatenate, np.stack, np.vstack, np.hstack,
 }  # fmt: skip
 MULTILINEAR = {np.einsum, np.dot, np.inner, np.outer, np.tensordot}
 WITHOUT_TANGENT = {
@@ -393,8 +393,8 @@ def _add_methods() -> None:
         return lambda self, *args, **keywords: function(self, *args, **keywords)
 
     for name in (
-        "sum", "mean", "max", "min", "prod", "cumsum", "cumprod", "clip", "swapaxes", "squeeze", "ravel", "repeat", "take",
-        "diagonal", "trace", "dot", "any", "all", "argmax", "argmin", "argsort",
+        "sum", "mean", "max", "min", "prod", "cumsum", "cumprod", "clip", "swapaxes", "squeeze", "ravel", "repeat",
+        "take", "diagonal", "trace", "dot", "any", "all", "argmax", "argmin", "argsort",
     ):  # fmt: skip
         setattr(Dual, name, method(getattr(np, name)))
 

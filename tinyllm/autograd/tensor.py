@@ -296,7 +296,8 @@ class Op:
         if not isinstance(inputs[0], Tensor):
             return self.forward(*inputs)
         mode = current_mode.get()
-        op = self if self.fast_form is None or mode.formulas else self.as_form(self.fast_form)
+        form = self.formula if mode.formulas else self.fast_form
+        op = self if form is None else self.as_form(form)
         for observer in mode.observers:
             observer.before_forward(op, inputs)
         try:
@@ -378,7 +379,7 @@ def composite(name: str) -> Callable[[Callable[..., Tensor]], Composite]:
 
 
 def constant(x: Any) -> Any:
-    """x as a constant of the formula that it stands in: a Tensor leaves its graph, a Dual its tangent, an array is itself."""
+    """x as a constant of the formula that it stands in: without a Tensor's graph or a Dual's tangent."""
     return x.detach() if isinstance(x, Tensor) else primal(x)
 
 

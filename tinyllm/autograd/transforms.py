@@ -1,7 +1,7 @@
 """Derivatives as functions: grad, vjp, jvp, hvp, hessian.
 
-`jvp` runs the function on dual numbers, x + v e with e^2 = 0, for which f(x + v e) = f(x) + J v e: exact to rounding, in
-the dtype of x. It uses the formulas of the ops' forwards alone and rules of its own (`forward_mode`), and so is
+`jvp` runs the function on dual numbers, x + v e with e^2 = 0, for which f(x + v e) = f(x) + J v e: exact to rounding,
+in the dtype of x. It uses the formulas of the ops' forwards alone and rules of its own (`forward_mode`), and so is
 independent of their backwards: the dot product <u, J v> = <J^T u, v> checks the one against the other.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinyllm.autograd.forward_mode import Dual, level_of, tangent_of, value_of
-from tinyllm.autograd.mode import current_mode, mode_set
+from tinyllm.autograd.mode import current_mode, enable_grad, mode_set
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import current
 
@@ -84,9 +84,7 @@ def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[T
         raise TypeError(f"jvp: inputs have dtypes {[str(x.dtype) for x in xs]}; they must be floating-point")
     level = next(_levels)
     with mode_set(formulas=True, duals=True):
-        duals = [
-            Dual(level, _part(x), _part(v.astype(x.dtype))) for x, v in zip(xs, vs, strict=True)
-        ]
+        duals = [Dual(level, _part(x), _part(v.astype(x.dtype))) for x, v in zip(xs, vs, strict=True)]
         output = _as_tensor(fn(*[Tensor(dual) for dual in duals]))
         if level_of(output) != level:  # constant
             return output, Tensor(current.xp.zeros(output.shape, dtype=output.dtype))
@@ -130,11 +128,18 @@ def hessian(fn: Function, x: Any) -> Tensor:
 
 
 def _tracked(arguments: Sequence[Any]) -> list[Tensor]:
-    """The arguments as Tensors that require a gradient; those that do already keep their graph."""
+    """The arguments as Tensors of their own that require a gradient; behind those that do already is their graph.
+
+    Of their own, for where a function also uses the Tensor that it is called with, that one is a constant to it.
+    """
     inputs = []
     for value in arguments:
         tensor = value if isinstance(value, Tensor) else Tensor(value)
-        inputs.append(tensor if tensor.requires_grad else Tensor(tensor, requires_grad=True))
+        if tensor.requires_grad:
+            with enable_grad():
+                inputs.append(tensor.reshape(tensor.shape))
+        else:
+            inputs.append(Tensor(tensor, requires_grad=True))
     return inputs
 
 
