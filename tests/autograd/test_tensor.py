@@ -38,7 +38,7 @@ def test_making_tensors() -> None:
 
 
 def test_tensors_refuse_what_they_cannot_hold() -> None:
-    with pytest.raises(TypeError, match="holds numbers; got list with dtype object"):
+    with pytest.raises(TypeError, match="holds real numbers; got list with dtype object"):
         Tensor([None])
     with pytest.raises(TypeError, match=r"needs a floating-point dtype; got int64.*dtype='float32'"):
         Tensor([1, 2], requires_grad=True)

@@ -1,9 +1,9 @@
 """Forward-mode differentiation: dual numbers, on which formulas compute as they do on arrays.
 
 A dual number x + t e, where e^2 = 0, carries a tangent t beside the value x, and f(x + t e) = f(x) + f'(x) t e. NumPy
-hands its functions on to Dual, which has a rule for each. The rules are the derivatives of mathematics, and know nothing
-of any op's backward. Value and tangent are arrays, Tensors (so that the result can be differentiated again), or dual
-numbers of an outer `jvp`: each `jvp` has a level of its own, and to the numbers of one level all others are constants.
+hands its functions on to Dual, which has a rule for each. The rules are the derivatives of mathematics, and know
+nothing of any op's backward. Value and tangent are arrays, Tensors (so that the result can be differentiated again), or
+dual numbers of an outer `jvp`: each `jvp` has a level of its own, and to those of one level all others are constants.
 
 Sources: Griewank and Walther, "Evaluating derivatives", 2008, chapter 3; levels: Siskind and Pearlmutter, "Nesting
 forward-mode AD in a functional framework", 2008.
@@ -11,7 +11,9 @@ forward-mode AD in a functional framework", 2008.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -19,25 +21,30 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from tinyllm.autograd.operators import Operators
-from tinyllm.backend import current
+from tinyllm.backend import current, ignore_non_finite, read
 
 
 class Dual(NDArrayOperatorsMixin):
-    """An array with a tangent of the same shape and dtype; inside `jvp` it stands where Tensors have an array."""
+    """An array with a tangent of the same shape and dtype; inside `jvp` it stands where Tensors have an array.
+
+    A tangent of None is that of a constant.
+    """
 
     __slots__ = ("level", "tangent", "value")
     __array_priority__ = 1000  # for arrays of a device
 
     def __init__(self, level: int, value: Any, tangent: Any) -> None:
-        if tangent.dtype != value.dtype:
+        if tangent is not None and tangent.dtype != value.dtype:
             tangent = tangent.astype(value.dtype)
-        if tangent.shape != value.shape:
+        if tangent is not None and tangent.shape != value.shape:
             tangent = current.xp.broadcast_to(tangent, value.shape)
         self.level, self.value, self.tangent = level, value, tangent
 
     def through(self, function: Callable[[Any], Any], slope: Callable[[Any], Any] | None = None) -> Dual:
         """A function of one argument that NumPy cannot hand on, by its derivative `slope`; without one it is linear."""
-        tangent = function(self.tangent) if slope is None else self.tangent * slope(self.value)
+        tangent = self.tangent
+        if tangent is not None:
+            tangent = function(tangent) if slope is None else tangent * slope(self.value)
         return Dual(self.level, function(self.value), tangent)
 
     @property
@@ -70,24 +77,24 @@ class Dual(NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Dual:
-        return Dual(self.level, self.value[index], self.tangent[index])
+        return self.through(lambda part: part[index])
 
     def __iter__(self) -> Iterator[Dual]:
         return (self[i] for i in range(len(self)))
 
     def reshape(self, *shape: Any) -> Dual:
         """The same elements in another shape."""
-        return Dual(self.level, self.value.reshape(*shape), self.tangent.reshape(*shape))
+        return self.through(lambda part: part.reshape(*shape))
 
     def transpose(self, *axes: Any) -> Dual:
         """The axes in another order."""
-        return Dual(self.level, self.value.transpose(*axes), self.tangent.transpose(*axes))
+        return self.through(lambda part: part.transpose(*axes))
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
         """Converted to `dtype`, in which integers and booleans have no tangent."""
         if np.dtype(dtype).kind != "f":
             return primal(self).astype(dtype)
-        return Dual(self.level, self.value.astype(dtype), self.tangent.astype(dtype))
+        return self.through(lambda part: part.astype(dtype))
 
     def copy(self) -> Dual:
         """Itself: nothing changes a dual number in place."""
@@ -97,6 +104,7 @@ class Dual(NDArrayOperatorsMixin):
         return f"Dual(value={self.value!r}, tangent={self.tangent!r})"
 
     def _as_numbers(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses."""
         raise TypeError(
             "inside jvp this would make plain numbers of what carries a tangent, and lose it: compute with the Tensor "
             "itself, or call .detach() first if a constant is meant"
@@ -110,17 +118,19 @@ class Dual(NDArrayOperatorsMixin):
             _refuse(f"{ufunc.__name__}{'' if method == '__call__' else '.' + method}", keywords)
         if ufunc in WITHOUT_TANGENT:
             return _call(ufunc, *map(primal, inputs))
+        if ufunc in MULTILINEAR:
+            return _multilinear(ufunc, *inputs)
         if ufunc not in DERIVATIVES:
             _refuse(ufunc.__name__)
         level = top(inputs)
         values = [value_of(x, level) for x in inputs]
         y = _call(ufunc, *values)
-        parts = [
-            rule(tangent_of(x, level), y, *values)
+        shares = [
+            _share(rule, tangent_of(x, level), y, *values)
             for rule, x in zip(DERIVATIVES[ufunc], inputs, strict=True)
-            if level_of(x) == level
+            if moves(x, level)
         ]
-        return Dual(level, y, parts[0] if len(parts) == 1 else parts[0] + parts[1])
+        return Dual(level, y, _total(shares))
 
     def __array_function__(self, function: Any, types: Any, args: Any, keywords: Any) -> Any:
         if function in FUNCTIONS:
@@ -145,6 +155,11 @@ def top(values: Sequence[Any]) -> int:
     return max(map(level_of, values))
 
 
+def moves(x: Any, level: int) -> bool:
+    """Whether x has a tangent of this level."""
+    return level_of(x) == level and (x.data if isinstance(x, Operators) else x).tangent is not None
+
+
 def value_of(x: Any, level: int) -> Any:
     """The value of a dual number of this level; everything else is its own value."""
     if level_of(x) != level:
@@ -154,7 +169,7 @@ def value_of(x: Any, level: int) -> Any:
 
 def tangent_of(x: Any, level: int) -> Any:
     """The tangent of a dual number of this level; zeros for everything else."""
-    if level_of(x) != level:
+    if not moves(x, level):
         return current.xp.zeros_like(primal(x))
     return (x.data if isinstance(x, Operators) else x).tangent
 
@@ -171,6 +186,11 @@ def _call(function: Any, *args: Any, **keywords: Any) -> Any:
     return getattr(current.xp, function.__name__, function)(*args, **keywords)
 
 
+def _total(shares: Sequence[Any]) -> Any:
+    """The sum of the shares in a tangent; None of none."""
+    return functools.reduce(operator.add, shares) if shares else None
+
+
 def _refuse(name: str, keywords: Any = ()) -> NoReturn:
     given = f" with {', '.join(keywords)}=" if keywords else ""
     raise TypeError(
@@ -184,19 +204,27 @@ def _refuse(name: str, keywords: Any = ()) -> NoReturn:
 Rule = Callable[..., Any]
 
 
-def _share(t: Any, equal: Any, not_chosen: Any) -> Any:
+def _share(rule: Rule, t: Any, y: Any, *values: Any) -> Any:
+    """The share of one operand in the tangent of y; where the operand does not move, 0, however steep y is there."""
+    with ignore_non_finite():
+        share = rule(t, y, *values)
+    lost = np.isnan(primal(share)) & (primal(t) == 0) & ~np.isnan(primal(y))
+    return current.xp.where(lost, 0, share) if read(lost.any()) else share
+
+
+def _chosen(t: Any, equal: Any, not_chosen: Any) -> Any:
     """The tangent of an operand of maximum or minimum: half of it where both are equal."""
     return current.xp.where(not_chosen, 0, current.xp.where(equal, t / 2, t))
 
 
 def _of_maximum(t: Any, y: Any, a: Any, b: Any) -> Any:
     a, b = primal(a), primal(b)
-    return _share(t, a == b, a < b)
+    return _chosen(t, a == b, a < b)
 
 
 def _of_minimum(t: Any, y: Any, a: Any, b: Any) -> Any:
     a, b = primal(a), primal(b)
-    return _share(t, a == b, a > b)
+    return _chosen(t, a == b, a > b)
 
 
 def _of_base(t: Any, y: Any, a: Any, b: Any) -> Any:
@@ -227,7 +255,6 @@ DERIVATIVES: dict[Any, tuple[Rule, ...]] = {
     np.subtract: (lambda t, y, a, b: t, lambda t, y, a, b: -t),
     np.multiply: (lambda t, y, a, b: t * b, lambda t, y, a, b: a * t),
     np.divide: (lambda t, y, a, b: t / b, lambda t, y, a, b: -t * y / b),
-    np.matmul: (lambda t, y, a, b: t @ b, lambda t, y, a, b: a @ t),
     np.power: (_of_base, _of_exponent),
     np.maximum: (_of_maximum, _second(_of_maximum)),
     np.minimum: (_of_minimum, _second(_of_minimum)),
@@ -267,31 +294,27 @@ DERIVATIVES: dict[Any, tuple[Rule, ...]] = {
 # ---- Functions of whole arrays -----------------------------------------------------------------
 
 
-def _linear(function: Any, x: Any, *rest: Any, **keywords: Any) -> Dual:
+def _linear(function: Any, x: Any, *rest: Any, **keywords: Any) -> Any:
     """A function that is linear in its first argument, an array or a sequence of them: tangents go through it too."""
-    if isinstance(x, (list, tuple)):
-        level = top(x)
-        values: Any = [value_of(each, level) for each in x]
-        tangents: Any = [tangent_of(each, level) for each in x]
-    else:
-        level, values, tangents = x.level, x.value, x.tangent
-    y, t = (_call(function, part, *rest, **keywords) for part in (values, tangents))
-    return Dual(level, y, t)
+    if not isinstance(x, (list, tuple)):
+        return x.through(lambda part: _call(function, part, *rest, **keywords))
+    level = top(x)
+    y = _call(function, [value_of(each, level) for each in x], *rest, **keywords)
+    if not any(moves(each, level) for each in x):
+        return Dual(level, y, None)
+    return Dual(level, y, _call(function, [tangent_of(each, level) for each in x], *rest, **keywords))
 
 
 def _multilinear(function: Any, *args: Any, **keywords: Any) -> Dual:
     """A sum of products: one tangent in the place of its value at a time."""
     level = top(args)
     values = [value_of(x, level) for x in args]
-    parts = [
+    shares = [
         _call(function, *values[:i], tangent_of(x, level), *values[i + 1 :], **keywords)
         for i, x in enumerate(args)
-        if level_of(x) == level
+        if moves(x, level)
     ]
-    tangent = parts[0]
-    for part in parts[1:]:
-        tangent = tangent + part
-    return Dual(level, _call(function, *values, **keywords), tangent)
+    return Dual(level, _call(function, *values, **keywords), _total(shares))
 
 
 def _where(condition: Any, *choices: Any) -> Any:
@@ -300,13 +323,16 @@ def _where(condition: Any, *choices: Any) -> Any:
     condition, level = primal(condition), top(choices)
     if level == 0:
         return current.xp.where(condition, *choices)
-    tangents = [tangent_of(x, level) if level_of(x) == level else 0 for x in choices]
     y = current.xp.where(condition, *[value_of(x, level) for x in choices])
+    if not any(moves(x, level) for x in choices):
+        return Dual(level, y, None)
+    tangents = [tangent_of(x, level) if moves(x, level) else 0 for x in choices]
     return Dual(level, y, current.xp.where(condition, *tangents))
 
 
 def _clip(x: Any, low: Any = None, high: Any = None) -> Any:
-    """At a bound the tangent is that of x."""
+    """At a bound the tangent is that of x, and that of NaN is 0."""
+    x = _where(primal(x) == primal(x), x, primal(x))
     if low is not None:
         x = _where((primal(x) < primal(low)) | (primal(low) != primal(low)), low, x)
     if high is not None:
@@ -318,18 +344,19 @@ def _extreme(function: Any) -> Rule:
     """max or min, whose tangent is the mean of those of all elements that equal it; among NaN, NaN is the extreme."""
 
     def rule(x: Dual, axis: Any = None, out: None = None, keepdims: bool = False) -> Dual:
-        values = primal(x)
+        values, y = primal(x), _call(function, x.value, axis=axis, keepdims=keepdims)
+        if x.tangent is None:
+            return Dual(x.level, y, None)
         is_extreme = (values == function(values, axis=axis, keepdims=True)) | (values != values)
         count = is_extreme.sum(axis=axis, keepdims=keepdims).astype(x.dtype)
         total = current.xp.where(is_extreme, x.tangent, 0).sum(axis=axis, keepdims=keepdims)
-        return Dual(x.level, _call(function, x.value, axis=axis, keepdims=keepdims), total / count)
+        return Dual(x.level, y, total / count)
 
     return rule
 
 
-def _cumprod(x: Any, axis: int | None = None) -> Any:
+def _running_products(x: Any, axis: int) -> Any:
     """Running products, each of the products of the 1, 2, 4, ... factors up to it: right at zeros too."""
-    x, axis = (x.reshape(-1), 0) if axis is None else (x, axis % len(x.shape))
     before, width, n = (slice(None),) * axis, 1, x.shape[axis]
     while width < n:
         products = x[(*before, slice(width, None))] * x[(*before, slice(n - width))]
@@ -338,20 +365,25 @@ def _cumprod(x: Any, axis: int | None = None) -> Any:
     return x
 
 
+def _cumprod(x: Dual, axis: int | None = None) -> Dual:
+    x, axis = (x.reshape(-1), 0) if axis is None else (x, axis % x.ndim)
+    return Dual(x.level, _call(np.cumprod, x.value, axis=axis), _running_products(x, axis).tangent)
+
+
 def _prod(x: Dual, axis: Any = None, keepdims: bool = False) -> Dual:
     value = current.xp.prod(x.value, axis=axis, keepdims=keepdims)
-    if not x.size:
-        return Dual(x.level, value, current.xp.zeros_like(primal(value)))
+    if not x.size or x.tangent is None:
+        return Dual(x.level, value, None)
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     reduced = [each % x.ndim for each in axes]
     kept = [each for each in range(x.ndim) if each not in reduced]
     rows = x.transpose((*kept, *reduced)).reshape((*[x.shape[each] for each in kept], -1))
-    return Dual(x.level, value, _cumprod(rows, -1)[..., -1].tangent.reshape(value.shape))
+    return Dual(x.level, value, _running_products(rows, len(kept))[..., -1].tangent.reshape(value.shape))
 
 
 def _pad(x: Dual, widths: Any, constant_values: Any = 0) -> Dual:
-    value = current.xp.pad(x.value, widths, constant_values=constant_values)
-    return Dual(x.level, value, current.xp.pad(x.tangent, widths, constant_values=0))
+    padded = x.through(lambda part: current.xp.pad(part, widths, constant_values=0))
+    return Dual(x.level, current.xp.pad(x.value, widths, constant_values=constant_values), padded.tangent)
 
 
 def _sort(x: Dual, axis: int = -1, **keywords: Any) -> Any:
@@ -376,7 +408,7 @@ LINEAR = {
     np.expand_dims, np.broadcast_to, np.flip, np.roll, np.repeat, np.tile, np.diagonal, np.diag, np.trace, np.tril,
     np.triu, np.take, np.take_along_axis, np.concatenate, np.stack, np.vstack, np.hstack,
 }  # fmt: skip
-MULTILINEAR = {np.einsum, np.dot, np.inner, np.outer, np.tensordot}
+MULTILINEAR = {np.matmul, np.einsum, np.dot, np.inner, np.outer, np.tensordot}
 WITHOUT_TANGENT = {
     np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.logical_and, np.logical_or,
     np.logical_not, np.isfinite, np.isnan, np.isinf, np.isclose, np.allclose, np.array_equal, np.any, np.all, np.sign,
@@ -390,7 +422,11 @@ def _add_methods() -> None:
     """The methods of arrays that are functions of NumPy."""
 
     def method(function: Any) -> Any:
-        return lambda self, *args, **keywords: function(self, *args, **keywords)
+        def call(self: Dual, *args: Any, **keywords: Any) -> Any:
+            return function(self, *args, **keywords)
+
+        call.__doc__ = f"`numpy.{function.__name__}` of this."
+        return call
 
     for name in (
         "sum", "mean", "max", "min", "prod", "cumsum", "cumprod", "clip", "swapaxes", "squeeze", "ravel", "repeat",

@@ -68,12 +68,10 @@ class Tensor(Operators):
             values = backend.asarray(values)
             if values.dtype == np.float64:
                 values = values.astype(np.float32)
-        if isinstance(values, Dual):
-            self.data = values if dtype is None else values.astype(dtype)
-        else:
-            self.data = backend.asarray(values, dtype)
-        if self.data.dtype.kind in "Oc":
-            raise TypeError(f"a Tensor holds numbers; got {given} with dtype {self.data.dtype}")
+        array = values if isinstance(values, Dual) else backend.asarray(values)
+        if array.dtype.kind in "Oc":
+            raise TypeError(f"a Tensor holds real numbers; got {given} with dtype {array.dtype}")
+        self.data = array if dtype is None else array.astype(dtype, copy=False)
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(
                 f"requires_grad=True needs a floating-point dtype; got {self.data.dtype}. "
@@ -663,10 +661,13 @@ def _copied(value: Any) -> Any:
 def _with_duals(inputs: tuple[Tensor, ...]) -> list[Any]:
     """What an op computes with inside `jvp`: the dual numbers of the innermost level, and constants beside them.
 
-    A constant that requires a gradient stays a Tensor, so that the graph behind it goes into value and tangent.
+    A constant that requires a gradient comes as the Tensor that it is, so that value and tangent have its graph.
     """
     level, gradient = top(inputs), current_mode.get().gradient
-    return [x if level_of(x) < level and gradient and x.requires_grad else x.data for x in inputs]
+    return [
+        Dual(level, x, None) if level_of(x) < level and gradient and x.requires_grad else x.data
+        for x in inputs
+    ]
 
 
 def _held(data: Any) -> Any:
