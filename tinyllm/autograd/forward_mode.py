@@ -182,8 +182,11 @@ def primal(x: Any) -> Any:
 
 
 def _call(function: Any, *args: Any, **keywords: Any) -> Any:
-    """A function of NumPy, or the one of this name of the library that computes."""
-    return getattr(current.xp, function.__name__, function)(*args, **keywords)
+    """A function of NumPy as the method that arrays and Tensors have of it, or the library's that computes."""
+    name = function.__name__
+    if name in ("sum", "mean", "max", "min", "prod", "cumsum", "swapaxes"):
+        return getattr(args[0], name)(*args[1:], **keywords)
+    return getattr(current.xp, name)(*args, **keywords)
 
 
 def _total(shares: Sequence[Any]) -> Any:
@@ -347,7 +350,7 @@ def _extreme(function: Any) -> Rule:
         values, y = primal(x), _call(function, x.value, axis=axis, keepdims=keepdims)
         if x.tangent is None:
             return Dual(x.level, y, None)
-        is_extreme = (values == function(values, axis=axis, keepdims=True)) | (values != values)
+        is_extreme = (values == _call(function, values, axis=axis, keepdims=True)) | (values != values)
         count = is_extreme.sum(axis=axis, keepdims=keepdims).astype(x.dtype)
         total = current.xp.where(is_extreme, x.tangent, 0).sum(axis=axis, keepdims=keepdims)
         return Dual(x.level, y, total / count)
@@ -371,7 +374,7 @@ def _cumprod(x: Dual, axis: int | None = None) -> Dual:
 
 
 def _prod(x: Dual, axis: Any = None, keepdims: bool = False) -> Dual:
-    value = current.xp.prod(x.value, axis=axis, keepdims=keepdims)
+    value = x.value.prod(axis=axis, keepdims=keepdims)
     if not x.size or x.tangent is None:
         return Dual(x.level, value, None)
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
