@@ -375,13 +375,13 @@ def _cumprod(x: Dual, axis: int | None = None) -> Dual:
 
 def _prod(x: Dual, axis: Any = None, keepdims: bool = False) -> Dual:
     value = x.value.prod(axis=axis, keepdims=keepdims)
-    if not x.size or x.tangent is None:
-        return Dual(x.level, value, None)
+    if not x.size:
+        return Dual(x.level, value, x.sum(axis=axis, keepdims=keepdims).tangent)
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     reduced = [each % x.ndim for each in axes]
     kept = [each for each in range(x.ndim) if each not in reduced]
     rows = x.transpose((*kept, *reduced)).reshape((*[x.shape[each] for each in kept], -1))
-    return Dual(x.level, value, _running_products(rows, len(kept))[..., -1].tangent.reshape(value.shape))
+    return Dual(x.level, value, _running_products(rows, len(kept))[..., -1].reshape(value.shape).tangent)
 
 
 def _pad(x: Dual, widths: Any, constant_values: Any = 0) -> Dual:

@@ -19,7 +19,7 @@ Kind = Literal["module", "ops", "op", "parameter", "input", "constant"]
 @dataclass(frozen=True)
 class Statistics:
     """Of an array: its number of elements, of the finite ones mean, standard deviation, least and greatest, and the
-    number of NaNs and infinities.
+    number of NaNs and infinities. Of a complex array they are those of the magnitudes.
 
     Example:
         >>> str(Statistics.of(np.array([1.0, 3.0, np.inf])))
@@ -38,6 +38,7 @@ class Statistics:
     def of(cls, array: Array) -> Statistics:
         """The statistics of an array of any dtype and shape."""
         values = np.asarray(backend.to_numpy(array))
+        values = np.abs(values) if values.dtype.kind == "c" else values
         size, nans, infinities = values.size, 0, 0
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
