@@ -376,7 +376,7 @@ def _cumprod(x: Dual, axis: int | None = None) -> Dual:
 def _prod(x: Dual, axis: Any = None, keepdims: bool = False) -> Dual:
     value = x.value.prod(axis=axis, keepdims=keepdims)
     if not x.size:
-        return Dual(x.level, value, x.sum(axis=axis, keepdims=keepdims).tangent)
+        return Dual(x.level, value, _linear(np.sum, x, axis=axis, keepdims=keepdims).tangent)
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     reduced = [each % x.ndim for each in axes]
     kept = [each for each in range(x.ndim) if each not in reduced]
@@ -416,7 +416,7 @@ WITHOUT_TANGENT = {
     np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.logical_and, np.logical_or,
     np.logical_not, np.isfinite, np.isnan, np.isinf, np.isclose, np.allclose, np.array_equal, np.any, np.all, np.sign,
     np.floor, np.ceil, np.rint, np.trunc, np.floor_divide, np.argmax, np.argmin, np.argsort, np.nonzero,
-    np.count_nonzero, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like, np.full_like,
+    np.count_nonzero, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like,
 }  # fmt: skip
 """What is constant in pieces, and functions of shapes: they return plain arrays."""
 

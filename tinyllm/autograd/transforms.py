@@ -33,7 +33,8 @@ def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
 
     def gradient(*arguments: Any) -> Tensor:
         inputs = _tracked(arguments)
-        output = fn(*inputs)
+        with enable_grad():
+            output = fn(*inputs)
         if output.size != 1:
             raise ValueError(
                 f"grad needs a function with one output element; got shape {output.shape}. Use vjp"
@@ -49,7 +50,8 @@ def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
 def vjp(fn: Function, *arguments: Any) -> tuple[Tensor, Callable[[Any], tuple[Tensor, ...]]]:
     """The output of fn, and the function that takes a cotangent u to J^T u, one Tensor for each argument."""
     inputs = _tracked(arguments)
-    output = fn(*inputs)
+    with enable_grad():
+        output = fn(*inputs)
 
     def pull_back(cotangent: Any) -> tuple[Tensor, ...]:
         cotangent = cotangent if isinstance(cotangent, Tensor) else Tensor(cotangent, dtype=output.dtype)
@@ -63,25 +65,25 @@ def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[T
     """The output of fn at `inputs`, and J v for the `tangents` v, one for each input and of its shape.
 
     Both are those of the formulas, and can be differentiated again: backward, by another jvp, or by one around this.
-    fn may take derivatives itself. Where fn is kinked, J is the one that backward takes. What is detached is constant,
-    and so is what becomes an integer or a boolean; `.data` carries its tangent along.
+    fn may take derivatives itself. Where it is kinked, J is the one that backward takes. What is detached is constant,
+    and so is what becomes an integer or a boolean; `.data` carries its tangent along. Inputs of integers are taken as
+    float32.
 
     Raises:
-        ValueError: a tangent does not have the shape of its input. TypeError: an input holds no floating-point numbers,
-        an op's forward uses a function that has no rule, or fn makes plain numbers of what carries a tangent.
+        ValueError: a tangent does not have the shape of its input. TypeError: an op's forward uses a function that has
+        no rule, or fn makes plain numbers of what carries a tangent.
 
     Example:
         >>> jvp(lambda x: x * x, [Tensor(3.0)], [1.0])[1].item()
         6.0
     """
     xs = [value if isinstance(value, Tensor) else Tensor(value) for value in inputs]
+    xs = [x.astype("float32") if x.dtype.kind in "iub" else x for x in xs]
     vs = [value if isinstance(value, Tensor) else Tensor(value) for value in tangents]
     if len(xs) != len(vs) or any(x.shape != v.shape for x, v in zip(xs, vs, strict=False)):
         raise ValueError(
             f"jvp: inputs have shapes {[x.shape for x in xs]}, tangents {[v.shape for v in vs]}; they must be equal"
         )
-    if any(x.dtype.kind != "f" for x in xs):
-        raise TypeError(f"jvp: inputs have dtypes {[str(x.dtype) for x in xs]}; they must be floating-point")
     level = next(_levels)
     with mode_set(formulas=True, duals=True):
         duals = [Dual(level, _part(x), _part(v.astype(x.dtype))) for x, v in zip(xs, vs, strict=True)]
@@ -99,13 +101,15 @@ def _part(x: Tensor) -> Any:
 def hvp(fn: Function, inputs: Sequence[Any], vectors: Sequence[Any]) -> tuple[Tensor, ...]:
     """The Hessian of a scalar function times vectors: H v, one Tensor for each input, differentiable again."""
     xs = _tracked(inputs)
-    output = fn(*xs)
-    firsts = gradients(output, xs, create_graph=True)
-    vs = [v if isinstance(v, Tensor) else Tensor(v, dtype=x.dtype) for x, v in zip(xs, vectors, strict=True)]
-    parts = [(first * v).sum() for first, v in zip(firsts, vs, strict=True)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
+    with enable_grad():
+        firsts = gradients(fn(*xs), xs, create_graph=True)
+        vs = [
+            v if isinstance(v, Tensor) else Tensor(v, dtype=x.dtype) for x, v in zip(xs, vectors, strict=True)
+        ]
+        parts = [(first * v).sum() for first, v in zip(firsts, vs, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
     if not total.requires_grad:
         return tuple(Tensor(current.xp.zeros_like(x.data)) for x in xs)
     return tuple(_as_tensor(result) for result in gradients(total, xs, create_graph=True))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.forward_mode import Dual
+from tinyllm.autograd.forward_mode import Dual, primal
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.error_function import erf as _erf
@@ -552,7 +552,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where `condition` (boolean array or Tensor) holds, otherwise b, with broadcasting."""
-    return Where(condition.data if isinstance(condition, Tensor) else condition)(*operands(a, b))
+    return Where(primal(condition))(*operands(a, b))
 
 
 def astype(x: Any, dtype: Any) -> Tensor:
