@@ -81,13 +81,18 @@ CASES = [
 def run_case(
     op: type[Op], case: Case, dtype: Any, mode: str, convert: Callable[[Any], Any]
 ) -> list[np.ndarray]:
-    """Output and gradients; with "twice" the gradients of the gradients' squares as well."""
+    """Output and gradients; with "twice" the gradients of their squares too, with "forward" jvp and its gradients."""
     rng = np.random.default_rng(1)
     xs = [
         Tensor(convert(rng.uniform(case.low, case.high, shape).astype(dtype)), requires_grad=True)
         for shape in case.shapes
     ]
-    made = op(**{name: convert(value) for name, value in case.arguments.items()})
+    arguments = {name: convert(value) for name, value in case.arguments.items()}
+    if mode == "forward":
+        y, tangent = tinyllm.jvp(lambda *inputs: op(**arguments)(*inputs), xs, xs)
+        cotangent = convert(np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype))
+        return [backend.to_numpy(x) for x in (y.data, tangent.data, *gradients(tangent, xs, cotangent))]
+    made = op(**arguments)
     with tinyllm.use_formulas() if mode == "reference" else contextlib.nullcontext():
         y = made(*xs)
     cotangent = convert(np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype))
@@ -101,7 +106,7 @@ def run_case(
     return [backend.to_numpy(x) for x in arrays]
 
 
-@pytest.mark.parametrize("mode", ["fused", "reference", "twice"])
+@pytest.mark.parametrize("mode", ["fused", "reference", "twice", "forward"])
 @pytest.mark.parametrize(("op", "case"), CASES)
 def test_op_is_that_of_numpy(op: type[Op], case: Case, mode: str) -> None:
     if mode == "reference" and not issubclass(op, FusedOp):

@@ -59,14 +59,16 @@ class GeluTanh(Op):
     cases = unary_cases()
     scale = math.sqrt(2 / math.pi)
     cubic = 0.044715
+    saturation = 10.0
+    """From here on the tanh is 1 to the last bit, and x^3 might be infinite."""
 
     def forward(self, x: Array) -> Array:
-        self.x = x
-        self.tanh = np.tanh(self.scale * (x + self.cubic * x * x * x))
+        self.x, self.z = x, np.clip(x, -self.saturation, self.saturation)
+        self.tanh = np.tanh(self.scale * (self.z + self.cubic * self.z * self.z * self.z))
         return x * (1 + self.tanh) / 2
 
     def backward(self, gradient: Array) -> Any:
-        slope = self.scale * (1 + 3 * self.cubic * self.x * self.x)
+        slope = self.scale * (1 + 3 * self.cubic * self.z * self.z)
         return gradient * (1 + self.tanh + self.x * (1 - self.tanh * self.tanh) * slope) / 2
 
 

@@ -101,7 +101,7 @@ class ScaledDotProductAttention(FusedOp):
         if self.dropout_p > 0:
             assert self.dropout_key is not None
             mask = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
-            self.keep = mask.astype(q.real.dtype) * (1 / (1 - self.dropout_p))
+            self.keep = mask.astype(q.dtype) * (1 / (1 - self.dropout_p))
         self._forward_blocks()
         return self.out
 
