@@ -292,6 +292,8 @@ def test_sides_at_kinks() -> None:
 SATURATING: dict[str, tuple[Callable[[Any], Tensor], float, float]] = {
     "sigmoid": (ops.sigmoid, 0, 0), "tanh": (ops.tanh, 0, 0), "silu": (ops.silu, 0, 1),
     "swiglu": (lambda x: ops.swiglu(x, Tensor(np.ones(x.shape, x.dtype))), 0, 1),
+    "gelu": (ops.gelu, 0, 1), "erf": (ops.erf, 0, 0), "softplus": (ops.softplus, 0, 1), "elu": (ops.elu, 0, 1),
+    "logaddexp": (lambda x: ops.logaddexp(x, x * 0), 0, 1), "log_sigmoid": (ops.log_sigmoid, 1, 0),
     "gelu_tanh": (lambda x: ops.gelu(x, "tanh"), 0, 1),
     "softmax": (lambda x: ops.softmax(ops.stack([x, x * 0]), 0)[0], 0, 0),
     "log_softmax": (lambda x: ops.log_softmax(ops.stack([x, x * 0]), 0)[0], 1, 0),
@@ -502,3 +504,13 @@ def test_the_whole_model() -> None:
     assert tangent.item() == pytest.approx(sum(products), abs=1e-4 * sum(map(abs, products)))
     wide = [w.astype("f8") for w in weights]
     assert along(loss, wide, vs) == pytest.approx(sum(products), abs=1e-4 * sum(map(abs, products)))
+
+
+def test_a_sum_of_exponentials_at_infinity_and_a_product_of_one() -> None:
+    a, b = np.array([np.inf, -np.inf, 0.0]), np.array([0.0, 1.0, np.inf])
+    ones, zeros = np.ones(3), np.zeros(3)
+    slopes = [jvp(ops.logaddexp, [a, b], tangents)[1].data for tangents in ([ones, zeros], [zeros, ones])]
+    np.testing.assert_array_equal(slopes, [[1, 0, 0], [0, 1, 1]])
+    for axis in (None, 0, -1):
+        assert jvp(lambda x, axis=axis: x.prod(axis), [3.0], [2.0])[1].item() == 2.0
+    assert jvp(lambda x: x.round() * x, [1.25], [1.0])[1].item() == 1.0

@@ -220,6 +220,11 @@ def _chosen(t: Any, equal: Any, not_chosen: Any) -> Any:
     return current.xp.where(not_chosen, 0, current.xp.where(equal, t / 2, t))
 
 
+def _sigmoid(x: Any) -> Any:
+    small = np.exp(-np.abs(x))  # at most 1, so that nothing overflows
+    return np.where(primal(x) > 0, 1, small) / (1 + small)
+
+
 def _of_maximum(t: Any, y: Any, a: Any, b: Any) -> Any:
     a, b = primal(a), primal(b)
     return _chosen(t, a == b, a < b)
@@ -263,8 +268,8 @@ DERIVATIVES: dict[Any, tuple[Rule, ...]] = {
     np.minimum: (_of_minimum, _second(_of_minimum)),
     np.remainder: (lambda t, y, a, b: t, lambda t, y, a, b: -t * (primal(a) // primal(b))),
     np.logaddexp: (
-        lambda t, y, a, b: t * current.xp.exp(a - y),
-        lambda t, y, a, b: t * current.xp.exp(b - y),
+        lambda t, y, a, b: t * _sigmoid(a - b),
+        lambda t, y, a, b: t * _sigmoid(b - a),
     ),
     np.hypot: (lambda t, y, a, b: t * a / y, lambda t, y, a, b: t * b / y),
     np.arctan2: (lambda t, y, a, b: t * b / (a * a + b * b), lambda t, y, a, b: -t * a / (a * a + b * b)),
@@ -377,6 +382,8 @@ def _prod(x: Dual, axis: Any = None, keepdims: bool = False) -> Dual:
     value = x.value.prod(axis=axis, keepdims=keepdims)
     if not x.size:
         return Dual(x.level, value, _linear(np.sum, x, axis=axis, keepdims=keepdims).tangent)
+    if not x.shape:
+        return Dual(x.level, value, x.tangent)
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     reduced = [each % x.ndim for each in axes]
     kept = [each for each in range(x.ndim) if each not in reduced]
@@ -415,7 +422,7 @@ MULTILINEAR = {np.matmul, np.einsum, np.dot, np.inner, np.outer, np.tensordot}
 WITHOUT_TANGENT = {
     np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.logical_and, np.logical_or,
     np.logical_not, np.isfinite, np.isnan, np.isinf, np.isclose, np.allclose, np.array_equal, np.any, np.all, np.sign,
-    np.floor, np.ceil, np.rint, np.trunc, np.floor_divide, np.argmax, np.argmin, np.argsort, np.nonzero,
+    np.floor, np.ceil, np.rint, np.round, np.trunc, np.floor_divide, np.argmax, np.argmin, np.argsort, np.nonzero,
     np.count_nonzero, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like,
 }  # fmt: skip
 """What is constant in pieces, and functions of shapes: they return plain arrays."""

@@ -132,7 +132,7 @@ def hessian(fn: Function, x: Any) -> Tensor:
 
 
 def _tracked(arguments: Sequence[Any]) -> list[Tensor]:
-    """The arguments as floating-point Tensors of their own that require a gradient; behind those that do is their graph.
+    """The arguments as Tensors of their own that require a gradient, of floats; behind those that do is their graph.
 
     Of their own, for where a function also uses the Tensor that it is called with, that one is a constant to it.
     """

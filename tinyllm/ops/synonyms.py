@@ -20,8 +20,8 @@ ARGUMENTS = {
 
 FUNCTIONS = {
     "abs": "absolute", "add": "add", "amax": "max", "amin": "min", "cat": "concatenate", "clamp": "clip",
-    "clone": "copy", "div": "divide", "logsigmoid": "log_sigmoid", "movedim": "moveaxis", "mul": "multiply", "neg": "negative",
-    "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
+    "clone": "copy", "div": "divide", "logsigmoid": "log_sigmoid", "movedim": "moveaxis", "mul": "multiply",
+    "neg": "negative", "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
     "unsqueeze": "expand_dims", "view": "reshape",
 }  # fmt: skip
 """Other names of functions: which function each of them is."""
