@@ -65,7 +65,7 @@ class Interrupts:
         self._previous.clear()
 
     @contextlib.contextmanager
-    def put_off(self, what: str, seconds: float = 0.0) -> Iterator[None]:
+    def put_off(self, what: str = "what is under way", seconds: float = 0.0) -> Iterator[None]:
         """Raise a first signal that comes within this context at its end.
 
         what, seconds: what is waited for, and about how long it takes, as is said to whoever sends the signal.
