@@ -1,14 +1,16 @@
 """What a run does when it is asked to stop: it says so at once, drops the step under way, and loses nothing else."""
 
 import contextlib
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ import tinyllm
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.interrupts import Interrupts
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import Callback
+from tinyllm.training.callbacks import Callback, Progress
 from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import StepMetrics
 from tinyllm.training.metrics import MetricsFile, read_metrics
 from tinyllm.training.objectives import NextToken
 from tinyllm.training.trainer import Trainer
@@ -157,13 +160,6 @@ def test_a_step_whose_update_has_begun_is_made_whole(tmp_path: Path, whole: tupl
     assert contents(tmp_path / "run") == contents(expected)
 
 
-@contextlib.contextmanager
-def descriptor_of_stderr(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
-    with open(path, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", stream)
-        yield
-
-
 @pytest.mark.parametrize(
     ("saves", "seconds", "said"),
     [
@@ -176,29 +172,36 @@ def test_what_is_waited_for_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool, seconds: float, said: str
 ) -> None:
     log = tmp_path / "log"
-    with (
-        descriptor_of_stderr(monkeypatch, log),
-        Interrupts(saves) as interrupts,
-        pytest.raises(KeyboardInterrupt),
-        interrupts.put_off("this step", seconds),
-    ):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert log.read_text() == said
+
+    def work(interrupts: Interrupts) -> None:
+        with interrupts.put_off("this step", seconds):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert log.read_text() == said
+
+    with open(log, "w", encoding="utf-8") as stream, Interrupts(saves) as interrupts:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(KeyboardInterrupt):
+            work(interrupts)
+        monkeypatch.undo()
 
 
 def test_a_signal_that_python_swallows_is_raised_at_the_next_look() -> None:
     """As it does with what is raised in `__del__`."""
-    with Interrupts() as interrupts, interrupts.put_off():
-        with pytest.raises(KeyboardInterrupt), interrupts.droppable():
-            with contextlib.suppress(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-            for _ in interrupts.between([1, 2]):
-                pytest.fail("it is not raised again")
-        interrupts._waiting = None
+    done = []
+
+    def work(interrupts: Interrupts) -> None:
+        with interrupts.put_off(), interrupts.droppable():
+            for number in interrupts.between([1, 2, 3]):
+                done.append(number)
+                with contextlib.suppress(KeyboardInterrupt):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        work(interrupts)
+    assert done == [1]
 
 
-@pytest.mark.parametrize("stderr", ["pipe", "closed"])
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize(("threads", "stderr"), [("1", "closed"), ("2", "pipe")])
 def test_a_step_of_many_micro_batches_hears_a_signal(tmp_path: Path, threads: str, stderr: str) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     command = [sys.executable, "-m", "tinyllm", "train", "--data", "text.txt", "--out", "run", *TINY,
@@ -224,13 +227,52 @@ def test_a_step_of_many_micro_batches_hears_a_signal(tmp_path: Path, threads: st
     assert process.returncode == 130
     assert time.monotonic() - begun < 5  # a step takes some twenty seconds
     if stderr == "pipe":
-        assert err.splitlines()[-2:] == [
-            "stopping at once, and saving; again to quit without saving",
-            "stopped; go on from step 0 with: tinyllm train --resume --out run",
-        ]
+        said, last = err.splitlines()[-2:]
+        # While the batch is made, which comes before the first micro-batch, it waits for that.
+        assert re.fullmatch(
+            "stopping (at once|after this step), and saving; again to quit without saving", said
+        )
+        assert last == "stopped; go on from step 0 with: tinyllm train --resume --out run"
     keeping.find_valid(tmp_path / "run", training=True)
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or b"stopping" not in path.read_bytes()
+
+
+# ---- Lines by the clock ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("tinyllm.training.callbacks.time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.01, 4), (25.0, 126), (31.0, 250)])
+def test_slow_steps_have_lines_by_the_clock(clock: list[float], seconds: float, lines: int) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    progress.on_start(0, 250)
+    for step in range(1, 251):
+        clock[0] += seconds
+        progress.on_step(StepMetrics(step, 1.0, 1.0, 1.0, 1.0))
+    shown = [int(line.split()[1].removesuffix("/250")) for line in stream.getvalue().splitlines()]
+    assert shown[0] == 1
+    assert {100, 200, 250} <= set(shown)
+    assert len(shown) == lines
+    assert max(later - earlier for earlier, later in pairwise(shown)) * seconds < 30 + seconds
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.5, []), (25.0, ["step 2  evaluating"])])
+def test_an_evaluation_that_takes_a_while_is_said(
+    clock: list[float], seconds: float, said: list[str]
+) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    progress.on_start(0, 250)
+    clock[0] += 2 * seconds
+    progress.on_evaluation_start(2)
+    assert stream.getvalue().splitlines() == said
 
 
 # ---- Checkpoints by the clock ------------------------------------------------------------------

@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _code_of(error: OSError) -> int:
-    """0 where the reader of our output has left, as `| head` does; otherwise 2, and a line that no function has better."""
+    """0 where the reader of our output has left, as `| head` does; otherwise a line, and 2; no function had a better one."""
     if isinstance(error, BrokenPipeError):
         return 0
     # A full disk, or a folder without permission.
