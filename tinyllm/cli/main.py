@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _code_of(error: OSError) -> int:
-    """0 where the reader of our output has left, as `| head` does; otherwise a line, and 2; no function had a better one."""
+    """0 where the reader of our output has left, as `| head` does; otherwise 2, and a line."""
     if isinstance(error, BrokenPipeError):
         return 0
     # A full disk, or a folder without permission.
