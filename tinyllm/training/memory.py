@@ -43,14 +43,14 @@ class Memory:
     def in_words(self) -> str:
         """Total and parts, on one line."""
         fixed = self.weights + self.gradients + self.optimizer
-        evaluation = (
-            f", and evaluation {_gibibytes(self.evaluation)}" if self.evaluation > self.activations else ""
-        )
-        return (
-            f"about {_gibibytes(self.total)} of memory: weights, gradients and optimizer take {_gibibytes(fixed)}, "
-            f"batches {_gibibytes(self.batches)}, and {self.tokens:,} tokens at once "
-            f"{_gibibytes(self.activations)}{evaluation}"
-        )
+        parts = [
+            f"{_shown(fixed)} for weights, gradients and optimizer",
+            f"{_shown(self.batches)} for batches",
+            f"{_shown(self.activations)} for {self.tokens:,} tokens at once",
+        ]
+        if self.evaluation > self.batches + self.activations:
+            parts.append(f"in their place {_shown(self.evaluation)} for evaluations")
+        return f"about {_shown(self.total)} of memory ({', '.join(parts)})"
 
 
 def estimate_memory(model: ModelConfig, train: TrainConfig, workers: int) -> Memory:
@@ -89,7 +89,7 @@ def require_memory(model: ModelConfig, train: TrainConfig, workers: int) -> None
     fixed = PROGRAM + needed.weights + needed.gradients + needed.optimizer
     smaller = "hidden_size or num_layers" if fixed > allowed else "context_length, batch_size or threads"
     raise InputError(
-        f"this run would take {needed.in_words()}; there are {_gibibytes(allowed)} here, so make {smaller} smaller"
+        f"this run would take {needed.in_words()}; there are {_shown(allowed)} here, so make {smaller} smaller"
     )
 
 
@@ -135,5 +135,6 @@ def _fast_scores(windows: int, model: ModelConfig) -> int:
     return heads * T * min(T, (T + CAUSAL_ROWS) // 2) if heads * T * T <= KEPT_SCORES else 0
 
 
-def _gibibytes(number: int) -> str:
-    return f"{number / 2**30:,.2f} GiB"
+def _shown(number: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{-(-number // 2**20)} MiB"
