@@ -87,7 +87,8 @@ def require_memory(model: ModelConfig, train: TrainConfig, workers: int) -> None
     if allowed is None or needed.total <= allowed:
         return
     fixed = PROGRAM + needed.weights + needed.gradients + needed.optimizer
-    smaller = "hidden_size or num_layers" if fixed > allowed else "context_length, batch_size or threads"
+    batch = "eval_batch_size" if needed.evaluation > needed.batches + needed.activations else "batch_size"
+    smaller = "hidden_size or num_layers" if fixed > allowed else f"context_length, {batch} or threads"
     raise InputError(
         f"this run would take {needed.in_words()}; there are {_shown(allowed)} here, so make {smaller} smaller"
     )
