@@ -114,7 +114,8 @@ def test_an_evaluation_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, how = settings("char", {"vocab_size": 16384}, {"batch_size": 1})
     monkeypatch.setattr("tinyllm.training.memory.memory_allowed", lambda: 230 * MIB)
     with pytest.raises(
-        InputError, match=r"about 2[3-9]\d MiB of memory .* in their place 12\d MiB for evaluations"
+        InputError,
+        match=r"about 263 MiB .* place 130 MiB for evaluations\); .* context_length, eval_batch_size",
     ):
         require_memory(shape, how, 1)
     require_memory(shape, replace(how, eval_batch_size=1), 1)
