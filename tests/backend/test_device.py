@@ -589,4 +589,4 @@ def test_commands_on_a_device(
     line = capsys.readouterr().err.splitlines()[-1]
     assert "out of memory (Out of memory allocating 512 bytes" in line
     assert "batch_size" in line
-    assert "MiB for weights, gradients and optimizer" in line
+    assert "MiB of memory" in line

@@ -41,16 +41,16 @@ class Memory:
         return fixed + max(self.batches + self.activations, self.evaluation)
 
     def in_words(self) -> str:
-        """Total and parts, on one line."""
-        fixed = self.weights + self.gradients + self.optimizer
-        parts = [
-            f"{_shown(fixed)} for weights, gradients and optimizer",
-            f"{_shown(self.batches)} for batches",
-            f"{_shown(self.activations)} for {self.tokens:,} tokens at once",
-        ]
+        """The total, and the parts that matter, on one line."""
+        parts = {
+            "weights, gradients and optimizer": self.weights + self.gradients + self.optimizer,
+            "batches": self.batches,
+            f"activations of {self.tokens:,} tokens": self.activations,
+        }
         if self.evaluation > self.batches + self.activations:
-            parts.append(f"in their place {_shown(self.evaluation)} for evaluations")
-        return f"about {_shown(self.total)} of memory ({', '.join(parts)})"
+            parts["evaluation in place of these"] = self.evaluation
+        large = [f"{_shown(size)} {name}" for name, size in parts.items() if size > self.total / 50]
+        return f"about {_shown(self.total)} of memory ({', '.join(large)})"
 
 
 def estimate_memory(model: ModelConfig, train: TrainConfig, workers: int) -> Memory:
