@@ -104,7 +104,8 @@ def test_output_that_is_lost_at_the_end(folder: Path, gone: str, code: int) -> N
         reader, out = os.pipe()
         os.close(reader)
     command = [sys.executable, "-m", "tinyllm", *commands(folder, "")["encode"]]
-    done = subprocess.run(command, env=ENVIRONMENT, stdout=out, stderr=subprocess.PIPE, check=False)
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.PIPE, check=False)
     os.close(out)
     assert done.returncode == code
     assert done.stderr == (b"tinyllm: error: output: No space left on device\n" if gone == "full" else b"")
