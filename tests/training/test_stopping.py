@@ -228,7 +228,7 @@ def test_a_step_of_many_micro_batches_hears_a_signal(tmp_path: Path, threads: st
     assert time.monotonic() - begun < 5  # a step takes some twenty seconds
     if stderr == "pipe":
         said, last = err.splitlines()[-2:]
-        # While the batch is made, which comes before the first micro-batch, it waits for that.
+        # Between making the batch and the first micro-batch it waits for that.
         assert re.fullmatch(
             "stopping (at once|after this step), and saving; again to quit without saving", said
         )

@@ -177,7 +177,8 @@ class Trainer:
         begun = time.perf_counter()
         position = self.sampler.step
         count = min(self.engine.most_steps, self._steps_to_next_look())
-        batches = [self.sampler.batch(position + number) for number in range(count)]
+        with self.interrupts.droppable():
+            batches = [self.sampler.batch(position + number) for number in range(count)]
         factors = [rate_factor(self.config, self.step + number) for number in range(count)]
         largest_norm = clip_limit(self.config, self.watch.usual_norm)
         outcomes = self.engine.run(position, batches, factors, largest_norm, self.watch.limits)
