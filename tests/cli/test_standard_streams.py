@@ -122,6 +122,16 @@ def test_streams_that_are_wide_enough_stay_as_they_are(monkeypatch: pytest.Monke
     assert sys.stderr is plain
 
 
+def test_names_that_are_not_utf_8_are_escaped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8", errors="strict"))
+    target = folder / os.fsdecode(b"\xff.json")
+    command = ["tokenizer", "train", str(folder / "text.txt"), "--vocab-size", "260", "--out", str(target)]
+    assert cli.main(command) == 0
+    assert b"\\udcff.json: 260 tokens" in out.getvalue()
+    assert target.exists()
+
+
 def test_the_library_needs_no_standard_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,19 @@ def test_slow_steps_have_lines_by_the_clock(clock: list[float], seconds: float, 
     assert max(later - earlier for earlier, later in pairwise(shown)) * seconds < 30 + seconds
 
 
+def test_a_line_of_metrics_is_in_the_file_at_once(tmp_path: Path) -> None:
+    found = []
+
+    class Reads(Callback):
+        def on_step(self, metrics: StepMetrics) -> None:
+            found.append(
+                (tmp_path / "run/metrics.jsonl").read_text().endswith("\n") and losses(tmp_path / "run")[-1]
+            )
+
+    make(tmp_path / "run", callbacks=(Reads(),)).fit()
+    assert [line["step"] for line in found if line] == list(range(1, 10))
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(0.5, []), (25.0, ["step 2  evaluating"])])
 def test_an_evaluation_that_takes_a_while_is_said(
     clock: list[float], seconds: float, said: list[str]

@@ -181,6 +181,7 @@ def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
     if folder.parent.name == "checkpoints" and saved.exists():
         settings = read_sections(saved, ("model", "train")).get("train", {})
     train = from_mapping(TrainConfig, {**settings, **batch}, f"{saved} [train]" if settings else "flags")
+    require_memory(model.config, train, train.threads or physical_cores())
     return Subject(str(path), model, train)
 
 
