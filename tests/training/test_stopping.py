@@ -116,6 +116,19 @@ def test_no_micro_batch_follows_a_signal_and_a_resumed_run_has_the_same_bits(
     assert losses(tmp_path / "run") == losses(expected)
 
 
+def test_the_same_trainer_goes_on_after_a_signal(tmp_path: Path, whole: tuple[Path, int]) -> None:
+    """As in a notebook."""
+    expected, threads = whole
+    trainer = make(tmp_path / "run", threads, signals(8))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    with trainer.engine:
+        trainer.evaluate()
+    trainer.fit()
+    assert contents(tmp_path / "run") == contents(expected)
+    assert losses(tmp_path / "run") == losses(expected)
+
+
 def test_workers_that_are_threads_hear_it_between_micro_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ class Interrupts:
         self._under_way = ("", 0.0)
 
     def __enter__(self) -> Interrupts:
-        self._received, self._depth, self._waiting = 0, 0, None
+        self._received, self._depth = 0, 0
         if threading.current_thread() is threading.main_thread():
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._receive)
             for number in STOPPING:
@@ -63,6 +63,7 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        self._waiting = None
 
     @contextlib.contextmanager
     def put_off(self, what: str = "what is under way", seconds: float = 0.0) -> Iterator[None]:
