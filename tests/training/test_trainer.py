@@ -701,9 +701,9 @@ def test_progress_is_plain_lines_without_a_terminal() -> None:
     lines = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
-    assert [line.split()[1] for line in lines] == ["4/10", "4", "8/10", "8", "10/10", "10"]
+    assert [line.split()[1] for line in lines] == ["1/10", "4/10", "4", "8/10", "8", "10/10", "10"]
     assert all(word in lines[0] for word in ("loss", "tokens/s", "left"))
-    assert all(word in lines[1] for word in ("validation loss", "nats", "bits per character"))
+    assert all(word in lines[2] for word in ("validation loss", "nats", "bits per character"))
 
 
 def test_progress_is_a_bar_on_a_terminal() -> None:

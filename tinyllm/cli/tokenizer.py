@@ -17,6 +17,7 @@ from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
+from tinyllm.system.progress import print_status
 from tinyllm.system.settings import check_bounds, field, from_mapping
 from tinyllm.system.text_files import blocks, find_text_files, text_of
 from tinyllm.system.wording import shown
@@ -161,7 +162,7 @@ def train_command(args: argparse.Namespace) -> None:
                 progress=True,
             )
     except KeyboardInterrupt:
-        print("stopped; nothing is written", file=sys.stderr)
+        print_status("stopped; nothing is written")
         raise
     tokenizer.save(target)
     print(f"{target}: {tokenizer.vocab_size:,} tokens{_why_fewer(tokenizer, flags)}")

@@ -90,6 +90,9 @@ class TrainConfig:
     eval_every: int = field(500, "steps between evaluations of the whole validation split", at_least=1)
     eval_batch_size: int = field(64, "windows in a batch of the evaluation", at_least=1)
     checkpoint_every: int = field(500, "steps between checkpoints", at_least=1)
+    checkpoint_minutes: float = field(
+        10.0, "and minutes between them at most, where steps are slow; 0: by steps alone", at_least=0
+    )
     keep_checkpoints: int = field(2, "how many of these are kept, beside the best and the latest", at_least=1)
     log_every: int = field(
         1, "steps between lines of metrics.jsonl; a GPU is waited for at each of them", at_least=1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,8 +34,8 @@ from tinyllm.training.checkpoints import checkpoint, keeping, resuming
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.evaluation import mean_loss
 from tinyllm.training.loss_curve import LossCurve
+from tinyllm.training.memory import estimate_memory, require_memory
 from tinyllm.training.metrics import MetricsFile
-from tinyllm.training.micro_batches import count_micro_batches
 from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.trainer import Trainer
@@ -148,7 +147,7 @@ def _build(
     train_tokens, validation_tokens = (
         tokenizer.encode_document(part, train_config.special_tokens) for part in texts
     )
-    require_memory(model_config)
+    require_memory(model_config, train_config, train_config.threads or physical_cores())
     model = TransformerLM(model_config, train_config.seed)
     return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
 
@@ -162,6 +161,7 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} threads"
     )
+    print_status(_step_in_words(trainer))
     if resumed and trainer.step < steps:
         print_status(f"going on from step {trainer.step}")
     elif resumed:
@@ -215,35 +215,21 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{folder}: cannot be written: {reason or error}; give another --out") from None
 
 
-def require_memory(config: ModelConfig) -> None:
-    """Refuse a model that cannot be trained in the memory of this machine, before the machine grinds to a halt."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # a system that does not tell
-        return
-    needed = 16 * config.num_parameters  # float32 weights, gradients and two moments of AdamW
-    if needed > memory:
-        raise InputError(
-            f"a model of this shape needs {needed / 2**30:,.0f} GiB to train, this machine has "
-            f"{memory / 2**30:,.0f} GiB; make hidden_size or num_layers smaller"
-        )
+def _step_in_words(trainer: Trainer) -> str:
+    """How large a step is, and what memory the run takes, said before the first."""
+    windows, tokens = trainer.sampler.batch_size, len(trainer.sampler.tokens)
+    step = windows * trainer.model.config.context_length
+    times = f", {step / tokens:,.0f} times the text," if step >= 2 * tokens else ""
+    memory = estimate_memory(trainer.model.config, trainer.config, trainer.threads)
+    return f"a step of {step:,} tokens{times} takes {memory.in_words()}"
 
 
 def _out_of_memory(trainer: Trainer, error: MemoryError) -> str:
     """What took the memory, and what takes less."""
-    model, config = trainer.model.config, trainer.config
-    fixed = 16 * model.num_parameters  # float32 weights, gradients and two moments of AdamW
-    windows = config.batch_size * config.gradient_accumulation
-    parts = count_micro_batches(windows, model.context_length, trainer.threads, model.vocab_size)
-    tokens = trainer.threads * -(-windows // parts) * model.context_length
-    # What a block keeps for the backward pass: of width D the inputs and outputs of norms, projections, rotation and
-    # attention, and in the feed-forward layer gate, up, sigmoid and product. Of logits, themselves and their gradient.
-    block = 16 * model.hidden_size + 4 * model.intermediate_size
-    kept = 4 * tokens * (model.num_layers * block + 2 * model.vocab_size)
+    needed = estimate_memory(trainer.model.config, trainer.config, trainer.threads)
     return (
-        f"out of memory ({str(error).partition(chr(10))[0] or 'no more said'}); weights, gradients and optimizer take "
-        f"{fixed / 2**30:.2f} GiB, and {tokens:,} tokens at once about {kept / 2**30:.2f} GiB: make context_length, "
-        "batch_size or the model smaller"
+        f"out of memory ({str(error).partition(chr(10))[0] or 'no more said'}); a run of these settings takes "
+        f"{needed.in_words()}: make context_length, batch_size or the model smaller"
     )
 
 

@@ -80,11 +80,19 @@ class Trainer:
         )
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(saves=run is not None)
+        self.seconds = 0.0
+        """What the last steps took that were made without a look."""
         self.step, self.evaluated_step = 0, -1
         self.best_loss, self.best_step = math.inf, -1
         self.checkpoints = RunCheckpoints(
-            run, model, tokenizer, config.checkpoint_every, config.keep_checkpoints, self._notify
+            run,
+            model,
+            tokenizer,
+            config.checkpoint_every,
+            config.keep_checkpoints,
+            self._notify,
+            60 * config.checkpoint_minutes,
         )
         text = TextDigests(run, {"training": self.sampler.tokens, "validation": self.validation.tokens})
         parts: dict[str, Part] = {
@@ -101,7 +109,13 @@ class Trainer:
         self.threads = 1 if backend.is_asynchronous() else threads
         before = self.state.parts.get("loss_scale")
         self.engine = build_engine(
-            self.model, self.optimizer, self.objective, self.threads, self.config.seed, self.validation
+            self.model,
+            self.optimizer,
+            self.objective,
+            self.threads,
+            self.config.seed,
+            self.validation,
+            self.interrupts,
         )
         if before is not None:
             self.engine.load_state_dict(before.state_dict())
@@ -112,8 +126,9 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current step to `config.steps`, evaluating and saving on the way.
 
-        Ctrl-C and SIGTERM wait for the end of the step, and save a checkpoint before they go on as KeyboardInterrupt
-        (SIGTERM as its subclass Terminated). A second one does not wait, and saves nothing.
+        Ctrl-C and SIGTERM drop the step under way, unless the optimizer is changing parameters already, and save a
+        checkpoint before they go on as KeyboardInterrupt (SIGTERM as its subclass Terminated). A second one does not
+        wait, and saves nothing.
 
         A checkpoint on the way that cannot be written is told to the callbacks, and tried again at the next one.
         Steps that the watch rejects are not made; see `recovery`. Raises InputError when no way is found past them, and
@@ -125,7 +140,7 @@ class Trainer:
                 with backend.ignore_non_finite(), self.engine:
                     self._begin()
                     while self.step < self.config.steps:
-                        with self.interrupts.put_off():
+                        with self.interrupts.put_off("this step", self.seconds):
                             before = self.step
                             for made in self.train_steps():
                                 match made:
@@ -147,7 +162,7 @@ class Trainer:
     def _begin(self) -> None:
         self._notify("on_start", self.step, self.config.steps)
         if self.checkpoints.saved is None:
-            with self.interrupts.put_off():
+            with self.interrupts.put_off("the first checkpoint"):
                 self.save()  # so that there is always one
         if self.step and self.evaluated_step < self.step:
             self._after_step()  # what an interrupt came before
@@ -162,7 +177,8 @@ class Trainer:
         begun = time.perf_counter()
         position = self.sampler.step
         count = min(self.engine.most_steps, self._steps_to_next_look())
-        batches = [self.sampler.batch(position + number) for number in range(count)]
+        with self.interrupts.droppable():
+            batches = [self.sampler.batch(position + number) for number in range(count)]
         factors = [rate_factor(self.config, self.step + number) for number in range(count)]
         largest_norm = clip_limit(self.config, self.watch.usual_norm)
         outcomes = self.engine.run(position, batches, factors, largest_norm, self.watch.limits)
@@ -171,7 +187,8 @@ class Trainer:
             for outcome in outcomes
         ]
         losses = sum(map(self.objective.count, batches))
-        rate = losses / max(time.perf_counter() - begun, 1e-9)
+        self.seconds = time.perf_counter() - begun
+        rate = losses / max(self.seconds, 1e-9)
         for number, (outcome, reason) in enumerate(zip(outcomes, reasons, strict=True)):
             self.sampler.step += 1
             if outcome.made:
@@ -255,7 +272,7 @@ class Trainer:
         if due:
             self._notify("on_evaluation_start", self.step)
             evaluation = self.evaluate()
-        with self.interrupts.put_off():
+        with self.interrupts.put_off("what follows the step"):
             before = self.best_loss, self.best_step
             improved = False
             if evaluation is not None:
@@ -269,9 +286,7 @@ class Trainer:
                     self.best_loss, self.best_step = evaluation.val_loss, self.step
             if last:
                 self.save(best=improved)
-            elif (improved or self.step % self.config.checkpoint_every == 0) and not self._try_to_save(
-                improved
-            ):
+            elif (improved or self.checkpoints.is_due(self.step)) and not self._try_to_save(improved):
                 self.best_loss, self.best_step = before
 
     def _try_to_save(self, best: bool) -> bool:

@@ -28,8 +28,8 @@ from tinyllm.training.config import TrainConfig
 # formula or on another backend; the watch's decide which steps are made from then on.
 CHANGEABLE = {
     "data", "special_tokens", "out", "steps", "threads", "formulas", "eval_every", "eval_batch_size",
-    "checkpoint_every", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature", "watch_loss",
-    "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
+    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature",
+    "watch_loss", "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
 }  # fmt: skip
 OPTIONAL = {"loss_scale"}
 """Parts that a checkpoint may lack."""
