@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from tinyllm.system.errors import InputError, WorkerEndedError
 from tinyllm.system.lock import FolderLock
 from tinyllm.system.progress import print_status
 from tinyllm.system.toml_files import write_toml
+from tinyllm.system.wording import command_line
 from tinyllm.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -248,7 +248,7 @@ def _out_of_memory(trainer: Trainer, error: MemoryError) -> str:
 
 
 def _resume_command(folder: Path) -> str:
-    return f"tinyllm train --resume --out {shlex.quote(str(folder))}"
+    return command_line("train", "--resume", "--out", folder)
 
 
 def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, workers: int = 1) -> Tokenizer:
@@ -275,7 +275,8 @@ def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, wo
         return learned
     if not Path(choice).exists():
         raise InputError(
-            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; `tinyllm tokenizer train` makes one"
+            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; "
+            f"`{command_line('tokenizer', 'train')}` makes one"
         )
     return load_tokenizer(choice)
 
