@@ -58,7 +58,9 @@ def pieces() -> SentencePieceTokenizer:
     """A tokenizer of bytes and a few pieces, with control pieces."""
     special = [Piece("<unk>", kind=Kind.UNKNOWN), Piece("</s>", kind=Kind.CONTROL)]
     as_bytes = [Piece(f"<0x{byte:02X}>", kind=Kind.BYTE) for byte in range(256)]
-    return SentencePieceTokenizer([*special, *as_bytes, Piece("▁fox", -1.0), *(Piece(c, -3.0) for c in "▁fox")])
+    return SentencePieceTokenizer(
+        [*special, *as_bytes, Piece("▁fox", -1.0), *(Piece(c, -3.0) for c in "▁fox")]
+    )
 
 
 PADDED = {

@@ -1,7 +1,6 @@
 """Pieces of messages: what came, shortened, what was most likely meant, and a command to type."""
 
 import difflib
-import os
 import reprlib
 import shlex
 import shutil
@@ -45,7 +44,7 @@ def shown(value: object) -> str:
     return shortener.repr(value)
 
 
-def command_line(*arguments: str | os.PathLike[str]) -> str:
+def command_line(*arguments: str | Path) -> str:
     """A command line of this program as whoever started it would type it.
 
     `tinyllm train` where the shell finds it, else as it was started: `.venv/bin/tinyllm train`, `python -m tinyllm
@@ -57,4 +56,4 @@ def command_line(*arguments: str | os.PathLike[str]) -> str:
         begin = [sys.orig_argv[0], "-m", "tinyllm"]
     elif script.stem == "tinyllm" and shutil.which("tinyllm") != str(script):
         begin = [str(script)]
-    return shlex.join([*begin, *map(os.fspath, arguments)])
+    return shlex.join([*begin, *map(str, arguments)])

@@ -105,8 +105,12 @@ def _candidates(folder: Path, links: tuple[str, ...]) -> list[Path]:
     if wanted:
         return wanted
     if not folder.exists():
-        raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `{command_line('train')}` wrote")
-    raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `{command_line('train')}` wrote")
+        raise InputError(
+            f"{folder}: no such folder; give a run or a checkpoint that `{command_line('train')}` wrote"
+        )
+    raise InputError(
+        f"{folder}: no checkpoint here; give a run or a checkpoint that `{command_line('train')}` wrote"
+    )
 
 
 def folder_of(run: Path, step: int, interrupted: bool = False) -> Path:
