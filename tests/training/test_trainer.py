@@ -26,7 +26,7 @@ from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.events import Evaluation, StepMetrics
 from tinyllm.training.loss_curve import LossCurve, running_mean
-from tinyllm.training.metrics import MetricsFile, read_metrics
+from tinyllm.training.metrics import METRICS, MetricsFile, read_metrics
 from tinyllm.training.trainer import Trainer
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -722,14 +722,38 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert text.count("validation loss") == 3
 
 
-def test_loss_curve_is_written_where_matplotlib_is(tmp_path: Path) -> None:
-    make(callbacks=[MetricsFile(tmp_path), LossCurve(tmp_path)]).fit()
+def test_loss_curve_is_written_where_matplotlib_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("matplotlib") is None:
+        make(callbacks=[MetricsFile(tmp_path), LossCurve(tmp_path)]).fit()
         assert not (tmp_path / "loss.png").exists()
         return
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", _and_kept(Figure.savefig, drawn))
+    make(callbacks=[MetricsFile(tmp_path), LossCurve(tmp_path)]).fit()
+    lines = read_metrics(tmp_path / METRICS)
+    assert drawn[0].axes[1].lines[0].get_ydata() == pytest.approx(
+        [line["learning_rate"] for line in lines if "loss" in line]
+    )
+    evaluations = {line["val_loss"]: line["step"] for line in lines if "val_loss" in line}
+    marks = [
+        line.get_xdata()[0] for line in drawn[0].axes[0].lines if line.get_label().startswith("best: step ")
+    ]
+    assert marks == [evaluations[min(evaluations)]]
     content = (tmp_path / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) > 5000
+
+
+def _and_kept(function: Any, kept: list[Any]) -> Any:
+    """The function, with the first argument of each call kept."""
+
+    def called(first: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(first)
+        return function(first, *args, **kwargs)
+
+    return called
 
 
 def test_loss_curve_is_left_out_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -747,7 +771,10 @@ def test_loss_curve_is_left_out_without_matplotlib(tmp_path: Path, monkeypatch: 
 
 def test_running_mean_and_duration() -> None:
     assert running_mean([3.0] * 20) == pytest.approx([3.0] * 20)
-    assert running_mean([1.0, 2.0], span=2) == pytest.approx([1.0, (0.5 * 1 + 2) / 1.5])
+    line = [float(i) for i in range(40)]
+    assert running_mean(line, span=10)[:35] == pytest.approx(line[:35])  # it does not lag
+    assert running_mean(line, span=10)[-1] == pytest.approx(np.mean(line[-6:]))
+    assert running_mean([1.0, 2.0, 6.0], span=2) == pytest.approx([1.0, 3.0, 4.0])
     assert [duration(s) for s in (0, 59.6, 3599, 3600, 86399)] == [
         "0:00",
         "1:00",
