@@ -287,11 +287,12 @@ def test_resume(cls: type[BatchSampler]) -> None:
     [
         ({"seed": 1}, "seed was 1 and is 0"),
         ({"num_tokens": 99}, "num_tokens was 99 and is 100"),
-        ({"context_length": 9, "batch_size": 1}, "context_length was 9 and is 8, batch_size was 1"),
+        ({"context_length": 9, "batch_size": 1}, "context_length was 9 and is 8;"),
         ({"sampler": "RandomOffsets"}, "sampler was 'RandomOffsets' and is 'RandomWindows'"),
         ({"seed": None}, "seed was None"),
         ({"step": -1}, "step must be 0 or more, got -1"),
         ({"step": "3"}, "step must be 0 or more, got '3'"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
     ],
 )
 def test_resume_refuses_another_run(change: dict[str, Any], words: str) -> None:
@@ -340,3 +341,25 @@ def test_numbers_out_of_range() -> None:
 def test_tokens_must_be_integers_in_one_dimension(tokens: Any) -> None:
     with pytest.raises(TypeError, match="tokens must be integers"):
         SlidingWindows(tokens, 2)
+
+
+@pytest.mark.parametrize("before", [2, 3, 7])
+@pytest.mark.parametrize("after", [1, 3, 5, 20])
+def test_with_another_batch_size_no_window_of_an_epoch_comes_twice(before: int, after: int) -> None:
+    first = RandomWindows(np.arange(400), 4, before, seed=3)
+    shown = [row[0] for _ in range(4) for row in next(first)[0].tolist()]
+    second = RandomWindows(np.arange(400), 4, after, seed=3)
+    second.load_state_dict(first.state_dict())
+    left = second.windows_per_epoch - second.step * after
+    rest = [row[0] for _ in range(left // after) for row in next(second)[0].tolist()]
+    assert len(set(shown + rest)) == len(shown) + len(rest)
+    # Fewer than a batch are passed over where the first of the new batches begins.
+    assert 0 <= second.windows_per_epoch - left - len(shown) < after
+
+
+def test_with_another_batch_size_offsets_are_drawn_anew() -> None:
+    first = RandomOffsets(np.arange(10**6), 4, 5, seed=3)
+    shown = {row[0] for _ in range(6) for row in next(first)[0].tolist()}
+    second = RandomOffsets(np.arange(10**6), 4, 10, seed=3)
+    second.load_state_dict(first.state_dict())
+    assert not shown & {row[0] for _ in range(6) for row in next(second)[0].tolist()}

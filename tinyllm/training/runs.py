@@ -60,6 +60,7 @@ def train(
     if train_config.out is None:
         raise InputError("the run needs a folder; give --out DIR")
     folder = Path(train_config.out)
+    train_config = _with_fitting_warmup(train_config)
     use_backend(train_config.backend, train_config.precision, train_config.device_memory)
     _check_folder(folder, resume, overwrite)
     with RunFolder(folder) as run_folder:
@@ -78,8 +79,9 @@ def train(
         with use_formulas(train_config.formulas):
             _fit(trainer, resume)
     if train_config.sample_tokens:
+        at_hand = trainer.best_step == trainer.step
         pieces = generate_text(
-            trainer.model,
+            trainer.model if at_hand else keeping.load(folder)[0],
             trainer.tokenizer,
             first_prompt(trainer.tokenizer),
             train_config.sample_tokens,
@@ -88,6 +90,17 @@ def train(
         )
         print("".join(pieces).strip("\n"))
     return folder
+
+
+def _with_fitting_warmup(config: TrainConfig) -> TrainConfig:
+    """The config, with a warm-up of half the steps where that has as many as there are: the rate would never fall."""
+    if config.warmup_steps < config.steps or not config.warmup_steps:
+        return config
+    fitting = config.steps // 2
+    print_status(
+        f"a warm-up of {config.warmup_steps} steps does not fit into {config.steps}: it has {fitting} (--warmup-steps)"
+    )
+    return replace(config, warmup_steps=fitting)
 
 
 class RunFolder(Callback):
@@ -129,8 +142,12 @@ def _build(
     """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume."""
     assert train_config.out is not None
     text = read_text(train_config.data) if train_config.data else embedded_corpus()
-    # Split as text, so that runs with different tokenizers are validated on the same characters.
-    texts = split_by_position(text, train_config.validation_fraction)
+    if train_config.validation_data:
+        texts = text, read_text(train_config.validation_data)
+        text = "".join(texts)
+    else:
+        # Split as text, so that runs with different tokenizers are validated on the same characters.
+        texts = split_by_position(text, train_config.validation_fraction)
     if found is not None and train_config.tokenizer == "bpe":
         tokenizer = found.tokenizer()
     else:
@@ -162,7 +179,12 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} threads"
     )
-    if resumed and trainer.step < steps:
+    if resumed and trainer.stops_early:
+        print_status(
+            f"the run has stopped: {trainer.without_gain} evaluations without a lower validation loss; --stop-after N, "
+            "with a larger N or 0, goes on"
+        )
+    elif resumed and trainer.step < steps:
         print_status(f"going on from step {trainer.step}")
     elif resumed:
         print_status(
@@ -185,11 +207,26 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         raise
     if not math.isfinite(trainer.best_loss):
         raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
+    print_status(_summary(trainer))
+
+
+def _summary(trainer: Trainer) -> str:
+    """How the run ended, and which of its models is the best."""
     bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
-    print_status(
-        f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
-        f"the run is in {folder}"
-    )
+    best = "the last step" if trainer.best_step == trainer.step else f"step {trainer.best_step}"
+    if trainer.best_step < 0:
+        best = "a step before it went back"
+    lines = [
+        f"best validation loss {trainer.best_loss:.4f} nats a {_unit(trainer.tokenizer)}, {bits:.4f} bits "
+        f"per character, in {best}"
+    ]
+    if trainer.best_step != trainer.step:
+        since = f", no lower in {trainer.without_gain} evaluations since" if trainer.without_gain > 1 else ""
+        lines.append(f"the last, in step {trainer.evaluated_step}, is {trainer.evaluated_loss:.4f}{since}")
+    lines.append(f"the run is in {trainer.run}")
+    if trainer.config.sample_tokens:
+        lines.append(f"a sample of the model of {best}:")
+    return "; ".join(lines)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
