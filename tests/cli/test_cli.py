@@ -480,8 +480,8 @@ def test_resume_takes_other_settings_and_keeps_them(capsys: pytest.CaptureFixtur
     assert run("train", "--resume", "--out", "run", *changed) == 0
     err = capsys.readouterr().err
     assert "dropout was 0.0 and is 0.25" in err
-    # On a straight line from 1 after the warm-up of one step to 0: a third of the preset's 4e-3, and 4/7 of 1e-4.
-    assert "the learning rate falls from 0.00133 to 5.71e-05 in the next step" in err
+    # On a straight line from 1 after the warm-up of one step to 0: a third of 3e-3, and 4/7 of 1e-4.
+    assert "the learning rate falls from 0.001 to 5.71e-05 in the next step" in err
     settings = saved_settings(Path("run"))
     assert (settings["train"]["batch_size"], settings["model"]["dropout"]) == (2, 0.25)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
