@@ -1,6 +1,7 @@
 """The command line: every flag, one happy path of each command, and how settings are laid over each other."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -126,7 +127,8 @@ def test_train_writes_a_run_and_samples(capsys: pytest.CaptureFixture[str]) -> N
     assert {"run.toml", "metrics.jsonl", "checkpoints", "best", "latest"} <= {
         p.name for p in folder.iterdir()
     }
-    assert "parameters" in err.splitlines()[0]
+    assert err.splitlines()[0] == f"1 file, {len(TEXT):,} characters"
+    assert "parameters" in err.splitlines()[1]
     assert "best validation loss" in err.splitlines()[-1]
     assert 0 < len(out.strip("\n")) <= 20
     assert set(out) <= set(TEXT)
@@ -153,6 +155,47 @@ def test_data_takes_several_files_and_folders() -> None:
     assert run("train", "--data", "text.txt", "folder", "--out", "run", *TINY) == 0
     assert saved_settings(Path("run"))["train"]["data"] == ["text.txt", "folder"]
     assert saved_settings(Path("run"))["model"]["vocab_size"] == len(set(TEXT) | set("0123456789"))
+
+
+def test_standard_input_is_a_text_to_train_and_evaluate_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def given(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8-sig"))))
+
+    assert run("train", "--data", "text.txt", "--out", "file", *TINY) == 0
+    given(TEXT)
+    assert run("train", "--data", "-", "--out", "run", *TINY) == 0
+    assert (
+        Path("run/latest/model.safetensors").read_bytes()
+        == Path("file/latest/model.safetensors").read_bytes()
+    )
+    given(TEXT)
+    assert run("train", "--resume", "--out", "run", "--steps", "5") == 0
+    capsys.readouterr()
+    given(TEXT)
+    assert run("eval", "run", "--data", "-") == 0
+    assert capsys.readouterr().out.startswith(f"{len(TEXT) - 1:,} tokens  loss ")
+    given(TEXT)
+    assert run("tokenizer", "train", "-", "--vocab-size", "260", "--out", "of-input.json") == 0
+    assert run("tokenizer", "train", "text.txt", "--vocab-size", "260", "--out", "of-file.json") == 0
+    assert Path("of-input.json").read_bytes() == Path("of-file.json").read_bytes()
+
+
+def test_what_a_folder_holds_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("folder").mkdir()
+    Path("folder/a.txt").write_text(TEXT)
+    Path("folder/a.jsonl").write_text("{}")
+    assert run("train", "--data", "folder", "text.txt", "--out", "run", *TINY) == 0
+    said = f"2 files, {2 * len(TEXT):,} characters; left out: 1 .jsonl (a.jsonl)"
+    assert capsys.readouterr().err.splitlines()[0] == said
+    assert run("eval", "run", "--data", "folder") == 0
+    assert "left out: 1 .jsonl (a.jsonl)" in capsys.readouterr().err
+    assert run("tokenizer", "train", "folder", "--vocab-size", "260") == 0
+    assert "left out: 1 .jsonl (a.jsonl)" in capsys.readouterr().err
+    for command in (["train", "--out", "other", "--data"], ["tokenizer", "train", "--out", "new.json"]):
+        assert run(*command, "folder/a.jsonl") == 2
+        assert "JSON lines" in capsys.readouterr().err
 
 
 def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

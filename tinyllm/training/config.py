@@ -16,7 +16,7 @@ class TrainConfig:
     """How to train. Raises InputError when a number is out of range."""
 
     data: tuple[str, ...] = field(
-        (), "text to train on: files or folders; without it, Python's own help pages"
+        (), "text to train on: files or folders, -: standard input; without it, Python's own help pages"
     )
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
     tokenizer: str = field(

@@ -65,7 +65,8 @@ def train(
     _check_folder(folder, resume, overwrite)
     with RunFolder(folder) as run_folder:
         found = keeping.find_valid(folder, training=True) if resume else None
-        trainer = _build(model_config, train_config, found)
+        read: list[str] = []
+        trainer = _build(model_config, train_config, found, read)
         metrics = MetricsFile(folder, train_config.log_every)
         trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
         if found is not None:
@@ -77,7 +78,7 @@ def train(
             keeping.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
         with use_formulas(train_config.formulas):
-            _fit(trainer, resume)
+            _fit(trainer, resume, read)
     if train_config.sample_tokens:
         at_hand = trainer.best_step == trainer.step
         pieces = generate_text(
@@ -137,13 +138,19 @@ class RunFolder(Callback):
 
 
 def _build(
-    model_config: ModelConfig, train_config: TrainConfig, found: checkpoint.Checkpoint | None
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    found: checkpoint.Checkpoint | None,
+    read: list[str],
 ) -> Trainer:
-    """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume."""
+    """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume.
+
+    read: lines about the text are added to it.
+    """
     assert train_config.out is not None
-    text = read_text(train_config.data) if train_config.data else embedded_corpus()
+    text = read_text(train_config.data, read.append) if train_config.data else embedded_corpus()
     if train_config.validation_data:
-        texts = text, read_text(train_config.validation_data)
+        texts = text, read_text(train_config.validation_data, read.append)
         text = "".join(texts)
     else:
         # Split as text, so that runs with different tokenizers are validated on the same characters.
@@ -170,10 +177,12 @@ def _build(
     return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
 
 
-def _fit(trainer: Trainer, resumed: bool) -> None:
-    """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
+def _fit(trainer: Trainer, resumed: bool, read: Sequence[str]) -> None:
+    """Train, and say what was read, what is trained, how it ended, and how to go on when it was stopped."""
     tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
     assert folder is not None
+    for line in read:
+        print_status(line)
     print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
@@ -348,12 +357,15 @@ def evaluate(
     if threads < 0:
         raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
     model, tokenizer = keeping.load(path)
-    tokens = tokenizer.encode_document(read_text(data), special_tokens)
+    read: list[str] = []
+    tokens = tokenizer.encode_document(read_text(data, read.append), special_tokens)
     if len(tokens) < 2:
         raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)
     loss = mean_loss(model, NextToken(), windows, threads or physical_cores())
     tokens_per_character = windows.num_targets / tokenizer.characters_predicted(tokens)
+    for line in read:
+        print_status(line)
     return Score(windows.num_targets, loss, loss / math.log(2) * tokens_per_character)
 
 
