@@ -202,7 +202,10 @@ def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixtur
     def text(*flags: str) -> str:
         assert run("sample", str(trained), "--tokens", "30", *flags) == 0
         out, err = capsys.readouterr()
-        assert err == ""
+        assert (
+            err.startswith("past the context of 8 tokens the text goes on from its newest half")
+            or "0" in flags
+        )
         return out
 
     first = text("--prompt", "the q")
@@ -216,6 +219,60 @@ def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixtur
     assert text("--prompt", "the q", "--top-p", "1e-9") == greedy
     assert len(text()) >= 30
     assert text("--prompt", "dog", "--tokens", "0") == "dog\n"
+
+
+def sampled(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, str]:
+    capsys.readouterr()
+    assert run("sample", *flags) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_several_samples_follow_each_other_by_seed(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = (str(trained), "--prompt", "the", "--tokens", "12")
+    alone = [sampled(capsys, *start, "--seed", str(seed))[0] for seed in (5, 6, 7)]
+    out, err = sampled(capsys, *start, "--seed", "5", "--samples", "3")
+    assert out == "".join(f"---- sample {i + 1} of 3\n{text}" for i, text in enumerate(alone))
+    assert err.count("\n") == 1
+    assert len(set(alone)) == 3
+
+
+def test_a_sample_ends_before_the_stop(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = (str(trained), "--prompt", "o", "--tokens", "200")
+    whole = sampled(capsys, *start)[0]
+    for stop in ("o", " ", whole[40:44]):
+        expected = "o" + whole[1:-1].partition(stop)[0] + "\n"
+        assert sampled(capsys, *start, "--stop", stop)[0] == expected
+
+
+def test_a_prompt_from_a_file_or_standard_input(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompt.txt").write_bytes("\ufeffthe q".encode())
+    expected = sampled(capsys, str(trained), "--prompt", "the q")
+    assert sampled(capsys, str(trained), "--prompt-file", "prompt.txt") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the q")))
+    assert sampled(capsys, str(trained), "--prompt-file", "-") == expected
+
+
+def test_what_the_model_does_not_see_is_said(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "the quick brown"
+    start = (str(trained), "--prompt", prompt, "--tokens", "1")
+    out, err = sampled(capsys, *start)
+    assert err == "the prompt has 15 tokens, the model sees its newest 8; --window all: all\n"
+    assert out.startswith(prompt)
+    assert sampled(capsys, str(trained), "--prompt", prompt[:8], "--tokens", "1")[1] == ""
+    assert sampled(capsys, str(trained), "--prompt", "the", "--tokens", "6")[1] == ""
+    texts = set()
+    for window, words in (
+        ("restart", "the text goes on from its newest half"),
+        ("slide", "each token sees the newest 8"),
+        ("all", "each token sees all before it, more than the model was trained on"),
+    ):
+        out, err = sampled(capsys, str(trained), "--prompt", "the", "--tokens", "90", "--window", window)
+        assert err.startswith(f"past the context of 8 tokens {words}")
+        texts.add(out)
+    assert len(texts) == 3
 
 
 def test_sample_takes_a_checkpoint_too(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

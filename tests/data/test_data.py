@@ -182,7 +182,7 @@ def test_json_lines_are_no_text(tmp_path: Path, name: str) -> None:
     # What the error says to do.
     command = str(error.value).partition("first: ")[2].replace("python", shlex.quote(sys.executable), 1)
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
-    assert read_text(tmp_path / "text.txt") == "one\ntwo\n"
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\n"
 
 
 def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 """What is saved here opens in transformers with the same logits and the same ids."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from tinyllm import no_grad
+from tinyllm import generate, no_grad
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
@@ -98,6 +99,39 @@ def test_transformers_pads_batches_and_nothing_else_changes(name: str, tmp_path:
         # Two float32 evaluations of sums of some 50 terms.
         found = row[: len(expected)].detach().numpy()
         np.testing.assert_allclose(found, ours, rtol=0, atol=2e-5 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("window", ["all", "slide"])
+@pytest.mark.parametrize("length", [5, 16, 40])
+def test_transformers_goes_on_in_the_same_way_past_the_context(
+    window: Literal["all", "slide"], length: int, tmp_path: Path
+) -> None:
+    """Greedy text of 80 tokens, of a context of 16; slide: with a sliding window of 16 in every layer there."""
+    tokenizer = CharTokenizer.train(TEXT)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=16,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        hidden_size=32,
+    )
+    model = TransformerLM(config, seed=4)
+    model.head.weight.data *= 10  # so that no two tokens are equally likely but for rounding
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    other = {} if window == "all" else {
+        "use_sliding_window": True, "sliding_window": 16, "layer_types": ["sliding_attention"] * 3,
+    }  # fmt: skip
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", **other)
+    prompt = np.random.default_rng(length).integers(0, tokenizer.vocab_size, length)
+    seen = prompt if window == "all" else prompt[-16:]
+    ours = list(generate(model, prompt, 80, temperature=0, window=window))
+    ids = torch.from_numpy(seen)[None]
+    # It would take the ids of the padding token for padding.
+    whole = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
+    expected = whole[0, len(seen) :].tolist()
+    assert ours == expected
+    assert len(set(ours)) > 5
 
 
 def test_what_transformers_saves_opens_here(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def find_text_files(path: StrPath, left_out: dict[str, list[Path]] | None = None
         if path.suffix.lower() in JSON_LINES:
             raise InputError(
                 f"{path}: JSON lines, whose syntax would be learned as text; write their texts to a file first: "
-                f"python -c \"import json, sys; [print(json.loads(line)['text']) for line in sys.stdin]\" < {path} > text.txt"
+                f"python -c \"import json, sys; [print(json.loads(s)['text']) for s in sys.stdin]\" < {path} > a.txt"
             )
         return [path]
 

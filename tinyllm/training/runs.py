@@ -14,7 +14,7 @@ from tinyllm.autograd import use_formulas
 from tinyllm.backend import use_backend
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.generation.sampling import generate_text
+from tinyllm.models.generation.sampling import Window, generate_text, until
 from tinyllm.system import storage
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, WorkerEndedError
@@ -369,11 +369,56 @@ def evaluate(
     return Score(windows.num_targets, loss, loss / math.log(2) * tokens_per_character)
 
 
-def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any) -> Iterator[str]:
-    """The prompt and its continuation by the model at `path`, piece by piece; see `generate`."""
+def sample(
+    path: Path,
+    prompt: str | None,
+    max_new_tokens: int,
+    samples: int = 1,
+    stop: str | None = None,
+    seed: int = 0,
+    window: Window = "restart",
+    special_tokens: bool = True,
+    **settings: Any,
+) -> Iterator[str]:
+    """The prompt and its continuation by the model at `path`, piece by piece; see `generate`.
+
+    samples: how many, with seeds that follow each other. stop: a sample ends before this text.
+    """
+    if samples < 1 or stop == "":
+        raise InputError(
+            f"samples={samples}, stop={stop!r}; give at least 1, and a text of one character at least"
+        )
     model, tokenizer = keeping.load(path)
     if prompt is None:
         prompt = first_prompt(tokenizer)
-    pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
-    yield prompt.lstrip("\n")
-    yield from pieces
+    settings.update(window=window, special_tokens=special_tokens)
+    streams = [
+        generate_text(model, tokenizer, prompt, max_new_tokens, seed=seed + number, **settings)
+        for number in range(samples)
+    ]
+    _say_what_is_seen(
+        len(tokenizer.encode_document(prompt, special_tokens)),
+        max_new_tokens,
+        model.config.context_length,
+        window,
+    )
+    for number, pieces in enumerate(streams):
+        if samples > 1:
+            yield f"{'' if number == 0 else chr(10)}---- sample {number + 1} of {samples}\n"
+        yield prompt.lstrip("\n")
+        yield from pieces if stop is None else until(pieces, stop)
+
+
+def _say_what_is_seen(prompt: int, new: int, context: int, window: Window) -> None:
+    """Say it where the model does not see all tokens of the prompt, or later not all of the text."""
+    if prompt > context and window != "all":
+        print_status(
+            f"the prompt has {prompt:,} tokens, the model sees its newest {context:,}; --window all: all"
+        )
+    if min(prompt, context) + new > context + 1:
+        then = {
+            "restart": "the text goes on from its newest half (--window slide or all: see --help)",
+            "slide": f"each token sees the newest {context:,}",
+            "all": "each token sees all before it, more than the model was trained on",
+        }[window]
+        print_status(f"past the context of {context:,} tokens {then}")
