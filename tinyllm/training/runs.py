@@ -60,13 +60,13 @@ def train(
     if train_config.out is None:
         raise InputError("the run needs a folder; give --out DIR")
     folder = Path(train_config.out)
-    train_config = _with_fitting_warmup(train_config)
+    notes: list[str] = []  # said once all that was given has been found good
+    train_config = _with_fitting_warmup(train_config, notes)
     use_backend(train_config.backend, train_config.precision, train_config.device_memory)
     _check_folder(folder, resume, overwrite)
     with RunFolder(folder) as run_folder:
         found = keeping.find_valid(folder, training=True) if resume else None
-        read: list[str] = []
-        trainer = _build(model_config, train_config, found, read)
+        trainer = _build(model_config, train_config, found, notes)
         metrics = MetricsFile(folder, train_config.log_every)
         trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
         if found is not None:
@@ -78,7 +78,7 @@ def train(
             keeping.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
         with use_formulas(train_config.formulas):
-            _fit(trainer, resume, read)
+            _fit(trainer, resume, notes)
     if train_config.sample_tokens:
         at_hand = trainer.best_step == trainer.step
         pieces = generate_text(
@@ -93,12 +93,12 @@ def train(
     return folder
 
 
-def _with_fitting_warmup(config: TrainConfig) -> TrainConfig:
+def _with_fitting_warmup(config: TrainConfig, notes: list[str]) -> TrainConfig:
     """The config, with a warm-up of half the steps where that has as many as there are: the rate would never fall."""
     if config.warmup_steps < config.steps or not config.warmup_steps:
         return config
     fitting = config.steps // 2
-    print_status(
+    notes.append(
         f"a warm-up of {config.warmup_steps} steps does not fit into {config.steps}: it has {fitting} (--warmup-steps)"
     )
     return replace(config, warmup_steps=fitting)
@@ -141,16 +141,16 @@ def _build(
     model_config: ModelConfig,
     train_config: TrainConfig,
     found: checkpoint.Checkpoint | None,
-    read: list[str],
+    notes: list[str],
 ) -> Trainer:
     """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume.
 
-    read: lines about the text are added to it.
+    notes: lines about the text are added to it.
     """
     assert train_config.out is not None
-    text = read_text(train_config.data, read.append) if train_config.data else embedded_corpus()
+    text = read_text(train_config.data, notes.append) if train_config.data else embedded_corpus()
     if train_config.validation_data:
-        texts = text, read_text(train_config.validation_data, read.append)
+        texts = text, read_text(train_config.validation_data, notes.append)
         text = "".join(texts)
     else:
         # Split as text, so that runs with different tokenizers are validated on the same characters.
@@ -177,11 +177,11 @@ def _build(
     return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
 
 
-def _fit(trainer: Trainer, resumed: bool, read: Sequence[str]) -> None:
-    """Train, and say what was read, what is trained, how it ended, and how to go on when it was stopped."""
+def _fit(trainer: Trainer, resumed: bool, notes: Sequence[str]) -> None:
+    """Train, and say what was read (`notes`), what is trained, how it ended, and how to go on when it was stopped."""
     tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
     assert folder is not None
-    for line in read:
+    for line in notes:
         print_status(line)
     print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
