@@ -49,6 +49,7 @@ class LossCurve(Callback):
                 xytext=(0, 8),
                 ha="right",
             )
+        axes.margins(y=0.1)
         axes.legend()
         rate_axes.plot(x, [line["learning_rate"] for line in steps], color="C3")
         rate_axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
@@ -64,13 +65,13 @@ class LossCurve(Callback):
 
 
 def running_mean(values: Sequence[float], span: int = 50) -> list[float]:
-    """The mean of the values around each: half of `span` before it and as many after it.
+    """The mean of the values around each: half of `span` before it and as many after it; a tenth of all if less.
 
     Where there are fewer before it, as few are taken after it, so that the steep begin of a run does not lag; in the
     end, where a run is flat, those that there are.
     """
     sums = [0.0, *itertools.accumulate(values)]
-    halves = [min(span // 2, i) for i in range(len(values))]
+    halves = [min(span // 2, len(values) // 20, i) for i in range(len(values))]
     ends = [min(i + half + 1, len(values)) for i, half in enumerate(halves)]
     return [
         (sums[end] - sums[i - half]) / (end - i + half)

@@ -229,7 +229,7 @@ def _summary(trainer: Trainer) -> str:
         f"best validation loss {trainer.best_loss:.4f} nats a {_unit(trainer.tokenizer)}, {bits:.4f} bits "
         f"per character, in {best}"
     ]
-    if trainer.best_step != trainer.step:
+    if trainer.best_step != trainer.step and math.isfinite(trainer.evaluated_loss):
         since = f", no lower in {trainer.without_gain} evaluations since" if trainer.without_gain > 1 else ""
         lines.append(f"the last, in step {trainer.evaluated_step}, is {trainer.evaluated_loss:.4f}{since}")
     lines.append(f"the run is in {trainer.run}")
