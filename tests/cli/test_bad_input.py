@@ -415,6 +415,11 @@ def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.match(r"tinyllm: error: training diverged in step \d+: .*; lower --learning-rate", lines[-1])
     # A line for each return to a checkpoint, and one for what led there.
     assert len(lines) <= 11
+    assert re.search(
+        r"\(now 1e\+38\) or raise --warmup-steps \(now 1\), with --resume or in a new run", lines[-1]
+    )
+    assert cli.main(["train", "--resume", "--out", "run", "--learning-rate", "1e-3"]) == 0
+    assert "learning_rate was 1e+38 and is 0.001" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:

@@ -12,11 +12,12 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.interrupts import is_termination
 from tinyllm.system.progress import print_status
 from tinyllm.system.streams import flush_standard_streams, mend_standard_streams
+from tinyllm.system.wording import command_line
 
 
 def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = Parser(prog="tinyllm", description=tinyllm.__doc__, allow_abbrev=False)
+    parser = Parser(prog=command_line(), description=tinyllm.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tinyllm {tinyllm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (train, sample, evaluate, tokenizer, profile, replay):

@@ -8,7 +8,7 @@ import time
 from typing import Any, TextIO
 
 from tinyllm.system.progress import is_terminal, print_status
-from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
+from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 
 
 class Callback:
@@ -16,6 +16,9 @@ class Callback:
 
     def on_start(self, step: int, total_steps: int) -> None:
         """Training begins after `step` of `total_steps` steps."""
+
+    def on_changes(self, changes: Changes) -> None:
+        """Training goes on with other settings; comes after `on_start`."""
 
     def on_step(self, metrics: StepMetrics) -> None:
         """A step was made."""
@@ -81,6 +84,18 @@ class Progress(Callback):
                 # A short bar, so that the ^C of a terminal does not run into the next line.
                 bar_format="step {n_fmt}/{total_fmt} |{bar:20}| {desc}, {remaining} left",
                 desc=self.status,
+            )
+
+    def on_changes(self, changes: Changes) -> None:
+        settings = [
+            f"{name} was {before!r} and is {now!r}" for name, (before, now) in changes.settings.items()
+        ]
+        self.on_message(f"other settings after step {changes.step}: {', '.join(settings)}")
+        if changes.rates is not None:
+            before, now = changes.rates
+            self.on_message(
+                f"the learning rate {'rises' if now > before else 'falls'} from {before:.3g} to {now:.3g} in the next "
+                "step, as the new settings say for it; --learning-rate, --schedule and --final-factor change that"
             )
 
     def on_step(self, metrics: StepMetrics) -> None:

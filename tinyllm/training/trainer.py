@@ -23,12 +23,15 @@ from tinyllm.training.checkpoints.resuming import Numbers, Part, RunState, TextD
 from tinyllm.training.checkpoints.run_checkpoints import RunCheckpoints
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines import build_engine
-from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
+from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 from tinyllm.training.objectives import NextToken, Objective
 from tinyllm.training.optimization import build_optimizer, clip_limit, rate_factor
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.safeguards.recovery import Recovery, Remedy
 from tinyllm.training.safeguards.watch import Watch
+
+_OFTEN = 2
+"""Evaluations in a row without gain that are more than noise, and are said."""
 
 SAMPLERS: dict[str, type[BatchSampler]] = {"windows": RandomWindows, "offsets": RandomOffsets}
 
@@ -46,8 +49,9 @@ class Trainer:
         callbacks: told of every step and evaluation. objective: the loss; None: of the next token, as `config` says.
 
     Attributes:
-        step: how many steps were made. evaluated_step: the step of the last evaluation. best_loss, best_step: of the
-            evaluation with the lowest loss whose checkpoint could be written.
+        step: how many steps were made. evaluated_step, evaluated_loss: of the last evaluation. best_loss, best_step: of
+            the evaluation with the lowest loss whose checkpoint could be written. without_gain: evaluations since then.
+        changes: what is other than before in a run that was resumed.
 
     Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
@@ -84,7 +88,9 @@ class Trainer:
         self.seconds = 0.0
         """What the last steps took that were made without a look."""
         self.step, self.evaluated_step = 0, -1
+        self.evaluated_loss, self.without_gain = math.nan, 0
         self.best_loss, self.best_step = math.inf, -1
+        self.changes: Changes | None = None
         self.checkpoints = RunCheckpoints(
             run,
             model,
@@ -139,7 +145,7 @@ class Trainer:
                 # Whether a step is finite is checked once, on its loss and its gradient norm.
                 with backend.ignore_non_finite(), self.engine:
                     self._begin()
-                    while self.step < self.config.steps:
+                    while self.step < self.config.steps and not self.stops_early:
                         with self.interrupts.put_off("this step", self.seconds):
                             before = self.step
                             for made in self.train_steps():
@@ -159,8 +165,16 @@ class Trainer:
             finally:
                 self._notify("on_end")
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether so many evaluations came without gain that training stops."""
+        return 0 < self.config.stop_after <= self.without_gain
+
     def _begin(self) -> None:
         self._notify("on_start", self.step, self.config.steps)
+        if self.changes is not None:
+            self._notify("on_changes", self.changes)
+            self.changes = None
         if self.checkpoints.saved is None:
             with self.interrupts.put_off("the first checkpoint"):
                 self.save()  # so that there is always one
@@ -236,7 +250,7 @@ class Trainer:
             raise InputError(
                 f"training diverged in step {rejection.step}: {rejection.reason}; {remedy.tried}; lower "
                 f"--learning-rate (now {self.config.learning_rate}) or raise --warmup-steps "
-                f"(now {self.config.warmup_steps}), in a new run: --out DIR or --overwrite{report}"
+                f"(now {self.config.warmup_steps}), with --resume or in a new run{report}"
             )
         return remedy
 
@@ -273,21 +287,30 @@ class Trainer:
             self._notify("on_evaluation_start", self.step)
             evaluation = self.evaluate()
         with self.interrupts.put_off("what follows the step"):
-            before = self.best_loss, self.best_step
+            before = self.best_loss, self.best_step, self.without_gain
             improved = False
             if evaluation is not None:
                 self._notify("on_evaluation", evaluation)
                 if not math.isfinite(evaluation.val_loss):
                     line = "the last step has spoiled the parameters; lower --learning-rate or raise --warmup-steps"
                     self._notify("on_message", f"the validation loss is {evaluation.val_loss}: {line}")
-                self.evaluated_step = self.step
+                self.evaluated_step, self.evaluated_loss = self.step, evaluation.val_loss
                 improved = evaluation.val_loss < self.best_loss
+                self.without_gain = 0 if improved else self.without_gain + 1
                 if improved:
                     self.best_loss, self.best_step = evaluation.val_loss, self.step
-            if last:
+                elif self.without_gain == _OFTEN and math.isfinite(self.best_loss):
+                    since = (
+                        f"since step {self.best_step}" if self.best_step >= 0 else "since before it went back"
+                    )
+                    line = (
+                        f"validation has been above {self.best_loss:.4f} {since}: learning the text by heart?"
+                    )
+                    self._notify("on_message", line)
+            if last or self.stops_early:
                 self.save(best=improved)
             elif (improved or self.checkpoints.is_due(self.step)) and not self._try_to_save(improved):
-                self.best_loss, self.best_step = before
+                self.best_loss, self.best_step, self.without_gain = before
 
     def _try_to_save(self, best: bool) -> bool:
         """Save on the way, which is not the end when it fails."""
@@ -306,12 +329,16 @@ class Trainer:
 
     def _collect(self) -> TrainingState:
         """What a checkpoint of this moment holds beside the model."""
-        numbers = Numbers(self.step, self.evaluated_step, self.best_loss, self.best_step, self.threads)
+        numbers = Numbers(
+            self.step, self.evaluated_step, self.best_loss, self.best_step, self.threads, self.evaluated_loss,
+            self.without_gain,
+        )  # fmt: skip
         return self.state.collect(numbers, self.callbacks)
 
     def _apply(self, numbers: Numbers) -> None:
         """Go on counting from the numbers of a checkpoint."""
         self.step, self.evaluated_step = numbers.step, numbers.evaluated_step
+        self.evaluated_loss, self.without_gain = numbers.evaluated_loss, numbers.without_gain
         self.best_loss, self.best_step = numbers.best_loss, numbers.best_step
 
     def resume(self, found: Checkpoint | None = None) -> None:
@@ -325,6 +352,7 @@ class Trainer:
         keeping.report_passed_over(found)
         numbers = self.state.restore(found, self.callbacks)
         self._apply(numbers)
+        self.changes = self.state.changes(found)
         threads = numbers.threads
         if self.threads != (self.config.threads or threads):
             self.use_threads(threads)
