@@ -339,7 +339,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     )
     assert re.fullmatch(rf"taking {folder}0", lines[1])
     if arguments[0] == "train":
-        assert "going on from step 0" in lines[4]
+        assert any(line.startswith("going on from step 0") for line in lines)
         for file in ("model.safetensors", "training/optimizer.safetensors", "training/state.json"):
             whole, again = (
                 (keeping.find(Path(run), ("latest",)) / file).read_bytes() for run in (trained, "run")
@@ -414,7 +414,7 @@ def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2
     assert re.match(r"tinyllm: error: training diverged in step \d+: .*; lower --learning-rate", lines[-1])
     # A line for each return to a checkpoint, and one for what led there.
-    assert len(lines) <= 11
+    assert len(lines) <= 12
     assert re.search(
         r"\(now 1e\+38\) or raise --warmup-steps \(now 1\), with --resume or in a new run", lines[-1]
     )

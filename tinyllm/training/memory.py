@@ -50,7 +50,7 @@ class Memory:
         if self.evaluation > self.batches + self.activations:
             parts["evaluation in place of these"] = self.evaluation
         large = [f"{_shown(size)} {name}" for name, size in parts.items() if size > self.total / 50]
-        return f"about {_shown(self.total)} of memory ({', '.join(large)})"
+        return f"about {_shown(self.total)} of memory" + (f" ({', '.join(large)})" if large else "")
 
 
 def estimate_memory(model: ModelConfig, train: TrainConfig, workers: int) -> Memory:
