@@ -153,7 +153,7 @@ def test_integer_inputs_are_constants() -> None:
     ("fn", "x", "kinks"),
     [
         (ops.relu, [-1.0, 0.0, 2.0], {1}),
-        (ops.absolute, [0.0, 1.0, 1e-9, 1e-4], {0, 2}),
+        (ops.absolute, [0.0, 1.0, 1e-9, 1e-4], {0}),
         (ops.max, [1.0, 3.0, 3.0], {1, 2}),
         (lambda x: ops.clip(x, -1.0, 1.0), [-1.0, 0.5, 1.0], {0, 2}),
         (lambda x: ops.maximum(x, 0.5), [0.5, 2.0], {0}),
@@ -304,7 +304,8 @@ def test_functions_that_cannot_be_checked() -> None:
         gradcheck(lambda x: x.data, A)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose one of"):
         gradcheck(ops.exp, A, method="guess")  # type: ignore[arg-type]
-    assert "no numerical derivative" in failure(np.sqrt, lambda c, x: c, np.zeros(3)).cause
+    with pytest.raises(GradientError, match="no numerical derivative"):
+        check_vjp(np.sqrt, lambda c, x: c, np.zeros(3), nearby=False)
 
 
 def test_names_of_arguments() -> None:

@@ -10,6 +10,8 @@ Sources: Squire and Trapp, "Using complex variables to estimate derivatives of r
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -26,11 +28,14 @@ Function = Callable[..., Any]
 Direction = int | Array
 """What moves: one element by its flat index, or all elements along an array of the input's shape."""
 
-COMPLEX_STEP = 1e-20
-"""Nothing is subtracted in the complex step, so it may be far below the precision of x."""
+COMPLEX_STEP = 1e-100
+"""Nothing is subtracted in the complex step, so it may be far below the precision of x: relative to it, or to 1."""
+
+EPSILON = float(np.finfo(np.float64).eps)
+SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
 
 STEPS = tuple(2.0 ** -(3 + 2 * k) for k in range(13))
-"""The steps of the central differences, each a quarter of the one before, relative to the size of x."""
+"""The steps of the central differences, each a quarter of the one before, relative to a scale of x."""
 
 LEVELS = 4
 """How many times differences are extrapolated to step 0: errors of order 2, 4, 6 and 8."""
@@ -47,32 +52,52 @@ class Derivative:
     Attributes:
         value: the estimate. error: a bound on its error, from the differences themselves.
         magnitude: sum(|cotangent * df|), which rounding errors of a gradient are relative to.
-        low, high: the smaller and the larger one-sided derivative; both `value` where f is smooth.
+        forward, backward: the one-sided derivatives; both `value` where f is smooth.
+        size: the largest |cotangent * f| among the outputs that move. reach: the step over which f was seen to follow
+        its derivative: what rounding hides of f, of this size, it hides of the derivative over this step.
         kink: whether the one-sided derivatives disagree however small the step.
     """
 
     value: float
     error: float
     magnitude: float
-    low: float
-    high: float
+    forward: float
+    backward: float
+    size: float
+    reach: float
     kink: bool = False
 
 
-@dataclass(frozen=True)
+UNKNOWN = Derivative(math.nan, math.inf, math.nan, math.nan, math.nan, math.nan, math.nan)
+"""Where no step lies in the domain of f."""
+
+
 class NumericGradient:
     """Derivatives by single elements of one input: `indices` are flat, the other arrays are beside them.
 
-    Attributes are those of `Derivative`, as arrays of shape (number of indices,).
+    Attributes are those of `Derivative`, as arrays of shape (number of indices,); low and high are the smaller and the
+    larger of the one-sided derivatives.
     """
 
-    indices: Array
-    values: Array
-    errors: Array
-    magnitudes: Array
-    lows: Array
-    highs: Array
-    kinks: Array
+    def __init__(self, indices: Iterable[int], derivatives: Sequence[Derivative]) -> None:
+        def gathered(name: str) -> Array:
+            return np.array([getattr(derivative, name) for derivative in derivatives], dtype=np.float64)
+
+        self.indices = np.array(indices, dtype=int)
+        self.values, self.errors, self.magnitudes = map(gathered, ("value", "error", "magnitude"))
+        self.forwards, self.backwards = gathered("forward"), gathered("backward")
+        self.lows = np.minimum(self.forwards, self.backwards)
+        self.highs = np.maximum(self.forwards, self.backwards)
+        self.sizes, self.reaches = gathered("size"), gathered("reach")
+        self.kinks = gathered("kink").astype(bool)
+
+    def replace(self, place: int, derivative: Derivative) -> None:
+        """Put a better derivative of the element at `place` among the indices."""
+        self.values[place], self.errors[place] = derivative.value, derivative.error
+        self.forwards[place], self.backwards[place] = derivative.forward, derivative.backward
+        self.lows[place], self.highs[place] = sorted((derivative.forward, derivative.backward))
+        self.magnitudes[place] = derivative.magnitude
+        self.sizes[place], self.reaches[place] = derivative.size, derivative.reach
 
 
 def moved(
@@ -101,18 +126,23 @@ def complex_step(
         >>> bool(abs(complex_step(np.exp, [x], 0, 1, np.ones(2)).value - np.exp(2.0)) < 1e-14)
         True
     """
-    arrays, _ = moved(inputs, position, direction, COMPLEX_STEP * 1j, np.complex128)
-    slopes = np.imag(_call(f, arrays)) / COMPLEX_STEP
+    step = COMPLEX_STEP * min(own_scale(inputs[position], direction), 1.0)
+    arrays, _ = moved(inputs, position, direction, step * 1j, np.complex128)
+    output = _call(f, arrays)
+    slopes = np.imag(output) / step
     value = float((slopes * cotangent).sum())
     magnitude = float(np.abs(slopes * cotangent).sum())
-    error = 4 * float(np.finfo(np.float64).eps) * magnitude
-    return Derivative(value, error, magnitude, value, value)
+    error = 4 * EPSILON * magnitude + 8 * step**2  # that of the third derivative
+    error += 4 * float(np.abs(cotangent).sum()) * SMALLEST / step
+    size = float(np.abs(cotangent * np.real(output) * (slopes != 0)).max(initial=0))
+    return Derivative(value, error, magnitude, value, value, size, unit(inputs[position]))
 
 
 @dataclass
 class _Row:
     """What one step of the central differences gives."""
 
+    step: float
     extrapolated: list[float]
     forward: float
     backward: float
@@ -133,16 +163,22 @@ def central_differences(
     cotangent: Array,
     base: Array | None = None,
     growth: float = 1.0,
+    scales: Sequence[float] = (),
 ) -> Derivative:
     """The derivative from differences over a sweep of steps, extrapolated to step 0 (Ridders).
 
     Large steps suffer from the curvature of f and small ones from rounding; the estimate with the least sum
     of both errors is taken. Steps at which f is not finite (outside its domain) are left out.
 
+    A function may vary over a unit of x ((x + 1).log() at 1e-10) or over the size of x (log(x) there): steps begin at
+    the larger, and once more at the smaller where the first did not come down to it. What the smaller ones say
+    counts where both cannot be true.
+
     Args:
         f: the function. inputs: its arrays. position: which of them moves. direction: how.
         cotangent: the weights of the outputs. base: f(*inputs) if known.
         growth: the rounding errors of f in units of its own precision.
+        scales: what the steps are relative to, the largest first, in place of the above.
 
     Example:
         >>> x = np.array([1.0, 2.0])
@@ -150,91 +186,140 @@ def central_differences(
         >>> bool(abs(derivative.value - np.exp(2.0)) < derivative.error < 1e-9)
         True
         >>> kinked = central_differences(np.abs, [np.zeros(1)], 0, 0, np.ones(1))
-        >>> kinked.kink, kinked.low, kinked.high
+        >>> kinked.kink, kinked.backward, kinked.forward
         (True, -1.0, 1.0)
     """
-    if base is None:
-        base = _call(f, inputs)
-    size = input_scale(inputs[position])
-    largest = 1.0 if isinstance(direction, int) else float(np.abs(direction).max(initial=0)) or 1.0
-    rows: list[_Row] = []
-    best = (math.inf, math.nan)
-    for step in STEPS:
-        row = _difference(f, inputs, position, direction, cotangent, base, step * size / largest, growth)
-        if row is None:
-            continue  # a step outside the domain
-        if rows:
-            best = min(best, _extrapolate(row, rows[-1]))
-        rows.append(row)
-        if len(rows) > 2 and best[0] <= 1e-11 * row.magnitude + 4 * row.noise and not _gap_stays(rows):
-            break
-    if len(rows) < 2:
-        return Derivative(math.nan, math.inf, math.nan, math.nan, math.nan)
-    return _result(rows, *best)
+    sweep = _Sweep(f, inputs, position, direction, cotangent, growth, base)
+    own = own_scale(inputs[position], direction)
+    wide, narrow = max(own, 1.0), min(own, 1.0)
+    best, smallest = UNKNOWN, math.inf
+    for scale in scales or ((wide, narrow) if wide > 64 * narrow else (wide,)):
+        if smallest > scale / 4 or best.kink:
+            derivative, smallest = sweep.run(scale)
+            best = _better(best, derivative)
+    return best
 
 
-def _difference(
-    f: Function,
-    inputs: Sequence[Array],
-    position: int,
-    direction: Direction,
-    cotangent: Array,
-    base: Array,
-    step: float,
-    growth: float,
-) -> _Row | None:
-    """Differences at one step, or None where f is not finite there."""
-    dtype = inputs[position].dtype
-    above, up = moved(inputs, position, direction, step, dtype)
-    below, down = moved(inputs, position, direction, -step, dtype)
-    plus, minus = _call(f, above), _call(f, below)
-    if not (np.isfinite(plus).all() and np.isfinite(minus).all()) or up == 0 or down == 0:
-        return None
-    wide = np.float64
-    change = plus.astype(wide) - minus
-    magnitude = float(np.abs(cotangent * change).sum()) / (up + down)
-    precision = max(float(np.finfo(dtype).eps), float(np.finfo(plus.dtype).eps))
-    size = np.where(change != 0, np.abs(plus) + np.abs(minus), 0)
-    total = float((np.abs(cotangent) * size).sum())
-    # Of many estimates the one that looks best is taken, so its error is given some room.
-    noise = 4 * growth * precision * total / (up + down)
-    if not isinstance(direction, int):  # the step of each element was rounded to the precision of x
-        noise += precision * magnitude * input_scale(inputs[position]) / step
-    return _Row(
-        [float((cotangent * change).sum()) / (up + down)],
-        float((cotangent * (plus.astype(wide) - base)).sum()) / up,
-        float((cotangent * (base.astype(wide) - minus)).sum()) / down,
-        magnitude,
-        noise,
-    )
+def _better(wide: Derivative, narrow: Derivative) -> Derivative:
+    """Of two estimates, the second from smaller steps, the one to believe."""
+    if math.isnan(wide.value) or math.isnan(narrow.value):
+        return wide if math.isnan(narrow.value) else narrow
+    if wide.kink:  # small steps may not reach across it, if they are not lost in rounding
+        return wide if narrow.error > 0.1 * abs(wide.forward - wide.backward) else narrow
+    apart = abs(wide.value - narrow.value)
+    if apart <= wide.error + narrow.error:
+        return narrow if narrow.error < wide.error else wide
+    if apart < 0.01 * abs(wide.value):  # another function close to x, or rounding: not known better
+        return dataclasses.replace(wide, error=wide.error + apart)
+    return narrow
 
 
-def _extrapolate(row: _Row, previous: _Row) -> tuple[float, float]:
-    """Extend `row` by Neville's scheme; the (error, value) of its best entry."""
-    best = (abs(row.extrapolated[0] - previous.extrapolated[0]) + row.noise, row.extrapolated[0])
+class _Sweep:
+    """Differences of one function along one direction, over steps of every size."""
+
+    def __init__(
+        self,
+        f: Function,
+        inputs: Sequence[Array],
+        position: int,
+        direction: Direction,
+        cotangent: Array,
+        growth: float,
+        base: Array | None,
+    ) -> None:
+        self.f, self.inputs, self.position, self.direction = f, inputs, position, direction
+        self.cotangent, self.growth = cotangent, growth
+        self.base = _call(f, inputs) if base is None else base
+        self.largest = 1.0 if isinstance(direction, int) else float(np.abs(direction).max(initial=0)) or 1.0
+        self.size = np.abs(self.base).astype(np.float64)  # of each output, up to a unit from x
+        self.moves = np.zeros(self.base.shape, dtype=bool)
+
+    def run(self, scale: float) -> tuple[Derivative, float]:
+        """The derivative from steps that begin at an eighth of `scale`, and the smallest of them."""
+        rows: list[_Row] = []
+        estimates: list[tuple[float, float, _Row]] = []  # spread, value, and where it comes from
+
+        def best(noise: float = 0.0) -> tuple[float, float, float]:
+            return min(
+                (spread + max(row.noise, noise / row.step), value, row.step)
+                for spread, value, row in estimates
+            )
+
+        for relative in STEPS:
+            row = self._difference(relative * scale / self.largest)
+            if row is None:
+                continue  # a step outside the domain
+            if rows:
+                estimates += _extrapolate(row, rows[-1])
+            rows.append(row)
+            if len(rows) > 2 and not _gap_stays(rows) and best()[0] <= 1e-11 * row.magnitude + 4 * row.noise:
+                return self._result(rows, *best()), row.step * self.largest
+        if len(rows) < 2:
+            return UNKNOWN, math.inf
+        # Rounding inside f may be larger than its values show. The smallest steps, where nothing else is left, do.
+        pairs = list(itertools.pairwise(rows[-4:]))
+        hidden = max(abs(b.extrapolated[0] - a.extrapolated[0]) * b.step for a, b in pairs)
+        return self._result(rows, *best(hidden)), rows[-1].step * self.largest
+
+    def _difference(self, step: float) -> _Row | None:
+        """Differences at one step, or None where f is not finite there."""
+        dtype = self.inputs[self.position].dtype
+        above, up = moved(self.inputs, self.position, self.direction, step, dtype)
+        below, down = moved(self.inputs, self.position, self.direction, -step, dtype)
+        plus, minus = _call(self.f, above), _call(self.f, below)
+        if not (np.isfinite(plus).all() and np.isfinite(minus).all()) or up == 0 or down == 0:
+            return None
+        wide = np.float64
+        size = np.maximum(self.size, np.maximum(np.abs(plus), np.abs(minus)))
+        if step <= 1:
+            self.size = size
+        self.moves |= (plus != self.base) | (minus != self.base)
+        change = plus.astype(wide) - minus
+        magnitude = float(np.abs(self.cotangent * change).sum()) / (up + down)
+        precision = max(float(np.finfo(dtype).eps), float(np.finfo(plus.dtype).eps))
+        smallest = float(np.finfo(plus.dtype).smallest_subnormal)
+        lost = np.where(self.moves, 2 * self.growth * precision * size + smallest, 0)
+        # Of many estimates the one that looks best is taken, so its error is given some room.
+        noise = 4 * float((np.abs(self.cotangent) * lost).sum()) / (up + down)
+        if not isinstance(self.direction, int):  # the step of each element was rounded to the precision of x
+            noise += precision * magnitude * input_scale(self.inputs[self.position]) / step
+        return _Row(
+            (up + down) / 2,
+            [float((self.cotangent * change).sum()) / (up + down)],
+            float((self.cotangent * (plus.astype(wide) - self.base)).sum()) / up,
+            float((self.cotangent * (self.base.astype(wide) - minus)).sum()) / down,
+            magnitude,
+            noise,
+        )
+
+    def _result(self, rows: Sequence[_Row], error: float, value: float, step: float) -> Derivative:
+        last, previous = rows[-1], rows[-2]
+        size = float(np.abs(self.cotangent * self.size * self.moves).max(initial=0))
+        reach = max(step, unit(self.inputs[self.position]))
+        magnitude = max(last.magnitude, abs(value))
+        varies = max(magnitude, *(row.magnitude for row in rows))
+        if not _gap_stays(rows) and error <= 1e-4 * varies + 32 * last.noise:
+            return Derivative(value, error, magnitude, value, value, size, reach)
+        slack = abs(last.forward - previous.forward) + abs(last.backward - previous.backward) + 2 * last.noise
+        magnitude = max(magnitude, abs(last.forward), abs(last.backward))
+        return Derivative(value, slack, magnitude, last.forward, last.backward, size, reach, kink=True)
+
+
+def _extrapolate(row: _Row, previous: _Row) -> list[tuple[float, float, _Row]]:
+    """Extend `row` by Neville's scheme; its entries, each with how far it is from those that it comes from."""
+    found = [(abs(row.extrapolated[0] - previous.extrapolated[0]), row.extrapolated[0], row)]
     for level, older in enumerate(previous.extrapolated[: LEVELS - 1]):
         last = row.extrapolated[level]
         value = last + (last - older) / (16.0 ** (level + 1) - 1)
         row.extrapolated.append(value)
-        best = min(best, (max(abs(value - last), abs(value - older)) + row.noise, value))
-    return best
+        found.append((max(abs(value - last), abs(value - older)), value, row))
+    return found
 
 
 def _gap_stays(rows: Sequence[_Row]) -> bool:
     """Whether the one-sided differences stay apart as the step shrinks, beyond what rounding explains."""
     last, previous = rows[-1], rows[-2]
     return last.gap > 0.5 * previous.gap and last.gap > 32 * last.noise
-
-
-def _result(rows: Sequence[_Row], error: float, value: float) -> Derivative:
-    last, previous = rows[-1], rows[-2]
-    magnitude = max(last.magnitude, abs(value))
-    if not _gap_stays(rows) and error <= 1e-4 * magnitude + 32 * last.noise:
-        return Derivative(value, error, magnitude, value, value)
-    slack = abs(last.forward - previous.forward) + abs(last.backward - previous.backward) + 2 * last.noise
-    low, high = sorted((last.forward, last.backward))
-    magnitude = max(magnitude, abs(low), abs(high))
-    return Derivative(value, slack, magnitude, low, high, kink=True)
 
 
 def is_analytic(
@@ -250,7 +335,8 @@ def is_analytic(
         if x.dtype.kind != "f" or x.size == 0:
             continue
         direction = generator.uniform(0.5, 1.0, x.shape) * generator.choice([-1.0, 1.0], x.shape)
-        arrays, _ = moved(inputs, position, direction, COMPLEX_STEP * 1j, np.complex128)
+        tiny = COMPLEX_STEP * unit(x)
+        arrays, _ = moved(inputs, position, direction, tiny * 1j, np.complex128)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", np.exceptions.ComplexWarning)
@@ -262,12 +348,16 @@ def is_analytic(
         if not np.allclose(output.real, base, rtol=1e-10, atol=1e-10 * input_scale(base)):
             return False
         disputed = np.ones(base.shape, dtype=bool)
-        for step in STEPS[4:]:  # smaller and smaller, so that no step has to cross a kink close to x
-            above, _ = moved(inputs, position, direction, step * input_scale(x), np.float64)
-            below, _ = moved(inputs, position, direction, -step * input_scale(x), np.float64)
-            slopes = (_call(f, above) - _call(f, below)) / (2 * step * input_scale(x))
+        for step in itertools.chain(*([h * scale for h in STEPS[4:]] for scale in {1.0, input_scale(x)})):
+            # Smaller and smaller, so that no step has to cross a kink close to x.
+            above, _ = moved(inputs, position, direction, step, np.float64)
+            below, _ = moved(inputs, position, direction, -step, np.float64)
+            with np.errstate(invalid="ignore"):
+                slopes = (_call(f, above) - _call(f, below)) / (2 * step)
             rough = 1e-5 * (np.abs(slopes) + input_scale(slopes) * 1e-2) + 1e-14 * np.abs(base) / step
-            disputed &= ~(np.abs(output.imag / COMPLEX_STEP - slopes) <= rough)
+            disputed &= ~(np.abs(output.imag / tiny - slopes) <= rough + 16 * SMALLEST / tiny)
+            if not disputed.any():
+                break
         if disputed.any():
             return False
     return True
@@ -287,9 +377,9 @@ def rounding_growth(f: Function, inputs: Sequence[Array]) -> float:
     comparable = rounded.dtype == np.float32 and exact.dtype == np.float64 and rounded.shape == exact.shape
     if not comparable or not (np.isfinite(rounded).all() and np.isfinite(exact).all()):
         return 16.0
-    lost = float(np.abs(rounded - exact).max(initial=0)) / (
-        float(np.finfo(np.float32).eps) * input_scale(exact)
-    )
+    narrowest = np.finfo(np.float32)
+    errors = np.maximum(np.abs(rounded - exact) - float(narrowest.tiny), 0)  # what underflows is not rounding
+    lost = float(errors.max(initial=0)) / input_scale(exact) / float(narrowest.eps)
     return min(max(lost, 1.0), 1e4)
 
 
@@ -297,6 +387,12 @@ def input_scale(x: Array) -> float:
     """The largest finite magnitude in x; 1 where there is none."""
     magnitudes = np.abs(x[np.isfinite(x)])
     return float(magnitudes.max(initial=0)) or 1.0
+
+
+def own_scale(x: Array, direction: Direction) -> float:
+    """The magnitude of what moves: of one element, or of x where that is 0 or all of it moves."""
+    own = abs(float(x.flat[direction])) if isinstance(direction, int) else 0.0
+    return own or input_scale(x)
 
 
 def unit(x: Array) -> float:
@@ -321,22 +417,14 @@ def numeric_gradient(
         growth: the rounding errors of f in units of its own precision.
     """
     base = None if analytic else _call(f, inputs)
-    wanted = range(inputs[position].size) if indices is None else list(indices)
+    wanted = list(range(inputs[position].size) if indices is None else indices)
     derivatives = []
     for index in wanted:
         if analytic:
             derivatives.append(complex_step(f, inputs, position, int(index), cotangent))
         else:
             derivatives.append(central_differences(f, inputs, position, int(index), cotangent, base, growth))
-    return NumericGradient(
-        np.array(wanted, dtype=int),
-        np.array([d.value for d in derivatives], dtype=np.float64),
-        np.array([d.error for d in derivatives], dtype=np.float64),
-        np.array([d.magnitude for d in derivatives], dtype=np.float64),
-        np.array([d.low for d in derivatives], dtype=np.float64),
-        np.array([d.high for d in derivatives], dtype=np.float64),
-        np.array([d.kink for d in derivatives], dtype=bool),
-    )
+    return NumericGradient(wanted, derivatives)
 
 
 def numerical_gradient(
