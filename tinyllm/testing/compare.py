@@ -105,6 +105,10 @@ class Comparison:
         self.inputs = self._widened()
         self.precision = self.epsilon if self.inputs is problem.inputs else numeric.EPSILON
         self.found = self._wide_gradients()
+        self.scatter = self._scatter(self.given, problem.inputs, output.dtype)
+        self.wide_scatter = (
+            self.scatter if self.found is self.given else self._scatter(self.found, self.inputs, np.float64)
+        )
         self.analytic = self._analytic()
         self.tally = Tally()
         self.kinks: list[tuple[int, int, float]] = []  # position, flat index, derivative forwards
@@ -138,6 +142,22 @@ class Comparison:
         wide = [np.asarray(g) if g is not None else np.zeros(0) for g in found]
         same = [(g.shape, bool(np.isfinite(g).all())) for g in wide] == [(g.shape, True) for g in self.given]
         return wide if same else self.given
+
+    def _scatter(self, found: Sequence[Array], inputs: Sequence[Array], dtype: Any) -> list[float]:
+        """How far rounding moves each gradient: what a last bit of the upstream gradient changes in any element.
+
+        Terms may cancel in a backward that the function does not show, as the mean that a softmax of one subtracts.
+        """
+        scatter = [0.0 for _ in found]
+        for _ in range(2):
+            rounding = self.problem.generator.uniform(-2, 2, self.cotangent.shape) * np.finfo(dtype).eps
+            cotangent = (self.cotangent * (1 + rounding)).astype(dtype)
+            again = self.problem.analytic(cotangent, *[x.copy() for x in inputs])
+            for position, (before, after) in enumerate(zip(found, again, strict=True)):
+                if before.size and after is not None and np.shape(after) == before.shape:
+                    change = float(np.abs(np.asarray(after, np.float64) - before).max())
+                    scatter[position] = max(scatter[position], change)
+        return scatter
 
     def _analytic(self) -> bool:
         method = self.problem.method
@@ -188,12 +208,12 @@ class Comparison:
     ) -> None:
         """Compare with the gradients in float64, or with those in the dtype of the inputs."""
         gradient = found[position].reshape(-1)[derivatives.indices].astype(np.float64)
-        errors, tolerances = self._errors(gradient, derivatives, found[position].dtype)
+        errors, tolerances = self._errors(position, derivatives, found)
         sizes = np.maximum(np.abs(gradient), np.abs(derivatives.values))
         doubtful = np.flatnonzero((tolerances > 0.1 * sizes) & (sizes > 0))
         for place in doubtful[np.argsort(-sizes[doubtful])][: SAMPLE // 4]:
             self._look_further(position, derivatives, int(place))
-        errors, tolerances = self._errors(gradient, derivatives, found[position].dtype)
+        errors, tolerances = self._errors(position, derivatives, found)
         known = np.isfinite(derivatives.values)
         for error, tolerance in zip(errors[known].tolist(), tolerances[known].tolist(), strict=True):
             self.tally.add(error, tolerance)
@@ -237,9 +257,11 @@ class Comparison:
             self.unknown.append(GradientError(cause, name, position))
 
     def _errors(
-        self, gradient: Array, derivatives: numeric.NumericGradient, dtype: Any
+        self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
     ) -> tuple[Array, Array]:
         """How far each element is from its derivative (or from the one-sided ones), and how far it may be."""
+        gradient = found[position].reshape(-1)[derivatives.indices].astype(np.float64)
+        dtype = found[position].dtype
         below, above = derivatives.lows - gradient, gradient - derivatives.highs
         errors = np.maximum(np.maximum(below, above), 0)
         scale = float(np.abs(derivatives.values).max(initial=0))
@@ -247,6 +269,7 @@ class Comparison:
         # derivative is not known better than over the way on which it is straight.
         terms = derivatives.magnitudes + derivatives.sizes / derivatives.reaches
         rounding = float(np.finfo(dtype).eps) * self.growth * SAFETY * terms
+        rounding += SAFETY * (self.wide_scatter if found is self.found else self.scatter)[position]
         rounding += SAFETY * float(np.finfo(dtype).smallest_subnormal)
         return errors, derivatives.errors + rounding + self.problem.rtol * scale + self.problem.atol
 
@@ -364,8 +387,7 @@ class Comparison:
     def _finding(
         self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
     ) -> Finding:
-        gradient = found[position].reshape(-1)[derivatives.indices].astype(np.float64)
-        errors, tolerances = self._errors(gradient, derivatives, found[position].dtype)
+        errors, tolerances = self._errors(position, derivatives, found)
         errors = np.where(np.isfinite(derivatives.values), errors, 0)
         worst = int(np.argmax(errors - tolerances))
         scale = float(np.abs(derivatives.values).max(initial=0)) or 1.0
