@@ -298,10 +298,10 @@ def _taken_as_constant(finding: Finding) -> Candidates:
             ("mean", [ones]),
             ("variance", [x - x.mean(axis=axis, keepdims=True)]),
             ("mean square", [x]),
-            ("mean and variance", [ones, x]),
         ]
         if finding.output.shape == x.shape:
-            directions.insert(1, ("sum over the outputs", [finding.output.astype(np.float64)]))
+            directions.append(("sum over the outputs", [finding.output.astype(np.float64)]))
+        directions.append(("mean and variance", [ones, x]))
         for name, columns in directions:
             if x.shape[axis] >= len(columns) + 2:
                 fitted = _fitted(np.moveaxis(missing, axis, -1), [np.moveaxis(v, axis, -1) for v in columns])
@@ -401,7 +401,7 @@ def _number(value: float) -> str:
 
 
 EXPLANATIONS: tuple[Callable[[Finding], Candidates], ...] = (
-    _zero, _not_linear, _factor, _reordered, _exchanged, _slice, _another_input, _forwards, _one_use,
-    _output_for_input, _taken_as_constant, _inner_transpose, _partly,
+    _zero, _not_linear, _factor, _reordered, _exchanged, _slice, _another_input, _forwards,
+    _output_for_input, _taken_as_constant, _one_use, _inner_transpose, _partly,
 )  # fmt: skip
 """All explanations, the most specific first."""

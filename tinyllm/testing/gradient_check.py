@@ -216,8 +216,8 @@ def _comparison(problem: Problem) -> Comparison:
 def _nearby(problem: Problem) -> Problem | None:
     """The same problem at inputs without zeros and equal elements, which hide mistakes: x and y exchanged, say.
 
-    None where there are few of these, or the function or its backward takes no other inputs. Signs stay, because
-    functions often have a sign as their domain.
+    None where there are few of these, or the function or its backward takes no such inputs. Zeros become numbers of both
+    signs, or positive ones where the function takes no others; the signs of other numbers stay.
     """
     floats = [x for x in problem.inputs if x.dtype.kind == "f" and x.size]
     if not problem.nearby or not floats:
@@ -227,19 +227,22 @@ def _nearby(problem: Problem) -> Problem | None:
     if magnitudes.size - distinct < 0.1 * magnitudes.size:
         return None
 
-    def away(x: Array) -> Array:
+    def away(x: Array, signs: tuple[int, ...]) -> Array:
         factors = problem.generator.uniform(0.25, 0.75, x.shape)
-        found = np.where(np.abs(x) < 1e-3, np.where(x < 0, -1, 1) * factors, x * (0.75 + factors))
-        return np.asarray(found).astype(x.dtype)
+        around_zero = problem.generator.choice(signs, x.shape) * factors
+        return np.asarray(np.where(np.abs(x) < 1e-3, around_zero, x * (0.75 + factors))).astype(x.dtype)
 
-    inputs = [away(x) if x.dtype.kind == "f" else x for x in problem.inputs]
-    try:
-        with np.errstate(all="ignore"):
-            output = np.asarray(problem.evaluate(*[x.copy() for x in inputs]))
-            problem.analytic(np.ones_like(output), *[x.copy() for x in inputs])
-    except Exception:  # outside the domain of what is checked, whatever it raises there
-        return None
-    return dataclasses.replace(problem, inputs=inputs) if np.isfinite(output).all() else None
+    for signs in ((-1, 1), (1,)):
+        inputs = [away(x, signs) if x.dtype.kind == "f" else x for x in problem.inputs]
+        try:
+            with np.errstate(all="ignore"):
+                output = np.asarray(problem.evaluate(*[x.copy() for x in inputs]))
+                problem.analytic(np.ones_like(output), *[x.copy() for x in inputs])
+        except Exception:  # outside the domain of what is checked, whatever it raises there
+            continue
+        if np.isfinite(output).all():
+            return dataclasses.replace(problem, inputs=inputs)
+    return None
 
 
 def _array(output: Any) -> Array:

@@ -318,7 +318,8 @@ def _extrapolate(row: _Row, previous: _Row) -> list[tuple[float, float, _Row]]:
 
 def _gap_stays(rows: Sequence[_Row]) -> bool:
     """Whether the one-sided differences stay apart as the step shrinks, beyond what rounding explains."""
-    last, previous = rows[-1], rows[-2]
+    clear = [row for row in rows if 64 * row.noise < max(abs(row.forward), abs(row.backward))]
+    previous, last = (clear if len(clear) > 1 else rows)[-2:]
     return last.gap > 0.5 * previous.gap and last.gap > 32 * last.noise
 
 
