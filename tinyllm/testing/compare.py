@@ -200,7 +200,7 @@ class Comparison:
             self._compare_gradients(position, derivatives, found)
         self.kinks += [
             (position, int(derivatives.indices[place]), float(derivatives.forwards[place]))
-            for place in np.flatnonzero(derivatives.kinks)
+            for place in np.flatnonzero(derivatives.kinks & np.isfinite(derivatives.errors))
         ]
 
     def _compare_gradients(
@@ -233,7 +233,7 @@ class Comparison:
         apart = abs(far.value - derivatives.values[place])
         error, reach = derivatives.errors[place], derivatives.reaches[place]
         hidden = error + self.precision * self.growth * SAFETY * derivatives.sizes[place] / reach
-        straight = not far.kink and far.reach > reach and far.error <= max(error, 1e-3 * abs(far.value))
+        straight = not far.kink and math.isfinite(error) and far.reach > reach and far.error <= max(error, 1e-3 * abs(far.value))
         if straight and apart <= hidden + far.error:
             derivatives.replace(place, far)
 
@@ -267,11 +267,14 @@ class Comparison:
         scale = float(np.abs(derivatives.values).max(initial=0))
         # A sum is known to the rounding of its terms. And the function is only known to rounding, so that its
         # derivative is not known better than over the way on which it is straight.
-        terms = derivatives.magnitudes + derivatives.sizes / derivatives.reaches
+        lost = (derivatives.sizes == 0) & (gradient != 0)  # or it moves nothing because all of it is lost in rounding
+        whole = float(np.abs(self.cotangent * self.output).max(initial=0))
+        terms = derivatives.magnitudes + np.where(lost, whole, derivatives.sizes) / derivatives.reaches
         rounding = float(np.finfo(dtype).eps) * self.growth * SAFETY * terms
         rounding += SAFETY * (self.wide_scatter if found is self.found else self.scatter)[position]
         rounding += SAFETY * float(np.finfo(dtype).smallest_subnormal)
-        return errors, derivatives.errors + rounding + self.problem.rtol * scale + self.problem.atol
+        tolerances = derivatives.errors + rounding + self.problem.rtol * scale + self.problem.atol
+        return errors, np.nan_to_num(tolerances, nan=np.inf, posinf=np.inf)
 
     def _compare_kinks_together(self) -> None:
         """Where several elements are at one kink, such as equal maxima, their gradients are not free: moved together

@@ -20,6 +20,10 @@ from tinyllm.testing.numeric import METHODS, Function, Method
 from tinyllm.testing.report import GradientError, shape_cause
 
 
+SMALL, LARGE = 1e-3, 1e9
+"""Magnitudes beyond which an input is checked at others too: what rounding hides there is seen at those."""
+
+
 def gradcheck(
     fn: Callable[..., Tensor],
     inputs: Any,
@@ -214,7 +218,8 @@ def _comparison(problem: Problem) -> Comparison:
 
 
 def _nearby(problem: Problem) -> Problem | None:
-    """The same problem at inputs without zeros and equal elements, which hide mistakes: x and y exchanged, say.
+    """The same problem at inputs without zeros and equal elements, which hide mistakes (x and y exchanged, say), and
+    without numbers so large that rounding does.
 
     None where there are few of these, or the function or its backward takes no such inputs. Zeros become numbers of both
     signs, or positive ones where the function takes no others; the signs of other numbers stay.
@@ -223,14 +228,15 @@ def _nearby(problem: Problem) -> Problem | None:
     if not problem.nearby or not floats:
         return None
     magnitudes = np.abs(np.concatenate([x.reshape(-1) for x in floats]))
-    distinct = np.unique(magnitudes[magnitudes >= 1e-3]).size
+    distinct = np.unique(magnitudes[(magnitudes >= SMALL) & (magnitudes <= LARGE)]).size
     if magnitudes.size - distinct < 0.1 * magnitudes.size:
         return None
 
     def away(x: Array, signs: tuple[int, ...]) -> Array:
         factors = problem.generator.uniform(0.25, 0.75, x.shape)
         around_zero = problem.generator.choice(signs, x.shape) * factors
-        return np.asarray(np.where(np.abs(x) < 1e-3, around_zero, x * (0.75 + factors))).astype(x.dtype)
+        near = np.where(np.abs(x) > LARGE, np.sign(x), x) * (0.75 + factors)
+        return np.asarray(np.where(np.abs(x) < SMALL, around_zero, near)).astype(x.dtype)
 
     for signs in ((-1, 1), (1,)):
         inputs = [away(x, signs) if x.dtype.kind == "f" else x for x in problem.inputs]

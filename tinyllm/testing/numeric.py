@@ -195,18 +195,22 @@ def central_differences(
     best, smallest = UNKNOWN, math.inf
     for scale in scales or ((wide, narrow) if wide > 64 * narrow else (wide,)):
         if smallest > scale / 4 or best.kink:
-            derivative, smallest = sweep.run(scale)
-            best = _better(best, derivative)
+            derivative, smallest, settled = sweep.run(scale)
+            best = _better(best, derivative, settled)
+    if own > 1 and smallest == math.inf:  # x is so large that a unit is lost in it: a sine there is noise
+        return dataclasses.replace(best, error=math.inf)
     return best
 
 
-def _better(wide: Derivative, narrow: Derivative) -> Derivative:
-    """Of two estimates, the second from smaller steps, the one to believe."""
+def _better(wide: Derivative, narrow: Derivative, settled: bool) -> Derivative:
+    """Of two estimates, the second from smaller steps, the one to believe. settled: whether those steps agree."""
     if math.isnan(wide.value) or math.isnan(narrow.value):
         return wide if math.isnan(narrow.value) else narrow
+    apart = abs(wide.value - narrow.value)
+    if settled and not narrow.kink and (wide.kink or apart > 0.5 * abs(narrow.value)):
+        return narrow
     if wide.kink:  # small steps may not reach across it, if they are not lost in rounding
         return wide if narrow.error > 0.1 * abs(wide.forward - wide.backward) else narrow
-    apart = abs(wide.value - narrow.value)
     if apart <= wide.error + narrow.error:
         return narrow if narrow.error < wide.error else wide
     if apart < 0.01 * abs(wide.value):  # another function close to x, or rounding: not known better
@@ -234,8 +238,9 @@ class _Sweep:
         self.size = np.abs(self.base).astype(np.float64)  # of each output, up to a unit from x
         self.moves = np.zeros(self.base.shape, dtype=bool)
 
-    def run(self, scale: float) -> tuple[Derivative, float]:
-        """The derivative from steps that begin at an eighth of `scale`, and the smallest of them."""
+    def run(self, scale: float) -> tuple[Derivative, float, bool]:
+        """The derivative from steps that begin at an eighth of `scale`, the smallest of them, and whether they agree
+        with each other, whatever rounding there may be."""
         rows: list[_Row] = []
         estimates: list[tuple[float, float, _Row]] = []  # spread, value, and where it comes from
 
@@ -253,13 +258,15 @@ class _Sweep:
                 estimates += _extrapolate(row, rows[-1])
             rows.append(row)
             if len(rows) > 2 and not _gap_stays(rows) and best()[0] <= 1e-11 * row.magnitude + 4 * row.noise:
-                return self._result(rows, *best()), row.step * self.largest
+                return self._result(rows, *best()), row.step * self.largest, True
         if len(rows) < 2:
-            return UNKNOWN, math.inf
+            return UNKNOWN, math.inf, False
         # Rounding inside f may be larger than its values show. The smallest steps, where nothing else is left, do.
         pairs = list(itertools.pairwise(rows[-4:]))
         hidden = max(abs(b.extrapolated[0] - a.extrapolated[0]) * b.step for a, b in pairs)
-        return self._result(rows, *best(hidden)), rows[-1].step * self.largest
+        spread, value, _ = min(estimates, key=lambda estimate: estimate[0])
+        settled = spread < 1e-3 * abs(value)
+        return self._result(rows, *best(hidden)), rows[-1].step * self.largest, settled
 
     def _difference(self, step: float) -> _Row | None:
         """Differences at one step, or None where f is not finite there."""
@@ -355,8 +362,10 @@ def is_analytic(
             below, _ = moved(inputs, position, direction, -step, np.float64)
             with np.errstate(invalid="ignore"):
                 slopes = (_call(f, above) - _call(f, below)) / (2 * step)
-            rough = 1e-5 * (np.abs(slopes) + input_scale(slopes) * 1e-2) + 1e-14 * np.abs(base) / step
-            disputed &= ~(np.abs(output.imag / tiny - slopes) <= rough + 16 * SMALLEST / tiny)
+            large = np.abs(slopes) + input_scale(slopes) * 1e-2
+            lost = 1e-14 * np.abs(base) / step
+            agrees = np.abs(output.imag / tiny - slopes) <= 1e-5 * large + lost + 16 * SMALLEST / tiny
+            disputed &= ~(agrees & (lost <= 1e-2 * large))
             if not disputed.any():
                 break
         if disputed.any():
@@ -393,12 +402,12 @@ def input_scale(x: Array) -> float:
 def own_scale(x: Array, direction: Direction) -> float:
     """The magnitude of what moves: of one element, or of x where that is 0 or all of it moves."""
     own = abs(float(x.flat[direction])) if isinstance(direction, int) else 0.0
-    return own or input_scale(x)
+    return max(own or input_scale(x), 1e-150)  # below, steps and what they do would underflow
 
 
 def unit(x: Array) -> float:
     """The change of x over which a function is taken to vary: 1, or the size of x where that is smaller."""
-    return min(input_scale(x), 1.0)
+    return min(max(input_scale(x), 1e-150), 1.0)
 
 
 def numeric_gradient(
