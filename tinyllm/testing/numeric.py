@@ -148,6 +148,7 @@ class _Row:
     backward: float
     magnitude: float
     noise: float
+    shown: float  # the part of the noise that the values at this step show
 
     @property
     def gap(self) -> float:
@@ -163,7 +164,6 @@ def central_differences(
     cotangent: Array,
     base: Array | None = None,
     growth: float = 1.0,
-    scales: Sequence[float] = (),
 ) -> Derivative:
     """The derivative from differences over a sweep of steps, extrapolated to step 0 (Ridders).
 
@@ -178,7 +178,6 @@ def central_differences(
         f: the function. inputs: its arrays. position: which of them moves. direction: how.
         cotangent: the weights of the outputs. base: f(*inputs) if known.
         growth: the rounding errors of f in units of its own precision.
-        scales: what the steps are relative to, the largest first, in place of the above.
 
     Example:
         >>> x = np.array([1.0, 2.0])
@@ -193,8 +192,8 @@ def central_differences(
     own = own_scale(inputs[position], direction)
     wide, narrow = max(own, 1.0), min(own, 1.0)
     best, smallest = UNKNOWN, math.inf
-    for scale in scales or ((wide, narrow) if wide > 64 * narrow else (wide,)):
-        if smallest > scale / 4 or best.kink:
+    for scale in (wide, narrow) if wide > 64 * narrow else (wide,):
+        if smallest > scale / 64 or best.kink:
             derivative, smallest, settled = sweep.run(scale)
             best = _better(best, derivative, settled)
     if own > 1 and smallest == math.inf:  # x is so large that a unit is lost in it: a sine there is noise
@@ -202,13 +201,57 @@ def central_differences(
     return best
 
 
-def _better(wide: Derivative, narrow: Derivative, settled: bool) -> Derivative:
-    """Of two estimates, the second from smaller steps, the one to believe. settled: whether those steps agree."""
+def straight_difference(
+    f: Function, inputs: Sequence[Array], position: int, index: int, cotangent: Array, growth: float = 1.0
+) -> Derivative:
+    """The derivative by one element from the longest way on which f is straight, beyond a unit of x.
+
+    What is added to a large number is lost in rounding over small steps, and shows over long ones. UNKNOWN where f is
+    not straight.
+    """
+    sweep = _Sweep(f, inputs, position, index, cotangent, growth, None)
+    found = UNKNOWN
+    for power in (0, 4, 8, 12, 16, 20):
+        row = sweep.difference(2.0**power * max(1.0, own_scale(inputs[position], index)))
+        if row is None:
+            break
+        if row.magnitude > 0:
+            value, bent = row.extrapolated[0], row.gap - 2 * row.noise
+            if not math.isnan(found.value):
+                bent = max(bent, abs(value - found.value) - found.error - row.noise)
+            if bent > 1e-6 * row.magnitude:
+                break
+            error = row.noise + 1e-6 * row.magnitude
+            found = Derivative(value, error, row.magnitude, value, value, sweep.moved_size(), row.step)
+    return found
+
+
+def sizes_far_away(
+    f: Function, inputs: Sequence[Array], position: int, index: int, cotangent: Array
+) -> float:
+    """The largest |cotangent * f| among the outputs that depend on one element at all: that change over long ways."""
+    base = _call(f, inputs)
+    changes = np.zeros(base.shape, dtype=bool)
+    for step in (2.0**6, -(2.0**6), 2.0**20, -(2.0**20)):
+        away, _ = moved(
+            inputs,
+            position,
+            index,
+            step * max(1.0, own_scale(inputs[position], index)),
+            inputs[position].dtype,
+        )
+        changes |= _call(f, away) != base
+    return float(np.abs(cotangent * base * changes).max(initial=0))
+
+
+def _better(wide: Derivative, narrow: Derivative, settled: Derivative | None) -> Derivative:
+    """Of two estimates, the second from smaller steps, the one to believe. settled: the second one, if its steps agree
+    with each other so well that no rounding is hidden inside f."""
     if math.isnan(wide.value) or math.isnan(narrow.value):
         return wide if math.isnan(narrow.value) else narrow
     apart = abs(wide.value - narrow.value)
-    if settled and not narrow.kink and (wide.kink or apart > 0.5 * abs(narrow.value)):
-        return narrow
+    if settled and not settled.kink and (wide.kink or apart > 0.5 * abs(settled.value)):
+        return settled
     if wide.kink:  # small steps may not reach across it, if they are not lost in rounding
         return wide if narrow.error > 0.1 * abs(wide.forward - wide.backward) else narrow
     if apart <= wide.error + narrow.error:
@@ -238,37 +281,40 @@ class _Sweep:
         self.size = np.abs(self.base).astype(np.float64)  # of each output, up to a unit from x
         self.moves = np.zeros(self.base.shape, dtype=bool)
 
-    def run(self, scale: float) -> tuple[Derivative, float, bool]:
-        """The derivative from steps that begin at an eighth of `scale`, the smallest of them, and whether they agree
-        with each other, whatever rounding there may be."""
+    def run(self, scale: float) -> tuple[Derivative, float, Derivative | None]:
+        """The derivative from steps that begin at an eighth of `scale`, the smallest of them, and the derivative
+        without rounding that values do not show, if the steps agree well enough with each other to say so."""
         rows: list[_Row] = []
         estimates: list[tuple[float, float, _Row]] = []  # spread, value, and where it comes from
 
-        def best(noise: float = 0.0) -> tuple[float, float, float]:
+        def best(hidden: float = 0.0) -> tuple[float, float, float]:
             return min(
-                (spread + max(row.noise, noise / row.step), value, row.step)
-                for spread, value, row in estimates
+                (spread + max(row.noise, hidden / row.step), v, row.step) for spread, v, row in estimates
             )
 
+        hidden = 0.0
         for relative in STEPS:
-            row = self._difference(relative * scale / self.largest)
+            row = self.difference(relative * scale / self.largest)
             if row is None:
                 continue  # a step outside the domain
             if rows:
                 estimates += _extrapolate(row, rows[-1])
             rows.append(row)
             if len(rows) > 2 and not _gap_stays(rows) and best()[0] <= 1e-11 * row.magnitude + 4 * row.noise:
-                return self._result(rows, *best()), row.step * self.largest, True
-        if len(rows) < 2:
-            return UNKNOWN, math.inf, False
-        # Rounding inside f may be larger than its values show. The smallest steps, where nothing else is left, do.
-        pairs = list(itertools.pairwise(rows[-4:]))
-        hidden = max(abs(b.extrapolated[0] - a.extrapolated[0]) * b.step for a, b in pairs)
-        spread, value, _ = min(estimates, key=lambda estimate: estimate[0])
-        settled = spread < 1e-3 * abs(value)
+                break
+        else:
+            if len(rows) < 2:
+                return UNKNOWN, math.inf, None
+            # Rounding inside f may be larger than its values show. The smallest steps, where nothing else is left, do.
+            pairs = itertools.pairwise(rows[-4:])
+            hidden = max(abs(b.extrapolated[0] - a.extrapolated[0]) * b.step for a, b in pairs)
+        settled = None
+        spread, value, row = min(estimates, key=lambda estimate: estimate[0] + estimate[2].shown)
+        if spread < 1e-3 * abs(value):
+            settled = self._result(rows, spread + row.shown, value, row.step)
         return self._result(rows, *best(hidden)), rows[-1].step * self.largest, settled
 
-    def _difference(self, step: float) -> _Row | None:
+    def difference(self, step: float) -> _Row | None:
         """Differences at one step, or None where f is not finite there."""
         dtype = self.inputs[self.position].dtype
         above, up = moved(self.inputs, self.position, self.direction, step, dtype)
@@ -277,7 +323,8 @@ class _Sweep:
         if not (np.isfinite(plus).all() and np.isfinite(minus).all()) or up == 0 or down == 0:
             return None
         wide = np.float64
-        size = np.maximum(self.size, np.maximum(np.abs(plus), np.abs(minus)))
+        here = np.maximum(np.abs(plus), np.abs(minus)).astype(wide)
+        size = np.maximum(self.size, here)
         if step <= 1:
             self.size = size
         self.moves |= (plus != self.base) | (minus != self.base)
@@ -285,9 +332,12 @@ class _Sweep:
         magnitude = float(np.abs(self.cotangent * change).sum()) / (up + down)
         precision = max(float(np.finfo(dtype).eps), float(np.finfo(plus.dtype).eps))
         smallest = float(np.finfo(plus.dtype).smallest_subnormal)
-        lost = np.where(self.moves, 2 * self.growth * precision * size + smallest, 0)
         # Of many estimates the one that looks best is taken, so its error is given some room.
-        noise = 4 * float((np.abs(self.cotangent) * lost).sum()) / (up + down)
+        noise, shown = (
+            4 * float((np.abs(self.cotangent) * self.moves * (2 * self.growth * precision * values + smallest)).sum())
+            / (up + down)
+            for values in (size, here)
+        )  # fmt: skip
         if not isinstance(self.direction, int):  # the step of each element was rounded to the precision of x
             noise += precision * magnitude * input_scale(self.inputs[self.position]) / step
         return _Row(
@@ -297,11 +347,16 @@ class _Sweep:
             float((self.cotangent * (self.base.astype(wide) - minus)).sum()) / down,
             magnitude,
             noise,
+            shown,
         )
+
+    def moved_size(self) -> float:
+        """The largest |cotangent * f| among the outputs that have moved."""
+        return float(np.abs(self.cotangent * self.size * self.moves).max(initial=0))
 
     def _result(self, rows: Sequence[_Row], error: float, value: float, step: float) -> Derivative:
         last, previous = rows[-1], rows[-2]
-        size = float(np.abs(self.cotangent * self.size * self.moves).max(initial=0))
+        size = self.moved_size()
         reach = max(step, unit(self.inputs[self.position]))
         magnitude = max(last.magnitude, abs(value))
         varies = max(magnitude, *(row.magnitude for row in rows))
