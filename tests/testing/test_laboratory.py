@@ -22,7 +22,10 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float6
 
 def random_inputs(right: Right, dtype: Any) -> list[Array]:
     rng = np.random.default_rng(zlib.crc32(str(right.shapes).encode()))
-    return [*(rng.uniform(right.low, right.high, shape).astype(dtype) for shape in right.shapes), *right.constants]
+    return [
+        *(rng.uniform(right.low, right.high, shape).astype(dtype) for shape in right.shapes),
+        *right.constants,
+    ]
 
 
 def equal_inputs(right: Right, dtype: Any, value: float, other: float | None = None) -> list[Array]:

@@ -276,7 +276,7 @@ class Comparison:
         dtype = found[position].dtype
         below, above = derivatives.lows - gradient, gradient - derivatives.highs
         errors = np.maximum(np.maximum(below, above), 0)
-        scale = float(np.abs(derivatives.values).max(initial=0))
+        scale = float(np.abs(np.nan_to_num(derivatives.values)).max(initial=0))
         # A sum is known to the rounding of its terms. And the function is only known to rounding, so that its
         # derivative is not known better than over the way on which it is straight.
         lost = (derivatives.sizes == 0) & (
@@ -407,7 +407,7 @@ class Comparison:
         errors, tolerances = self._errors(position, derivatives, found)
         errors = np.where(np.isfinite(derivatives.values), errors, 0)
         worst = int(np.argmax(errors - tolerances))
-        scale = float(np.abs(derivatives.values).max(initial=0)) or 1.0
+        scale = float(np.abs(np.nan_to_num(derivatives.values)).max(initial=0)) or 1.0
         closeness = min(max(10 * float(tolerances.max()) / scale, 1e-6), 1e-2)
         # Two gradients count as equal well below the error that failed.
         closeness = min(closeness, 0.3 * float(errors.max()) / scale) if errors.max() > 0 else closeness

@@ -221,8 +221,8 @@ def _nearby(problem: Problem) -> Problem | None:
     """The same problem at inputs without zeros and equal elements, which hide mistakes (x and y exchanged, say), and
     without numbers so large that rounding does.
 
-    None where there are few of these, or the function or its backward takes no such inputs. Zeros become numbers of both
-    signs, or positive ones where the function takes no others; the signs of other numbers stay.
+    None where there are few of these, or the function or its backward takes no such inputs. Zeros become numbers of
+    both signs, or positive ones where the function takes no others; the signs of other numbers stay.
     """
     floats = [x for x in problem.inputs if x.dtype.kind == "f" and x.size]
     if not problem.nearby or not floats:

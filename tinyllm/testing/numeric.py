@@ -34,6 +34,9 @@ COMPLEX_STEP = 1e-100
 EPSILON = float(np.finfo(np.float64).eps)
 SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
 
+LEAST = 1e-150
+"""The least scale of x that steps are relative to: below it they, and what they do, would underflow."""
+
 STEPS = tuple(2.0 ** -(3 + 2 * k) for k in range(13))
 """The steps of the central differences, each a quarter of the one before, relative to a scale of x."""
 
@@ -196,7 +199,9 @@ def central_differences(
         if smallest > scale / 64 or best.kink:
             derivative, smallest, settled = sweep.run(scale)
             best = _better(best, derivative, settled)
-    if own > 1 and smallest == math.inf:  # x is so large that a unit is lost in it: a sine there is noise
+    moves = inputs[position].flat[direction] if isinstance(direction, int) else 1.0
+    if (own > 1 and smallest == math.inf) or 0 < abs(moves) < LEAST:
+        # x is so large that a unit is lost in it, and a sine there is noise; or no step is as small as x.
         return dataclasses.replace(best, error=math.inf)
     return best
 
@@ -210,9 +215,9 @@ def straight_difference(
     not straight.
     """
     sweep = _Sweep(f, inputs, position, index, cotangent, growth, None)
-    found = UNKNOWN
+    found, first = UNKNOWN, max(1.0, own_scale(inputs[position], index))
     for power in (0, 4, 8, 12, 16, 20):
-        row = sweep.difference(2.0**power * max(1.0, own_scale(inputs[position], index)))
+        row = sweep.difference(2.0**power * first)
         if row is None:
             break
         if row.magnitude > 0:
@@ -223,7 +228,7 @@ def straight_difference(
                 break
             error = row.noise + 1e-6 * row.magnitude
             found = Derivative(value, error, row.magnitude, value, value, sweep.moved_size(), row.step)
-    return found
+    return found if found.reach > first else UNKNOWN
 
 
 def sizes_far_away(
@@ -300,7 +305,9 @@ class _Sweep:
             if rows:
                 estimates += _extrapolate(row, rows[-1])
             rows.append(row)
-            if len(rows) > 2 and not _gap_stays(rows) and best()[0] <= 1e-11 * row.magnitude + 4 * row.noise:
+            noises = [row.noise for row in rows]
+            smooth = len(rows) > 2 and not _gap_stays(rows, noises)
+            if smooth and best()[0] <= 1e-11 * row.magnitude + 4 * row.noise:
                 break
         else:
             if len(rows) < 2:
@@ -311,8 +318,10 @@ class _Sweep:
         settled = None
         spread, value, row = min(estimates, key=lambda estimate: estimate[0] + estimate[2].shown)
         if spread < 1e-3 * abs(value):
-            settled = self._result(rows, spread + row.shown, value, row.step)
-        return self._result(rows, *best(hidden)), rows[-1].step * self.largest, settled
+            settled = self._result(rows, [row.shown for row in rows], spread + row.shown, value, row.step)
+            size = float(np.abs(self.cotangent * self.base * self.moves).max(initial=0))
+            settled = dataclasses.replace(settled, size=size)
+        return self._result(rows, noises, *best(hidden)), rows[-1].step * self.largest, settled
 
     def difference(self, step: float) -> _Row | None:
         """Differences at one step, or None where f is not finite there."""
@@ -354,15 +363,17 @@ class _Sweep:
         """The largest |cotangent * f| among the outputs that have moved."""
         return float(np.abs(self.cotangent * self.size * self.moves).max(initial=0))
 
-    def _result(self, rows: Sequence[_Row], error: float, value: float, step: float) -> Derivative:
-        last, previous = rows[-1], rows[-2]
+    def _result(
+        self, rows: Sequence[_Row], noises: Sequence[float], error: float, value: float, step: float
+    ) -> Derivative:
+        last, previous, noise = rows[-1], rows[-2], noises[-1]
         size = self.moved_size()
         reach = max(step, unit(self.inputs[self.position]))
         magnitude = max(last.magnitude, abs(value))
         varies = max(magnitude, *(row.magnitude for row in rows))
-        if not _gap_stays(rows) and error <= 1e-4 * varies + 32 * last.noise:
+        if not _gap_stays(rows, noises) and error <= 1e-4 * varies + 32 * noise:
             return Derivative(value, error, magnitude, value, value, size, reach)
-        slack = abs(last.forward - previous.forward) + abs(last.backward - previous.backward) + 2 * last.noise
+        slack = abs(last.forward - previous.forward) + abs(last.backward - previous.backward) + 2 * noise
         magnitude = max(magnitude, abs(last.forward), abs(last.backward))
         return Derivative(value, slack, magnitude, last.forward, last.backward, size, reach, kink=True)
 
@@ -378,11 +389,12 @@ def _extrapolate(row: _Row, previous: _Row) -> list[tuple[float, float, _Row]]:
     return found
 
 
-def _gap_stays(rows: Sequence[_Row]) -> bool:
+def _gap_stays(rows: Sequence[_Row], noises: Sequence[float]) -> bool:
     """Whether the one-sided differences stay apart as the step shrinks, beyond what rounding explains."""
-    clear = [row for row in rows if 64 * row.noise < max(abs(row.forward), abs(row.backward))]
-    previous, last = (clear if len(clear) > 1 else rows)[-2:]
-    return last.gap > 0.5 * previous.gap and last.gap > 32 * last.noise
+    pairs = list(zip(rows, noises, strict=True))
+    clear = [(row, noise) for row, noise in pairs if 64 * noise < max(abs(row.forward), abs(row.backward))]
+    (previous, _), (last, noise) = (clear if len(clear) > 1 else pairs)[-2:]
+    return last.gap > 0.5 * previous.gap and last.gap > 32 * noise
 
 
 def is_analytic(
@@ -457,12 +469,12 @@ def input_scale(x: Array) -> float:
 def own_scale(x: Array, direction: Direction) -> float:
     """The magnitude of what moves: of one element, or of x where that is 0 or all of it moves."""
     own = abs(float(x.flat[direction])) if isinstance(direction, int) else 0.0
-    return max(own or input_scale(x), 1e-150)  # below, steps and what they do would underflow
+    return max(own or input_scale(x), LEAST)
 
 
 def unit(x: Array) -> float:
     """The change of x over which a function is taken to vary: 1, or the size of x where that is smaller."""
-    return min(max(input_scale(x), 1e-150), 1.0)
+    return min(max(input_scale(x), LEAST), 1.0)
 
 
 def numeric_gradient(
