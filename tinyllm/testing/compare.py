@@ -173,6 +173,7 @@ class Comparison:
 
     def run(self) -> GradcheckResult:
         """Compare every input; raises GradientError at the first that is wrong."""
+        __tracebackhide__ = True
         floating = [position for position, x in enumerate(self.inputs) if x.dtype.kind == "f"]
         total = sum(self.inputs[position].size for position in floating)
         for position in floating:
@@ -199,6 +200,7 @@ class Comparison:
 
     def _compare_elements(self, position: int, indices: Any = None) -> None:
         """Compare single elements of one input, all if `indices` is None."""
+        __tracebackhide__ = True
         derivatives = self.derivatives(position, indices)
         for found in (self.found, self.given) if self.found is not self.given else (self.found,):
             self._compare_gradients(position, derivatives, found)
@@ -211,6 +213,7 @@ class Comparison:
         self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
     ) -> None:
         """Compare with the gradients in float64, or with those in the dtype of the inputs."""
+        __tracebackhide__ = True
         gradient = found[position].reshape(-1)[derivatives.indices].astype(np.float64)
         errors, tolerances = self._errors(position, derivatives, found)
         sizes = np.maximum(np.abs(gradient), np.abs(derivatives.values))
@@ -218,9 +221,8 @@ class Comparison:
         for place in doubtful[np.argsort(-sizes[doubtful])][: SAMPLE // 4]:
             self._look_further(position, derivatives, int(place))
         errors, tolerances = self._errors(position, derivatives, found)
-        for place in np.flatnonzero(errors > tolerances)[
-            :SAMPLE
-        ]:  # an output may depend on x, and not show it here
+        for place in np.flatnonzero(errors > tolerances)[:SAMPLE]:
+            # An output may depend on x, and not show it here.
             away = numeric.sizes_far_away(
                 self.problem.evaluate, self.inputs, position, int(derivatives.indices[place]), self.cotangent
             )
@@ -293,6 +295,7 @@ class Comparison:
     def _compare_kinks_together(self) -> None:
         """Where several elements are at one kink, such as equal maxima, their gradients are not free: moved together
         they may change the function smoothly, and then the gradients must add up to that."""
+        __tracebackhide__ = True
         if len(self.kinks) < 2:
             return
         ways = [np.zeros(x.shape) for x in self.inputs]
@@ -323,6 +326,7 @@ class Comparison:
     def _compare_projections(self, position: int) -> None:
         """Compare along random directions. Where one disagrees, or the differences along it are too coarse
         (it may cross many kinks at once), single elements decide: a random sample and the suspect."""
+        __tracebackhide__ = True
         self.tally.complete = False
         x = self.inputs[position]
         for _ in range(self.problem.projections):
@@ -339,6 +343,7 @@ class Comparison:
 
     def _compare_dtypes(self, position: int) -> None:
         """The gradient in the dtype of the inputs beside that in float64, of a large input."""
+        __tracebackhide__ = True
         if self.found is self.given:
             return
         wide, own = self.found[position].astype(np.float64), self.given[position]

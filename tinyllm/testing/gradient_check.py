@@ -19,7 +19,6 @@ from tinyllm.testing.compare import Comparison, GradcheckResult, Problem
 from tinyllm.testing.numeric import METHODS, Function, Method
 from tinyllm.testing.report import GradientError, shape_cause
 
-
 SMALL, LARGE = 1e-3, 1e9
 """Magnitudes beyond which an input is checked at others too: what rounding hides there is seen at those."""
 
