@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import Array
-from tinyllm.testing import numeric
+from tinyllm.testing import differences, numeric
+from tinyllm.testing.differences import Derivative, Function
 from tinyllm.testing.explanations import Finding
-from tinyllm.testing.numeric import Derivative, Function, Method
+from tinyllm.testing.numeric import Method
 from tinyllm.testing.report import GradientError, report
 
 SAFETY = 16.0
@@ -106,7 +107,7 @@ class Comparison:
         self.epsilon = max(float(np.finfo(dtype).eps) for dtype in [output.dtype, *floating])
         self.growth = numeric.rounding_growth(problem.evaluate, problem.inputs)
         self.inputs = self._widened()
-        self.precision = self.epsilon if self.inputs is problem.inputs else numeric.EPSILON
+        self.precision = self.epsilon if self.inputs is problem.inputs else differences.EPSILON
         self.found = self._wide_gradients()
         self.scatter = self._scatter(self.given, problem.inputs, output.dtype)
         self.wide_scatter = (
@@ -129,7 +130,7 @@ class Comparison:
                 output = np.asarray(self.problem.evaluate(*wide))
         except Exception:  # the function is written for float32 alone
             return inputs
-        close = SAFETY * self.growth * self.epsilon * numeric.input_scale(self.output)
+        close = SAFETY * self.growth * self.epsilon * differences.input_scale(self.output)
         same = output.dtype == np.float64 and output.shape == self.output.shape
         return wide if same and np.allclose(output, self.output, rtol=0, atol=close) else inputs
 
@@ -167,7 +168,7 @@ class Comparison:
         if method != "auto":
             return method == "complex step"
         floating = [x for x in self.inputs if x.dtype.kind == "f"]
-        if any(x.dtype != np.float64 or numeric.input_scale(x) < TINY for x in floating):
+        if any(x.dtype != np.float64 or differences.input_scale(x) < TINY for x in floating):
             return False  # a term that is not analytic may not show at tiny inputs
         return numeric.is_analytic(self.problem.evaluate, self.inputs, self.cotangent, self.problem.generator)
 
@@ -216,17 +217,19 @@ class Comparison:
         __tracebackhide__ = True
         gradient = found[position].reshape(-1)[derivatives.indices].astype(np.float64)
         errors, tolerances = self._errors(position, derivatives, found)
-        sizes = np.maximum(np.abs(gradient), np.abs(derivatives.values))
-        doubtful = np.flatnonzero((tolerances > 0.1 * sizes) & (sizes > 0))
-        for place in doubtful[np.argsort(-sizes[doubtful])][: SAMPLE // 4]:
-            self._look_further(position, derivatives, int(place))
-        errors, tolerances = self._errors(position, derivatives, found)
-        for place in np.flatnonzero(errors > tolerances)[:SAMPLE]:
-            # An output may depend on x, and not show it here.
-            away = numeric.sizes_far_away(
+        for place in np.flatnonzero((errors > tolerances) | (derivatives.sizes == 0))[:SAMPLE]:
+            # An output may depend on x, and not show it over the steps that were taken.
+            away = differences.sizes_far_away(
                 self.problem.evaluate, self.inputs, position, int(derivatives.indices[place]), self.cotangent
             )
+            if away == 0 and gradient[place]:  # or not over any step
+                away = float(np.abs(self.cotangent * self.output).max(initial=0))
             derivatives.sizes[place] = max(derivatives.sizes[place], away)
+        errors, tolerances = self._errors(position, derivatives, found)
+        sizes = np.maximum(np.abs(gradient), np.abs(derivatives.values))
+        doubtful = np.flatnonzero((tolerances > 0.1 * sizes) & (tolerances > differences.EPSILON))
+        for place in doubtful[np.argsort(-sizes[doubtful])][: SAMPLE // 4]:
+            self._look_further(position, derivatives, int(place))
         errors, tolerances = self._errors(position, derivatives, found)
         known = np.isfinite(derivatives.values)
         for error, tolerance in zip(errors[known].tolist(), tolerances[known].tolist(), strict=True):
@@ -238,7 +241,7 @@ class Comparison:
 
     def _look_further(self, position: int, derivatives: numeric.NumericGradient, place: int) -> None:
         """Where rounding hides a derivative over a unit of x, it may show over a longer way: of what is added, say."""
-        far = numeric.straight_difference(
+        far = differences.straight_difference(
             self.problem.evaluate,
             self.inputs,
             position,
@@ -281,11 +284,7 @@ class Comparison:
         scale = float(np.abs(np.nan_to_num(derivatives.values)).max(initial=0))
         # A sum is known to the rounding of its terms. And the function is only known to rounding, so that its
         # derivative is not known better than over the way on which it is straight.
-        lost = (derivatives.sizes == 0) & (
-            gradient != 0
-        )  # or it moves nothing because all of it is lost in rounding
-        whole = float(np.abs(self.cotangent * self.output).max(initial=0))
-        terms = derivatives.magnitudes + np.where(lost, whole, derivatives.sizes) / derivatives.reaches
+        terms = derivatives.magnitudes + derivatives.sizes / derivatives.reaches
         rounding = float(np.finfo(dtype).eps) * self.growth * SAFETY * terms
         rounding += SAFETY * (self.wide_scatter if found is self.found else self.scatter)[position]
         rounding += SAFETY * float(np.finfo(dtype).smallest_subnormal)
@@ -306,7 +305,7 @@ class Comparison:
             moved = [x + t * way if way.any() else x for x, way in zip(self.inputs, ways, strict=True)]
             return np.asarray(self.problem.evaluate(*moved))
 
-        joint = numeric.central_differences(
+        joint = differences.central_differences(
             together, [np.zeros((), self.cotangent.dtype)], 0, 0, self.cotangent, growth=self.growth
         )
         apart = sum(forward for _, _, forward in self.kinks)
@@ -347,7 +346,7 @@ class Comparison:
         if self.found is self.given:
             return
         wide, own = self.found[position].astype(np.float64), self.given[position]
-        size = float(np.abs(self.cotangent * self.output).max(initial=0)) / numeric.unit(
+        size = float(np.abs(self.cotangent * self.output).max(initial=0)) / differences.unit(
             self.inputs[position]
         )
         terms = np.abs(wide) + 0.1 * float(np.abs(wide).max(initial=0)) + size
@@ -366,8 +365,8 @@ class Comparison:
     def _along(self, position: int, direction: Array) -> Derivative:
         f = self.problem.evaluate
         if self.analytic:
-            return numeric.complex_step(f, self.inputs, position, direction, self.cotangent)
-        return numeric.central_differences(
+            return differences.complex_step(f, self.inputs, position, direction, self.cotangent)
+        return differences.central_differences(
             f, self.inputs, position, direction, self.cotangent, growth=self.growth
         )
 
@@ -385,7 +384,7 @@ class Comparison:
         if math.isnan(derivative.value):
             error = math.nan
         size = self._projected_size(position, direction)
-        size += float(np.linalg.norm((self.cotangent * self.output).reshape(-1))) / numeric.unit(
+        size += float(np.linalg.norm((self.cotangent * self.output).reshape(-1))) / differences.unit(
             self.inputs[position]
         )
         epsilon = float(np.finfo(self.found[position].dtype).eps)

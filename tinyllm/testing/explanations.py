@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm.backend import Array
-from tinyllm.testing.numeric import Function, NumericGradient
+from tinyllm.testing.differences import Function
+from tinyllm.testing.numeric import NumericGradient
 
 EXPAND_LIMIT = 512
 """Most elements to differentiate by when a missing sum over a broadcast axis is looked for."""

@@ -16,7 +16,8 @@ from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import Array
 from tinyllm.ops import concatenate
 from tinyllm.testing.compare import Comparison, GradcheckResult, Problem
-from tinyllm.testing.numeric import METHODS, Function, Method
+from tinyllm.testing.differences import Function
+from tinyllm.testing.numeric import METHODS, Method
 from tinyllm.testing.report import GradientError, shape_cause
 
 SMALL, LARGE = 1e-3, 1e9
@@ -233,7 +234,7 @@ def _nearby(problem: Problem) -> Problem | None:
 
     def away(x: Array, signs: tuple[int, ...]) -> Array:
         factors = problem.generator.uniform(0.25, 0.75, x.shape)
-        around_zero = problem.generator.choice(signs, x.shape) * factors
+        around_zero = np.resize(problem.generator.permutation(signs), x.shape) * factors
         near = np.where(np.abs(x) > LARGE, np.sign(x), x) * (0.75 + factors)
         return np.asarray(np.where(np.abs(x) < SMALL, around_zero, near)).astype(x.dtype)
 
