@@ -266,6 +266,7 @@ RIGHT: dict[str, Right] = {
     "equal maxima, shares": Right(lambda x: x.max(-1), lambda g, x: g[:, None] * shares_of_max(x, -1)),
     "equal maxima, the first": Right(lambda x: x.max(-1), first_max),
     "maximum of all": Right(lambda x: x.max(), lambda g, x: g * shares_of_max(x)),
+    "largest magnitude": Right(lambda x: np.abs(x).max(), lambda g, x: g * np.sign(x) * shares_of_max(np.abs(x))),
     "maximum of two": Right(np.maximum, lambda g, x, y: (g * (x >= y), g * (x < y)), TWO),
     "minimum of two": Right(np.minimum, lambda g, x, y: (g * ((x < y) + (x == y) / 2).astype(x.dtype),
                                                          g * ((x > y) + (x == y) / 2).astype(x.dtype)), TWO),
@@ -476,6 +477,7 @@ SHARED: list[Wrong] = [
     Wrong("equal maxima, shares", lambda g, x: g[:, None] * (x == x.max(-1, keepdims=True)), "shared kink"),
     Wrong("maximum of all", lambda g, x: g * (x == x.max()), "shared kink"),
     Wrong("maximum of two", lambda g, x, y: (g * (x >= y), g * (x <= y)), "shared kink"),
+    Wrong("largest magnitude", lambda g, x: g * np.sign(x) * (np.abs(x) == np.abs(x).max()), "shared kink"),
     Wrong("minimum of two", lambda g, x, y: (g * (x <= y), g * (x <= y)), ANY),
 ]
 """Wrong where elements are equal, and right elsewhere."""

@@ -13,6 +13,7 @@ from tinyllm.backend import Array
 from tinyllm.testing import differences, numeric
 from tinyllm.testing.differences import Derivative, Function
 from tinyllm.testing.explanations import Finding
+from tinyllm.testing.kinks import Kink, shared_kink
 from tinyllm.testing.numeric import Method
 from tinyllm.testing.report import GradientError, report
 
@@ -115,7 +116,7 @@ class Comparison:
         )
         self.analytic = self._analytic()
         self.tally = Tally()
-        self.kinks: list[tuple[int, int, float]] = []  # position, flat index, derivative forwards
+        self.kinks: list[Kink] = []
         self.unjudged: list[tuple[str, tuple[int, ...]]] = []
         self.unknown: list[GradientError] = []
 
@@ -186,7 +187,7 @@ class Comparison:
         return GradcheckResult(
             "complex step" if self.analytic else "central differences",
             self.tally.max_error, self.tally.tolerance,
-            tuple((self.problem.names[position], self._index(position, flat)) for position, flat, _ in self.kinks),
+            tuple((self.problem.names[kink.position], self._index(kink.position, kink.flat)) for kink in self.kinks),
             self.tally.comparisons, self.tally.complete, tuple(self.unjudged),
         )  # fmt: skip
 
@@ -205,10 +206,9 @@ class Comparison:
         derivatives = self.derivatives(position, indices)
         for found in (self.found, self.given) if self.found is not self.given else (self.found,):
             self._compare_gradients(position, derivatives, found)
-        self.kinks += [
-            (position, int(derivatives.indices[place]), float(derivatives.forwards[place]))
-            for place in np.flatnonzero(derivatives.kinks & np.isfinite(derivatives.errors))
-        ]
+        for place in np.flatnonzero(derivatives.kinks & np.isfinite(derivatives.errors)):
+            sides = float(derivatives.forwards[place]), float(derivatives.backwards[place])
+            self.kinks.append(Kink(position, int(derivatives.indices[place]), *sides))
 
     def _compare_gradients(
         self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
@@ -292,34 +292,16 @@ class Comparison:
         return errors, np.nan_to_num(tolerances, nan=np.inf, posinf=np.inf)
 
     def _compare_kinks_together(self) -> None:
-        """Where several elements are at one kink, such as equal maxima, their gradients are not free: moved together
-        they may change the function smoothly, and then the gradients must add up to that."""
         __tracebackhide__ = True
-        if len(self.kinks) < 2:
-            return
-        ways = [np.zeros(x.shape) for x in self.inputs]
-        for position, flat, _ in self.kinks:
-            ways[position].reshape(-1)[flat] = 1
-
-        def together(t: Array) -> Array:
-            moved = [x + t * way if way.any() else x for x, way in zip(self.inputs, ways, strict=True)]
-            return np.asarray(self.problem.evaluate(*moved))
-
-        joint = differences.central_differences(
-            together, [np.zeros((), self.cotangent.dtype)], 0, 0, self.cotangent, growth=self.growth
-        )
-        apart = sum(forward for _, _, forward in self.kinks)
-        size = sum(abs(forward) for _, _, forward in self.kinks) + joint.magnitude
-        if joint.kink or not abs(apart - joint.value) > 1e-3 * size + joint.error:
-            return  # not smooth together, or kinks that have nothing to do with each other
-        total = sum(float(self.found[position].reshape(-1)[flat]) for position, flat, _ in self.kinks)
-        if not abs(total - joint.value) <= COARSE * size + joint.error:
-            position = self.kinks[0][0]
+        f, inputs = self.problem.evaluate, self.inputs
+        found = shared_kink(self.kinks, f, inputs, self.cotangent, self.found, self.growth)
+        if found is not None:
+            first = self.kinks[0]
             raise GradientError(
                 f"shared kink counted more than once: the gradients of {len(self.kinks)} elements at it, such as equal "
-                f"maxima, add up to {total:.6g}, and moved together they change the function by {joint.value:.6g}; "
+                f"maxima, add up to {found[0]:.6g}, and moved together they change the function by {found[1]:.6g}; "
                 "give it to one of them, or to each its share",
-                self.problem.names[position], position, self._index(*self.kinks[0][:2]), total, joint.value,
+                self.problem.names[first.position], first.position, self._index(first.position, first.flat), *found,
             )  # fmt: skip
 
     def _compare_projections(self, position: int) -> None:
