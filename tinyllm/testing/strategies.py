@@ -8,6 +8,8 @@ Profiles: `register_profiles()` registers `ci` (few examples, the same ones in e
 
     TINYLLM_PROFILE=thorough python -m pytest
 
+Neither prints which lines were "always and only run by failing examples", which would be those of our own reports.
+
 Example:
     >>> from hypothesis import given
     >>> from tinyllm.testing import gradcheck
