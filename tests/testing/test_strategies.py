@@ -1,5 +1,6 @@
 """The strategies: what they draw is valid and of every kind, failures shrink to the smallest, health is good."""
 
+import operator
 import os
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from hypothesis.errors import InvalidArgument
 
 import tinyllm
 from tinyllm import InputError, Tensor, ops
-from tinyllm.autograd.tensor import gradients
 from tinyllm.models import POSITION_ENCODINGS, ModelConfig, TransformerLM
 from tinyllm.testing import gradcheck
 from tinyllm.testing import strategies as t
@@ -178,15 +178,13 @@ def test_axes_reduce(data: st.DataObject, x: Any) -> None:
     np.testing.assert_allclose(ours, x.sum(axis=axis), rtol=1e-12, atol=1e-300)
 
 
-@given(st.data(), t.arrays())
-def test_axes_of_every_integer_type_reduce_and_differentiate(data: st.DataObject, x: Any) -> None:
-    axis = data.draw(t.reduction_axes(x.shape, types=t.INTEGER_TYPES))
-    as_int = tuple(map(int, axis)) if isinstance(axis, tuple) else None if axis is None else int(axis)
-    tensor = Tensor(x, requires_grad=True)
-    output = ops.sum(tensor * tensor, axis)
-    np.testing.assert_allclose(output.data, (x * x).sum(axis=as_int), rtol=1e-12, atol=1e-300)
-    (gradient,) = gradients(output.sum(), [tensor])
-    np.testing.assert_allclose(gradient, 2 * x)
+@given(st.data(), t.shapes(min_axes=1))
+def test_axes_of_every_integer_type_are_valid(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    axis = data.draw(t.reduction_axes(shape, types=t.INTEGER_TYPES))
+    axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+    whole = [operator.index(each) % len(shape) for each in axes]
+    assert len(set(whole)) == len(whole)
+    assert all(-len(shape) <= operator.index(each) < len(shape) for each in axes)
 
 
 def test_axes_come_as_every_integer_type() -> None:
