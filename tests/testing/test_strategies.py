@@ -1,6 +1,5 @@
 """The strategies: what they draw is valid and of every kind, failures shrink to the smallest, health is good."""
 
-import operator
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
@@ -44,6 +43,7 @@ ALL = {
     "integer_arrays": t.integer_arrays(),
     "reduction_axes": t.shapes().flatmap(t.reduction_axes),
     "indices": t.shapes().flatmap(t.indices),
+    "einsums": t.einsums(),
     "model_configs": t.model_configs(dropout=True),
     "token_batches": t.token_batches(11),
     "texts": t.texts(),
@@ -88,8 +88,10 @@ def test_arrays_have_every_layout() -> None:
 
 
 @given(t.arrays(dtype=t.floating_dtypes()), st.sampled_from(sorted(t.LAYOUTS)))
+@example(np.zeros(()), "reversed")
 def test_a_layout_keeps_values(x: Any, layout: str) -> None:
     arranged = t.LAYOUTS[layout](x)
+    assert arranged.shape == x.shape
     assert arranged.dtype == x.dtype
     np.testing.assert_array_equal(arranged, x)
 
@@ -178,21 +180,6 @@ def test_axes_reduce(data: st.DataObject, x: Any) -> None:
     np.testing.assert_allclose(ours, x.sum(axis=axis), rtol=1e-12, atol=1e-300)
 
 
-@given(st.data(), t.shapes(min_axes=1))
-def test_axes_of_every_integer_type_are_valid(data: st.DataObject, shape: tuple[int, ...]) -> None:
-    axis = data.draw(t.reduction_axes(shape, types=t.INTEGER_TYPES))
-    axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
-    whole = [operator.index(each) % len(shape) for each in axes]
-    assert len(set(whole)) == len(whole)
-    assert all(-len(shape) <= operator.index(each) < len(shape) for each in axes)
-
-
-def test_axes_come_as_every_integer_type() -> None:
-    for kind in (int, np.int64, np.int32, np.int8, np.ndarray):
-        axes = t.reduction_axes((2, 3), types=t.INTEGER_TYPES)
-        occurs(axes, lambda axis, kind=kind: type(axis) is kind)  # type: ignore[misc]
-
-
 def test_axes_are_of_every_kind() -> None:
     axes = t.reduction_axes((2, 3, 4))
     for kind in (
@@ -209,6 +196,29 @@ def test_axes_are_of_every_kind() -> None:
     assert smallest(axes, lambda a: isinstance(a, tuple)) == ()
     assert smallest(t.reduction_axes((2, 3), min_axes=1), lambda a: isinstance(a, tuple)) == (0,)
     assert smallest(t.reduction_axes((), min_axes=1)) is None
+
+
+def test_axes_come_in_every_form() -> None:
+    axes = t.reduction_axes((2, 3, 4), forms=tuple(t.INTEGER_FORMS))
+    for kind in (int, np.int8, np.int64, np.uint8, np.ndarray):
+        occurs(axes, lambda axis, kind=kind: type(axis) is kind)  # type: ignore[misc]
+        occurs(axes, lambda axis, kind=kind: isinstance(axis, tuple) and kind in map(type, axis))  # type: ignore[misc]
+    occurs(axes, lambda axis: isinstance(axis, list) and len(axis) > 1)
+    assert smallest(axes) is None
+
+
+def test_einsums_broadcast_and_shrink() -> None:
+    def broadcast(drawn: tuple[str, list[tuple[int, ...]]]) -> bool:
+        terms = drawn[0].split("->")[0].split(",")
+        labels = [
+            (label, n)
+            for term, shape in zip(terms, drawn[1], strict=True)
+            for label, n in zip(term, shape, strict=True)
+        ]
+        return "->" in drawn[0] and any((label, 1) in labels and n > 1 for label, n in labels)
+
+    occurs(t.einsums(), broadcast)
+    assert smallest(t.einsums()) == ("", [()])
 
 
 @given(st.data(), t.shapes(max_axes=4))

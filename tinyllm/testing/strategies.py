@@ -92,7 +92,7 @@ def _strided(x: Array) -> Array:
 
 def _reversed(x: Array) -> Array:
     backwards: Any = (*(slice(None, None, -1),) * x.ndim, ...)
-    return np.ascontiguousarray(x[backwards])[backwards]
+    return np.array(x[backwards], order="C")[backwards]
 
 
 def _read_only(x: Array) -> Array:
@@ -157,9 +157,6 @@ def shapes(
 
 
 INTEGER_DTYPES = (np.int64, np.int32, np.int16, np.int8, np.uint8, np.uint16, np.uint32, np.uint64)
-
-INTEGER_TYPES: tuple[Callable[[int], Any], ...] = (int, np.int64, np.int32, np.int8, lambda n: np.array(n))
-"""What an integer may be given as: Python's own, NumPy's, and an array without axes."""
 
 WIDTHS: dict[int, Literal[16, 32, 64]] = {8: 64, 4: 32, 2: 16}
 """Bits of a float by its bytes."""
@@ -261,28 +258,47 @@ def broadcastable_shapes(
 # ---- Axes and indices --------------------------------------------------------------------------
 
 
-@st.composite
-def reduction_axes(
-    draw: st.DrawFn, shape: Shape, min_axes: int = 0, types: Sequence[Callable[[int], Any]] = (int,)
-) -> Any:
-    """What `axis=` of a reduction may be for an array of `shape`: None, an integer, or a tuple of distinct axes.
+INTEGER_FORMS: dict[str, Callable[[int], Any]] = {
+    "int": int,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": lambda number: np.uint8(number) if number >= 0 else np.int8(number),
+    "array": np.array,
+}
+"""Ways to write an integer: Python's, NumPy's, an array without axes."""
 
-    Axes count from either end. Shrinks to None. `min_axes=1` leaves out the tuple without axes.
-    types: what each integer is given as; `INTEGER_TYPES` for all.
+
+@st.composite
+def reduction_axes(draw: st.DrawFn, shape: Shape, min_axes: int = 0, forms: Sequence[str] = ("int",)) -> Any:
+    """What `axis=` of a reduction may be for an array of `shape`: None, an integer, or several distinct axes.
+
+    Axes count from either end, and are written in one of `forms`, of INTEGER_FORMS; with more than one form, several
+    axes are a tuple or a list. Shrinks to None. `min_axes=1` leaves out the tuple without axes.
     """
-    of_type = draw(st.sampled_from(types))
+    axis = draw(_plain_axes(shape, min_axes))
+    write = INTEGER_FORMS[draw(st.sampled_from(forms))]
+    if not isinstance(axis, tuple):
+        return None if axis is None else write(axis)
+    sequence = draw(st.sampled_from((tuple, list))) if len(forms) > 1 else tuple
+    return sequence([write(position) for position in axis])
+
+
+@st.composite
+def _plain_axes(draw: st.DrawFn, shape: Shape, min_axes: int) -> int | tuple[int, ...] | None:
     ndim = len(shape)
     kind = draw(st.sampled_from(("all", "one", "several") if ndim else ("all", "several")))
     if kind == "all" or (kind == "several" and min_axes > ndim):
         return None
     if kind == "one":
-        return of_type(_from_either_end(draw, draw(st.integers(0, ndim - 1)), ndim))
+        return _from_either_end(draw, draw(st.integers(0, ndim - 1)), ndim)
     axes = (
         draw(st.lists(st.integers(0, ndim - 1), min_size=min_axes, max_size=ndim, unique=True))
         if ndim
         else []
     )
-    return tuple(of_type(_from_either_end(draw, axis, ndim)) for axis in axes)
+    return tuple(_from_either_end(draw, axis, ndim) for axis in axes)
 
 
 def _from_either_end(draw: st.DrawFn, position: int, length: int) -> int:
@@ -379,6 +395,26 @@ def _written(part: Any, form: str) -> Any:
     read = np.asarray(found)
     same = np.array_equal(read, part) and (read.dtype == bool) == (part.dtype == bool)
     return found if same else part
+
+
+@st.composite
+def einsums(draw: st.DrawFn) -> tuple[str, list[Shape]]:
+    """Subscripts of `einsum` for up to three operands, with a result or without, and the operands' shapes.
+
+    An axis has the length of its label, or 1, unless its label comes twice in one operand. NumPy may refuse what is
+    drawn. Shrinks to a scalar.
+
+    Example:
+        >>> hypothesis.find(einsums(), lambda drawn: len(drawn[1]) == 2)
+        (',', [(), ()])
+    """
+    lengths = {"i": draw(st.integers(0, 3)), "j": draw(st.integers(1, 3)), "k": 2}
+    terms = draw(st.lists(st.text("ijk", max_size=3), min_size=1, max_size=3))
+    own = {True: lambda n: draw(st.sampled_from((n, 1))), False: lambda n: n}
+    shapes = [tuple(own[term.count(label) == 1](lengths[label]) for label in term) for term in terms]
+    result = "".join(draw(st.permutations(sorted(set("".join(terms))))))
+    arrow = draw(st.sampled_from(("", f"->{result[: draw(st.integers(0, len(result)))]}")))
+    return ",".join(terms) + arrow, shapes
 
 
 # ---- Models, tokens, texts ---------------------------------------------------------------------
