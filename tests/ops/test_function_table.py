@@ -137,7 +137,8 @@ def test_numpys_function_on_tensors_is_ours(entry: Entry, shapes: tuple[tuple[in
 
 PAIR = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "remainder", "floor_divide", "matmul",
         "dot", "inner", "outer", "tensordot", "isclose", "allclose", "array_equal", "linear", "swiglu",
-        "logaddexp", "mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "kl_div", "binary_cross_entropy_with_logits")  # fmt: skip
+        "logaddexp", "mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "kl_div",
+        "binary_cross_entropy_with_logits")  # fmt: skip
 CALLS: dict[str, Callable[[Any, Any], Any]] = {
     **{name: lambda f, x: f(x, x) for name in PAIR},
     **{name: lambda f, x: f([x, x]) for name in ("concatenate", "stack", "vstack", "hstack")},

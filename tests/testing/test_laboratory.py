@@ -173,6 +173,11 @@ def test_a_second_derivative_that_does_not_exist_is_a_kink(x: list[float]) -> No
         }
 
 
+def test_a_staircase_is_not_taken_for_a_slope() -> None:
+    gradcheck(lambda x, y: x % y, [np.full(2, 0.5), np.full(2, 0.5)], order=2)
+    gradcheck(lambda x, y: x % y, [np.zeros(2), np.full(2, 0.5)], order=2)
+
+
 # ---- What cannot be judged is said -------------------------------------------------------------
 
 

@@ -228,6 +228,7 @@ class Comparison:
         errors, tolerances = self._errors(position, derivatives, found)
         sizes = np.maximum(np.abs(gradient), np.abs(derivatives.values))
         doubtful = np.flatnonzero((tolerances > 0.1 * sizes) & (tolerances > differences.EPSILON))
+        doubtful = doubtful[~derivatives.kinks[doubtful]]  # a staircase is straight from far away
         for place in doubtful[np.argsort(-sizes[doubtful])][: SAMPLE // 4]:
             self._look_further(position, derivatives, int(place))
         errors, tolerances = self._errors(position, derivatives, found)
