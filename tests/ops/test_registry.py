@@ -16,6 +16,7 @@ import tinyllm.ops  # noqa: F401 (registers the ops)
 from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
 from tinyllm.testing import GradcheckResult, gradcheck, gradient_function
+from tinyllm.testing.strategies import PLACES
 
 Array = npt.NDArray[Any]
 
@@ -107,6 +108,14 @@ def test_gradient_is_the_derivative(op: type[Op], case: Case) -> None:
 def test_gradient_in_float32_is_the_derivative(op: type[Op], case: Case) -> None:
     result = gradcheck(function(op, case), draw(op, case, np.float32), seed=generator(op, case))
     assert result.tolerance < 1e-2
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_gradient_at_zeros_is_the_derivative(op: type[Op], case: Case) -> None:
+    """Where every element is at a kink, a maximum, or the middle of the function; and at a random point near by."""
+    zeros = [PLACES["zeros"](x, case.low, case.high) for x in draw(op, case)]
+    result = gradcheck(function(op, case), zeros, seed=generator(op, case))
+    assert result.tolerance < 1e-5 or result.unjudged  # a remainder jumps there
 
 
 @pytest.mark.parametrize(("op", "case"), CASES)

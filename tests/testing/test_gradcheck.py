@@ -15,6 +15,7 @@ from tinyllm.testing import (
     GradientError,
     check_vjp,
     compare,
+    differences,
     gradcheck,
     gradient_function,
     numeric,
@@ -71,7 +72,7 @@ def test_error_bound_of_central_differences_holds(x: float) -> None:
     for f, slope in functions:
         with np.errstate(over="ignore"):
             exact = float(slope(x))
-        found = numeric.central_differences(f, [np.array([x])], 0, 0, np.ones(1))
+        found = differences.central_differences(f, [np.array([x])], 0, 0, np.ones(1))
         assert abs(found.value - exact) <= found.error + 1e-15 * abs(exact) + 1e-16 * abs(float(f(x)))
         assert found.error <= 1e-6 * max(abs(exact), abs(float(f(x)))) / min(x, 1.0)
         assert not found.kink
@@ -84,16 +85,16 @@ def test_central_differences_are_extrapolated() -> None:
         calls.append(float(x))
         return np.sin(x)
 
-    found = numeric.central_differences(f, [np.array(1.0)], 0, 0, np.array(1.0))
+    found = differences.central_differences(f, [np.array(1.0)], 0, 0, np.array(1.0))
     assert abs(found.value - np.cos(1.0)) < found.error < 1e-11
     assert len(calls) <= 11  # five steps are enough where f is smooth
 
 
 def test_steps_outside_the_domain_are_left_out() -> None:
     with np.errstate(invalid="ignore"):
-        found = numeric.central_differences(np.log, [np.array([1e-3, 1.0])], 0, 0, np.ones(2))
+        found = differences.central_differences(np.log, [np.array([1e-3, 1.0])], 0, 0, np.ones(2))
     assert abs(found.value - 1000) < found.error < 1e-3
-    assert np.isnan(numeric.central_differences(np.sqrt, [np.zeros(1)], 0, 0, np.ones(1)).value)
+    assert np.isnan(differences.central_differences(np.sqrt, [np.zeros(1)], 0, 0, np.ones(1)).value)
 
 
 def test_any_memory_order_is_moved_in() -> None:
@@ -153,7 +154,7 @@ def test_integer_inputs_are_constants() -> None:
     ("fn", "x", "kinks"),
     [
         (ops.relu, [-1.0, 0.0, 2.0], {1}),
-        (ops.absolute, [0.0, 1.0, 1e-9, 1e-4], {0, 2}),
+        (ops.absolute, [0.0, 1.0, 1e-9, 1e-4], {0}),
         (ops.max, [1.0, 3.0, 3.0], {1, 2}),
         (lambda x: ops.clip(x, -1.0, 1.0), [-1.0, 0.5, 1.0], {0, 2}),
         (lambda x: ops.maximum(x, 0.5), [0.5, 2.0], {0}),
@@ -304,7 +305,8 @@ def test_functions_that_cannot_be_checked() -> None:
         gradcheck(lambda x: x.data, A)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose one of"):
         gradcheck(ops.exp, A, method="guess")  # type: ignore[arg-type]
-    assert "no numerical derivative" in failure(np.sqrt, lambda c, x: c, np.zeros(3)).cause
+    with pytest.raises(GradientError, match="no numerical derivative"):
+        check_vjp(np.sqrt, lambda c, x: c, np.zeros(3), nearby=False)
 
 
 def test_names_of_arguments() -> None:
@@ -366,7 +368,7 @@ def test_large_inputs_fail_with_the_cause(vjp: Callable[..., Any], cause: str) -
 
 
 def test_docstrings_hold() -> None:
-    modules = [compare, numeric, __import__("sys").modules[gradcheck_function.__module__]]
+    modules = [compare, differences, numeric, __import__("sys").modules[gradcheck_function.__module__]]
     results = [doctest.testmod(m, optionflags=doctest.ELLIPSIS, raise_on_error=False) for m in modules]
     assert sum(result.attempted for result in results) > 8
     assert sum(result.failed for result in results) == 0

@@ -39,6 +39,8 @@ ALL = {
     "arrays of every layout": t.arrays(dtype=t.floating_dtypes(), layouts=tuple(t.LAYOUTS)),
     "shapes": t.shapes(),
     "broadcastable_shapes": t.broadcastable_shapes(4),
+    "arrays at every place": t.arrays(dtype=t.floating_dtypes(half=True), places=tuple(t.PLACES)),
+    "integer_arrays": t.integer_arrays(),
     "reduction_axes": t.shapes().flatmap(t.reduction_axes),
     "indices": t.shapes().flatmap(t.indices),
     "einsums": t.einsums(),
@@ -111,10 +113,41 @@ def test_arrays_shrink_to_the_smallest_failing_shape() -> None:
     assert found.shape in ((1, 2), (2, 1))
 
 
-def test_arrays_refuse_an_unknown_layout() -> None:
-    for layouts in (("sideways",), ()):
+def test_arrays_refuse_an_unknown_layout_or_place() -> None:
+    for names in (("sideways",), ()):
         with pytest.raises(InvalidArgument, match="choose among contiguous, transposed"):
-            find(t.arrays(layouts=layouts), lambda _: True)
+            find(t.arrays(layouts=names), lambda _: True)
+        with pytest.raises(InvalidArgument, match="choose among anywhere, zeros"):
+            find(t.arrays(places=names), lambda _: True)
+
+
+def test_arrays_come_to_every_place() -> None:
+    drawn = t.arrays((4,), places=tuple(t.PLACES))
+    occurs(drawn, lambda x: not x.any())
+    occurs(drawn, lambda x: len(set(x)) == 1 and x[0] not in (0, 1))
+    occurs(drawn, lambda x: len(set(x)) == 2 and (x[:2] == -x[2:][::-1]).all() and x.any())
+    occurs(drawn, lambda x: 0 < np.abs(x).max() < 1e-10)
+    occurs(drawn, lambda x: np.isposinf(x).any() and np.isfinite(x).any())
+    occurs(drawn, lambda x: np.isneginf(x).any())
+    assert smallest(drawn, lambda x: np.abs(x).max() > 1).tolist() == [0, 0, 0, 2]
+
+
+@given(t.arrays(low=0.25, high=0.75, dtype=t.floating_dtypes(half=True)))
+def test_finite_places_stay_in_range(x: Any) -> None:
+    assert ((x >= 0.25) & (x <= 0.75)).all()
+
+
+@given(t.integer_arrays(low=-1, high=3))
+def test_integers_are_in_range(x: Any) -> None:
+    assert x.dtype.kind in "iu"
+    assert ((x == 255) | (x >= -1)).all()
+    assert (x <= 3).all()
+
+
+def test_integers_have_every_dtype() -> None:
+    for dtype in t.INTEGER_DTYPES:
+        occurs(t.integer_arrays(), lambda x, dtype=dtype: x.dtype == dtype and x.any())  # type: ignore[misc]
+    np.testing.assert_array_equal(smallest(t.integer_arrays((2,))), [0, 0])
 
 
 # ---- Shapes, axes, indices ---------------------------------------------------------------------

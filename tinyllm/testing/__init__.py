@@ -1,8 +1,10 @@
 """Gradient checks for your own functions: of Tensors (`gradcheck`), or in plain NumPy (`check_vjp`).
 
-`numeric` differentiates a function by differences or a complex step, `compare` holds a backward against that, and
-`report` says what is most likely wrong. `strategies` draws arrays and models for hypothesis, `invariants` and
-`learning` are checks of whole models, `mutants` plants bugs in this package to see which check finds each.
+`differences` gives derivatives with error bounds, by steps of every size or a complex step, and `numeric` gradients;
+`compare` holds a backward against them (`kinks` where several share one), and `report` says what is wrong:
+`explanations` is its table of causes.
+`strategies` draws arrays and models for hypothesis, `invariants` and `learning` are checks of whole models, `mutants`
+plants bugs in this package to see which check finds each.
 """
 
 from tinyllm.testing.compare import GradcheckResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -16,8 +17,12 @@ from tinyllm.autograd.transforms import jvp
 from tinyllm.backend import Array
 from tinyllm.ops import concatenate
 from tinyllm.testing.compare import Comparison, GradcheckResult, Problem
-from tinyllm.testing.numeric import METHODS, Function, Method
+from tinyllm.testing.differences import Function
+from tinyllm.testing.numeric import METHODS, Method
 from tinyllm.testing.report import GradientError, shape_cause
+
+SMALL, LARGE = 1e-3, 1e9
+"""Magnitudes beyond which an input is checked at others too: what rounding hides there is seen at those."""
 
 
 def gradcheck(
@@ -31,6 +36,7 @@ def gradcheck(
     projections: int = 4,
     rtol: float = 0.0,
     atol: float = 0.0,
+    nearby: bool = True,
 ) -> GradcheckResult:
     """Check the gradient of a function of Tensors, for a random cotangent.
 
@@ -44,13 +50,15 @@ def gradcheck(
         max_elements: inputs with more elements together are checked along random directions.
         projections: how many random directions, for each large input.
         rtol, atol: allowed errors on top of the derived tolerance, relative to the gradient's size and absolute.
+        nearby: whether to check at a random point near the inputs too, where these have zeros or equal elements.
 
     Raises:
-        GradientError: a gradient is wrong; the report names the argument, the element and a likely cause.
+        GradientError: a gradient is wrong, or nothing can be said of any element of an input because rounding hides
+            more than the gradient. The report names the argument, the element and a likely cause.
 
-    The tolerance of an element is the error bound of the numerical derivative plus a multiple of the rounding
-    error that the dtype, the size of the summed terms, the size of the function and its measured loss of
-    precision explain.
+    The tolerance of an element is the error bound of its numerical derivative plus a multiple of the rounding error
+    that the dtype, the size of the terms that are summed to it, the size of the outputs that it moves, and their
+    measured loss of precision explain.
 
     Example:
         >>> gradcheck(lambda x, y: (x * y).tanh(), [np.array([1.0, 2.0]), np.array(0.5)]).method
@@ -66,21 +74,22 @@ def gradcheck(
                 return _complex_step(fn, values)
             return backend.to_numpy(_tensor(fn(*[Tensor(x) for x in values])).data)
 
-    def analytic(cotangent: Array) -> list[Any]:
-        tensors = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arrays]
+    def analytic(cotangent: Array, *values: Array) -> list[Any]:
+        tensors = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in values]
         output = _tensor(fn(*tensors))
         if not output.requires_grad:
-            return [np.zeros_like(x) for x in arrays]
+            return [np.zeros_like(x) for x in values]
         floating = [x for x in tensors if x.requires_grad]
         found = iter(gradients(output, floating, cotangent))
         return [backend.to_numpy(next(found)) if x.requires_grad else None for x in tensors]
 
+    __tracebackhide__ = True
     if order not in (1, 2):
         raise ValueError(f"order={order}; choose 1 or 2")
     generator = np.random.default_rng(seed)
     problem = Problem(
         _names(fn, len(arrays)), arrays, evaluate, analytic, generator, method, max_elements, projections,
-        rtol, atol,
+        rtol, atol, nearby,
     )  # fmt: skip
     result = _check(problem)
     if order == 1:
@@ -88,7 +97,7 @@ def gradcheck(
     cotangent = _cotangent(evaluate(*arrays), generator)
     return gradcheck(
         gradient_function(fn), [*arrays, cotangent], seed=generator, method=method, max_elements=max_elements,
-        projections=projections, rtol=rtol, atol=atol,
+        projections=projections, rtol=rtol, atol=atol, nearby=nearby,
     )  # fmt: skip
 
 
@@ -130,13 +139,14 @@ def check_vjp(
     projections: int = 4,
     rtol: float = 0.0,
     atol: float = 0.0,
+    nearby: bool = True,
 ) -> GradcheckResult:
     """Check a hand-written backward in plain NumPy, for a random cotangent.
 
     Args:
         fn: `fn(*arrays) -> array`. vjp: `vjp(cotangent, *arrays)` -> one gradient per array, None for arrays
             that are not floating point; a single array will do for one input.
-        inputs, seed, method, max_elements, projections, rtol, atol: as in `gradcheck`.
+        inputs, seed, method, max_elements, projections, rtol, atol, nearby: as in `gradcheck`.
 
     Raises:
         GradientError: a gradient is wrong in value, shape, dtype or number, or an argument was changed.
@@ -151,26 +161,48 @@ def check_vjp(
         >>> check_vjp(softmax, vjp, np.array([1.0, 2.0, 4.0]))
         Traceback (most recent call last):
         ...
-        tinyllm.testing.report.GradientError: gradient of argument 0 (x): mean not subtracted: ...
+        tinyllm.testing.report.GradientError: gradient of argument 0 (x): mean not subtracted ...
     """
+    __tracebackhide__ = True
     arrays = _arrays(inputs)
 
-    def analytic(cotangent: Array) -> Sequence[Any]:
-        found = vjp(cotangent, *arrays)
+    def analytic(cotangent: Array, *values: Array) -> Sequence[Any]:
+        found = vjp(cotangent, *values)
         return found if isinstance(found, (tuple, list)) else (found,)
 
     problem = Problem(
         _names(fn, len(arrays)), arrays, fn, analytic, np.random.default_rng(seed), method, max_elements,
-        projections, rtol, atol,
+        projections, rtol, atol, nearby,
     )  # fmt: skip
     return _check(problem)
 
 
 def _check(problem: Problem) -> GradcheckResult:
+    __tracebackhide__ = True  # so that pytest shows the line of the test
     if problem.method not in METHODS:
         raise ValueError(f"method={problem.method!r}; choose one of {METHODS}")
+    comparison = _comparison(problem)
+    result = comparison.run()
+    unknown = comparison.unknown
+    elsewhere = _nearby(problem)
+    if elsewhere is not None:
+        try:
+            comparison = _comparison(elsewhere)
+            comparison.run()
+        except GradientError as error:
+            raise error.at(elsewhere.inputs) from None
+        judged = {error.position for error in comparison.unknown}
+        unknown = [error for error in unknown if error.position in judged]
+    if unknown:
+        raise unknown[0]
+    return result
+
+
+def _comparison(problem: Problem) -> Comparison:
+    """The function and its backward at the inputs, once both have the right form."""
+    __tracebackhide__ = True
     inputs = problem.inputs
-    output = _unchanged(problem, "the function", lambda: np.array(problem.evaluate(*inputs)))
+    output = _unchanged(problem, "the function", lambda: _array(problem.evaluate(*inputs)))
     if output.dtype.kind != "f":
         raise TypeError(
             f"the function returns dtype {output.dtype}; gradients are of floating-point functions"
@@ -181,11 +213,55 @@ def _check(problem: Problem) -> GradcheckResult:
         raise GradientError("the function gives different values for the same inputs; fix its random numbers")
     cotangent = _cotangent(output, problem.generator)
     given = cotangent.copy()
-    found = _unchanged(problem, "the backward", lambda: list(problem.analytic(given)))
+    found = _unchanged(problem, "the backward", lambda: list(problem.analytic(given, *inputs)))
     if not np.array_equal(given, cotangent):
         raise GradientError("input mutated: the backward changed its cotangent")
     _check_form(problem, found)
-    return Comparison(problem, output, cotangent.astype(np.float64), found).run()
+    return Comparison(problem, output, cotangent.astype(np.float64), found)
+
+
+def _nearby(problem: Problem) -> Problem | None:
+    """The same problem at inputs without zeros and equal elements, which hide mistakes (x and y exchanged, say), and
+    without numbers so large that rounding does.
+
+    None where there are few of these, or the function or its backward takes no such inputs. Zeros become numbers of
+    both signs, or positive ones where the function takes no others; the signs of other numbers stay.
+    """
+    floats = [x for x in problem.inputs if x.dtype.kind == "f" and x.size]
+    if not problem.nearby or not floats:
+        return None
+    magnitudes = np.abs(np.concatenate([x.reshape(-1) for x in floats]))
+    distinct = np.unique(magnitudes[(magnitudes >= SMALL) & (magnitudes <= LARGE)]).size
+    if magnitudes.size - distinct < 0.1 * magnitudes.size:
+        return None
+
+    def away(x: Array, signs: tuple[int, ...]) -> Array:
+        factors = problem.generator.uniform(0.25, 0.75, x.shape)
+        around_zero = np.resize(problem.generator.permutation(signs), x.shape) * factors
+        near = np.where(np.abs(x) > LARGE, np.sign(x), x) * (0.75 + factors)
+        return np.asarray(np.where(np.abs(x) < SMALL, around_zero, near)).astype(x.dtype)
+
+    for signs in ((-1, 1), (1,)):
+        inputs = [away(x, signs) if x.dtype.kind == "f" else x for x in problem.inputs]
+        try:
+            with np.errstate(all="ignore"):
+                output = np.asarray(problem.evaluate(*[x.copy() for x in inputs]))
+                problem.analytic(np.ones_like(output), *[x.copy() for x in inputs])
+        except Exception:  # outside the domain of what is checked, whatever it raises there
+            continue
+        if np.isfinite(output).all():
+            return dataclasses.replace(problem, inputs=inputs)
+    return None
+
+
+def _array(output: Any) -> Array:
+    """A copy of what the function returned."""
+    if isinstance(output, (tuple, list)):
+        raise TypeError(
+            f"the function returns a {type(output).__name__} of {len(output)}, and a gradient is of one array: check "
+            "each output by itself, lambda *x: fn(*x)[0], or one array that joins them"
+        )
+    return np.array(output)
 
 
 def _unchanged(problem: Problem, what: str, call: Callable[[], Any]) -> Any:
@@ -265,6 +341,8 @@ def _complex_step(fn: Callable[..., Tensor], values: Sequence[Array]) -> Array:
 
 def _tensor(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
+        if isinstance(value, (tuple, list)):
+            _array(value)
         raise TypeError(
             f"the function returns {type(value).__name__}, not a Tensor; use check_vjp for arrays"
         )

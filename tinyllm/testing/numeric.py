@@ -1,240 +1,60 @@
-"""Numerical derivatives with an error bound: the complex step, and central differences over many steps.
-
-Both differentiate a scalar, sum(cotangent * f(x)), along one direction of one input. The difference of f is
-taken before the sum, so that outputs which do not depend on x cancel exactly.
-
-Sources: Squire and Trapp, "Using complex variables to estimate derivatives of real functions", SIAM Review
-40 (1998), 110-112; Martins, Sturdza, Alonso, "The complex-step derivative approximation", ACM TOMS 29 (2003),
-245-262; Ridders, "Accurate computation of F'(x)", Advances in Engineering Software 4 (1982), 75-76.
-"""
+"""Numerical gradients of functions of arrays, by the complex step where it can be trusted, otherwise by differences."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tinyllm.backend import Array
-
-Function = Callable[..., Any]
-"""Arrays in, one array out."""
-
-Direction = int | Array
-"""What moves: one element by its flat index, or all elements along an array of the input's shape."""
-
-COMPLEX_STEP = 1e-20
-"""Nothing is subtracted in the complex step, so it may be far below the precision of x."""
-
-STEPS = tuple(2.0 ** -(3 + 2 * k) for k in range(13))
-"""The steps of the central differences, each a quarter of the one before, relative to the size of x."""
-
-LEVELS = 4
-"""How many times differences are extrapolated to step 0: errors of order 2, 4, 6 and 8."""
+from tinyllm.testing.differences import (
+    COMPLEX_STEP,
+    SMALLEST,
+    STEPS,
+    Derivative,
+    Function,
+    call,
+    central_differences,
+    complex_step,
+    input_scale,
+    moved,
+    unit,
+)  # fmt: skip
 
 METHODS = ("auto", "complex step", "central differences")
 
 Method = Literal["auto", "complex step", "central differences"]
 
 
-@dataclass(frozen=True)
-class Derivative:
-    """The derivative of sum(cotangent * f) along one direction.
-
-    Attributes:
-        value: the estimate. error: a bound on its error, from the differences themselves.
-        magnitude: sum(|cotangent * df|), which rounding errors of a gradient are relative to.
-        low, high: the smaller and the larger one-sided derivative; both `value` where f is smooth.
-        kink: whether the one-sided derivatives disagree however small the step.
-    """
-
-    value: float
-    error: float
-    magnitude: float
-    low: float
-    high: float
-    kink: bool = False
-
-
-@dataclass(frozen=True)
 class NumericGradient:
     """Derivatives by single elements of one input: `indices` are flat, the other arrays are beside them.
 
-    Attributes are those of `Derivative`, as arrays of shape (number of indices,).
+    Attributes are those of `Derivative`, as arrays of shape (number of indices,); low and high are the smaller and the
+    larger of the one-sided derivatives.
     """
 
-    indices: Array
-    values: Array
-    errors: Array
-    magnitudes: Array
-    lows: Array
-    highs: Array
-    kinks: Array
+    def __init__(self, indices: Iterable[int], derivatives: Sequence[Derivative]) -> None:
+        def gathered(name: str) -> Array:
+            return np.array([getattr(derivative, name) for derivative in derivatives], dtype=np.float64)
 
+        self.indices = np.array(indices, dtype=int)
+        self.values, self.errors, self.magnitudes = map(gathered, ("value", "error", "magnitude"))
+        self.forwards, self.backwards = gathered("forward"), gathered("backward")
+        self.lows = np.minimum(self.forwards, self.backwards)
+        self.highs = np.maximum(self.forwards, self.backwards)
+        self.sizes, self.reaches = gathered("size"), gathered("reach")
+        self.kinks = gathered("kink").astype(bool)
 
-def moved(
-    inputs: Sequence[Array], position: int, direction: Direction, amount: complex, dtype: Any
-) -> tuple[list[Array], float]:
-    """Copies of `inputs` in `dtype` with one of them moved, and how far it really moved after rounding."""
-    arrays = [x.astype(dtype) if x.dtype.kind == "f" else x for x in inputs]
-    x = arrays[position]
-    if not isinstance(direction, int):
-        x += np.asarray(amount * direction).astype(dtype)
-        return arrays, abs(amount)
-    before = x.flat[direction]  # not reshape(-1): x may lie in memory in another order
-    x.flat[direction] += amount
-    if np.iscomplexobj(amount):
-        return arrays, abs(amount)
-    return arrays, abs(float(x.flat[direction]) - float(before))
-
-
-def complex_step(
-    f: Function, inputs: Sequence[Array], position: int, direction: Direction, cotangent: Array
-) -> Derivative:
-    """The derivative as Im f(x + ih) / h, exact to rounding for a function that is analytic around x.
-
-    Example:
-        >>> x = np.array([1.0, 2.0])
-        >>> bool(abs(complex_step(np.exp, [x], 0, 1, np.ones(2)).value - np.exp(2.0)) < 1e-14)
-        True
-    """
-    arrays, _ = moved(inputs, position, direction, COMPLEX_STEP * 1j, np.complex128)
-    slopes = np.imag(_call(f, arrays)) / COMPLEX_STEP
-    value = float((slopes * cotangent).sum())
-    magnitude = float(np.abs(slopes * cotangent).sum())
-    error = 4 * float(np.finfo(np.float64).eps) * magnitude
-    return Derivative(value, error, magnitude, value, value)
-
-
-@dataclass
-class _Row:
-    """What one step of the central differences gives."""
-
-    extrapolated: list[float]
-    forward: float
-    backward: float
-    magnitude: float
-    noise: float
-
-    @property
-    def gap(self) -> float:
-        """How far the one-sided differences are apart: shrinks with the step where f is smooth."""
-        return abs(self.forward - self.backward)
-
-
-def central_differences(
-    f: Function,
-    inputs: Sequence[Array],
-    position: int,
-    direction: Direction,
-    cotangent: Array,
-    base: Array | None = None,
-    growth: float = 1.0,
-) -> Derivative:
-    """The derivative from differences over a sweep of steps, extrapolated to step 0 (Ridders).
-
-    Large steps suffer from the curvature of f and small ones from rounding; the estimate with the least sum
-    of both errors is taken. Steps at which f is not finite (outside its domain) are left out.
-
-    Args:
-        f: the function. inputs: its arrays. position: which of them moves. direction: how.
-        cotangent: the weights of the outputs. base: f(*inputs) if known.
-        growth: the rounding errors of f in units of its own precision.
-
-    Example:
-        >>> x = np.array([1.0, 2.0])
-        >>> derivative = central_differences(np.exp, [x], 0, 1, np.ones(2))
-        >>> bool(abs(derivative.value - np.exp(2.0)) < derivative.error < 1e-9)
-        True
-        >>> kinked = central_differences(np.abs, [np.zeros(1)], 0, 0, np.ones(1))
-        >>> kinked.kink, kinked.low, kinked.high
-        (True, -1.0, 1.0)
-    """
-    if base is None:
-        base = _call(f, inputs)
-    size = input_scale(inputs[position])
-    largest = 1.0 if isinstance(direction, int) else float(np.abs(direction).max(initial=0)) or 1.0
-    rows: list[_Row] = []
-    best = (math.inf, math.nan)
-    for step in STEPS:
-        row = _difference(f, inputs, position, direction, cotangent, base, step * size / largest, growth)
-        if row is None:
-            continue  # a step outside the domain
-        if rows:
-            best = min(best, _extrapolate(row, rows[-1]))
-        rows.append(row)
-        if len(rows) > 2 and best[0] <= 1e-11 * row.magnitude + 4 * row.noise and not _gap_stays(rows):
-            break
-    if len(rows) < 2:
-        return Derivative(math.nan, math.inf, math.nan, math.nan, math.nan)
-    return _result(rows, *best)
-
-
-def _difference(
-    f: Function,
-    inputs: Sequence[Array],
-    position: int,
-    direction: Direction,
-    cotangent: Array,
-    base: Array,
-    step: float,
-    growth: float,
-) -> _Row | None:
-    """Differences at one step, or None where f is not finite there."""
-    dtype = inputs[position].dtype
-    above, up = moved(inputs, position, direction, step, dtype)
-    below, down = moved(inputs, position, direction, -step, dtype)
-    plus, minus = _call(f, above), _call(f, below)
-    if not (np.isfinite(plus).all() and np.isfinite(minus).all()) or up == 0 or down == 0:
-        return None
-    wide = np.float64
-    change = plus.astype(wide) - minus
-    magnitude = float(np.abs(cotangent * change).sum()) / (up + down)
-    precision = max(float(np.finfo(dtype).eps), float(np.finfo(plus.dtype).eps))
-    size = np.where(change != 0, np.abs(plus) + np.abs(minus), 0)
-    total = float((np.abs(cotangent) * size).sum())
-    # Of many estimates the one that looks best is taken, so its error is given some room.
-    noise = 4 * growth * precision * total / (up + down)
-    if not isinstance(direction, int):  # the step of each element was rounded to the precision of x
-        noise += precision * magnitude * input_scale(inputs[position]) / step
-    return _Row(
-        [float((cotangent * change).sum()) / (up + down)],
-        float((cotangent * (plus.astype(wide) - base)).sum()) / up,
-        float((cotangent * (base.astype(wide) - minus)).sum()) / down,
-        magnitude,
-        noise,
-    )
-
-
-def _extrapolate(row: _Row, previous: _Row) -> tuple[float, float]:
-    """Extend `row` by Neville's scheme; the (error, value) of its best entry."""
-    best = (abs(row.extrapolated[0] - previous.extrapolated[0]) + row.noise, row.extrapolated[0])
-    for level, older in enumerate(previous.extrapolated[: LEVELS - 1]):
-        last = row.extrapolated[level]
-        value = last + (last - older) / (16.0 ** (level + 1) - 1)
-        row.extrapolated.append(value)
-        best = min(best, (max(abs(value - last), abs(value - older)) + row.noise, value))
-    return best
-
-
-def _gap_stays(rows: Sequence[_Row]) -> bool:
-    """Whether the one-sided differences stay apart as the step shrinks, beyond what rounding explains."""
-    last, previous = rows[-1], rows[-2]
-    return last.gap > 0.5 * previous.gap and last.gap > 32 * last.noise
-
-
-def _result(rows: Sequence[_Row], error: float, value: float) -> Derivative:
-    last, previous = rows[-1], rows[-2]
-    magnitude = max(last.magnitude, abs(value))
-    if not _gap_stays(rows) and error <= 1e-4 * magnitude + 32 * last.noise:
-        return Derivative(value, error, magnitude, value, value)
-    slack = abs(last.forward - previous.forward) + abs(last.backward - previous.backward) + 2 * last.noise
-    low, high = sorted((last.forward, last.backward))
-    magnitude = max(magnitude, abs(low), abs(high))
-    return Derivative(value, slack, magnitude, low, high, kink=True)
+    def replace(self, place: int, derivative: Derivative) -> None:
+        """Put a better derivative of the element at `place` among the indices."""
+        self.values[place], self.errors[place] = derivative.value, derivative.error
+        self.forwards[place], self.backwards[place] = derivative.forward, derivative.backward
+        self.lows[place], self.highs[place] = sorted((derivative.forward, derivative.backward))
+        self.magnitudes[place] = derivative.magnitude
+        self.sizes[place], self.reaches[place] = derivative.size, derivative.reach
 
 
 def is_analytic(
@@ -245,16 +65,17 @@ def is_analytic(
     f must accept complex arrays, return complex ones with the real part of the real evaluation, and agree
     roughly with a central difference along a random direction of every input, output by output.
     """
-    base = _call(f, inputs)
+    base = call(f, inputs)
     for position, x in enumerate(inputs):
         if x.dtype.kind != "f" or x.size == 0:
             continue
         direction = generator.uniform(0.5, 1.0, x.shape) * generator.choice([-1.0, 1.0], x.shape)
-        arrays, _ = moved(inputs, position, direction, COMPLEX_STEP * 1j, np.complex128)
+        tiny = COMPLEX_STEP * unit(x)
+        arrays, _ = moved(inputs, position, direction, tiny * 1j, np.complex128)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", np.exceptions.ComplexWarning)
-                output = _call(f, arrays)
+                output = call(f, arrays)
         except Exception:  # whatever f raises on complex numbers, it is not meant for them
             return False
         if output.dtype.kind != "c" or output.shape != base.shape:
@@ -262,12 +83,18 @@ def is_analytic(
         if not np.allclose(output.real, base, rtol=1e-10, atol=1e-10 * input_scale(base)):
             return False
         disputed = np.ones(base.shape, dtype=bool)
-        for step in STEPS[4:]:  # smaller and smaller, so that no step has to cross a kink close to x
-            above, _ = moved(inputs, position, direction, step * input_scale(x), np.float64)
-            below, _ = moved(inputs, position, direction, -step * input_scale(x), np.float64)
-            slopes = (_call(f, above) - _call(f, below)) / (2 * step * input_scale(x))
-            rough = 1e-5 * (np.abs(slopes) + input_scale(slopes) * 1e-2) + 1e-14 * np.abs(base) / step
-            disputed &= ~(np.abs(output.imag / COMPLEX_STEP - slopes) <= rough)
+        for step in itertools.chain(*([h * scale for h in STEPS[4:]] for scale in {1.0, input_scale(x)})):
+            # Smaller and smaller, so that no step has to cross a kink close to x.
+            above, _ = moved(inputs, position, direction, step, np.float64)
+            below, _ = moved(inputs, position, direction, -step, np.float64)
+            with np.errstate(invalid="ignore"):
+                slopes = (call(f, above) - call(f, below)) / (2 * step)
+            large = np.abs(slopes) + input_scale(slopes) * 1e-2
+            lost = 1e-14 * np.abs(base) / step
+            agrees = np.abs(output.imag / tiny - slopes) <= 1e-5 * large + lost + 16 * SMALLEST / tiny
+            disputed &= ~(agrees & (lost <= 1e-2 * large))
+            if not disputed.any():
+                break
         if disputed.any():
             return False
     return True
@@ -281,27 +108,16 @@ def rounding_growth(f: Function, inputs: Sequence[Array]) -> float:
     narrow = [x.astype(np.float32) if x.dtype.kind == "f" else x for x in inputs]
     wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in narrow]
     try:
-        rounded, exact = _call(f, narrow), _call(f, wide)
+        rounded, exact = call(f, narrow), call(f, wide)
     except Exception:  # f is written for one dtype; that is its right
         return 16.0
     comparable = rounded.dtype == np.float32 and exact.dtype == np.float64 and rounded.shape == exact.shape
     if not comparable or not (np.isfinite(rounded).all() and np.isfinite(exact).all()):
         return 16.0
-    lost = float(np.abs(rounded - exact).max(initial=0)) / (
-        float(np.finfo(np.float32).eps) * input_scale(exact)
-    )
+    narrowest = np.finfo(np.float32)
+    errors = np.maximum(np.abs(rounded - exact) - float(narrowest.tiny), 0)  # what underflows is not rounding
+    lost = float(errors.max(initial=0)) / input_scale(exact) / float(narrowest.eps)
     return min(max(lost, 1.0), 1e4)
-
-
-def input_scale(x: Array) -> float:
-    """The largest finite magnitude in x; 1 where there is none."""
-    magnitudes = np.abs(x[np.isfinite(x)])
-    return float(magnitudes.max(initial=0)) or 1.0
-
-
-def unit(x: Array) -> float:
-    """The change of x over which a function is taken to vary: 1, or the size of x where that is smaller."""
-    return min(input_scale(x), 1.0)
 
 
 def numeric_gradient(
@@ -320,23 +136,15 @@ def numeric_gradient(
         analytic: use the complex step, otherwise central differences.
         growth: the rounding errors of f in units of its own precision.
     """
-    base = None if analytic else _call(f, inputs)
-    wanted = range(inputs[position].size) if indices is None else list(indices)
+    base = None if analytic else call(f, inputs)
+    wanted = list(range(inputs[position].size) if indices is None else indices)
     derivatives = []
     for index in wanted:
         if analytic:
             derivatives.append(complex_step(f, inputs, position, int(index), cotangent))
         else:
             derivatives.append(central_differences(f, inputs, position, int(index), cotangent, base, growth))
-    return NumericGradient(
-        np.array(wanted, dtype=int),
-        np.array([d.value for d in derivatives], dtype=np.float64),
-        np.array([d.error for d in derivatives], dtype=np.float64),
-        np.array([d.magnitude for d in derivatives], dtype=np.float64),
-        np.array([d.low for d in derivatives], dtype=np.float64),
-        np.array([d.high for d in derivatives], dtype=np.float64),
-        np.array([d.kink for d in derivatives], dtype=bool),
-    )
+    return NumericGradient(wanted, derivatives)
 
 
 def numerical_gradient(
@@ -360,7 +168,7 @@ def numerical_gradient(
     if method not in METHODS:
         raise ValueError(f"method={method!r}; choose one of {METHODS}")
     arrays = [np.asarray(x, dtype=np.float64) for x in inputs]
-    base = _call(fn, arrays)
+    base = call(fn, arrays)
     weights = np.ones(base.shape) if cotangent is None else np.asarray(cotangent, dtype=np.float64)
     if weights.shape != base.shape:
         raise ValueError(f"cotangent has shape {weights.shape}, fn returns shape {base.shape}")
@@ -371,9 +179,3 @@ def numerical_gradient(
         numeric_gradient(fn, arrays, position, weights, None, analytic) for position in range(len(arrays))
     ]
     return [result.values.reshape(x.shape) for result, x in zip(results, arrays, strict=True)]
-
-
-def _call(f: Function, arrays: Sequence[Array]) -> Array:
-    """f(*arrays) as an array, quietly: steps may leave the domain of f, and the caller looks for that."""
-    with np.errstate(all="ignore"):
-        return np.asarray(f(*arrays))

@@ -8,6 +8,8 @@ Profiles: `register_profiles()` registers `ci` (few examples, the same ones in e
 
     TINYLLM_PROFILE=thorough python -m pytest
 
+Neither prints which lines were "always and only run by failing examples", which would be those of our own reports.
+
 Example:
     >>> from hypothesis import given
     >>> from tinyllm.testing import gradcheck
@@ -51,13 +53,15 @@ def register_profiles(default: str | None = None) -> str | None:
 
     Raises InputError when the name is no profile.
     """
-    default_profile = hypothesis.settings.get_profile(
-        "default"
-    )  # not the one in use, which may be one of these
-    hypothesis.settings.register_profile(
-        "ci", default_profile, max_examples=25, derandomize=True, deadline=None
+    # Not the profile in use, which may be one of these. The phase that explains a failure would print the lines of our
+    # own reports, as "always and only run by failing examples".
+    default_profile = hypothesis.settings(
+        hypothesis.settings.get_profile("default"),
+        phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain],
+        deadline=None,
     )
-    hypothesis.settings.register_profile("thorough", default_profile, max_examples=1000, deadline=None)
+    hypothesis.settings.register_profile("ci", default_profile, max_examples=25, derandomize=True)
+    hypothesis.settings.register_profile("thorough", default_profile, max_examples=1000)
     name = os.environ.get(PROFILE_VARIABLE) or default
     if name is None:
         return None
@@ -107,9 +111,40 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 """Ways to lay the same values out in memory: what a function of arrays must not depend on."""
 
 
-def floating_dtypes() -> st.SearchStrategy[np.dtype[Any]]:
-    """float64 and float32."""
-    return st.sampled_from([np.dtype(np.float64), np.dtype(np.float32)])
+def _tiny(x: Array, low: float, high: float) -> Array:
+    return np.asarray(x * np.finfo(x.dtype).eps ** 0.75).clip(low, high).astype(x.dtype)
+
+
+def _equal(x: Array, low: float, high: float) -> Array:
+    return np.full_like(x, x.flat[0]) if x.size else x
+
+
+def _mirrored(x: Array, low: float, high: float) -> Array:
+    return np.where(np.arange(x.size).reshape(x.shape) % 2, -_equal(x, low, high), _equal(x, low, high)).clip(
+        low, high
+    )
+
+
+def _infinite(x: Array, low: float, high: float) -> Array:
+    return np.where(np.abs(x) > (high - low) / 8, np.copysign(np.inf, x), x).astype(x.dtype)
+
+
+PLACES: dict[str, Callable[[Array, float, float], Array]] = {
+    "anywhere": lambda x, low, high: x,
+    "zeros": lambda x, low, high: np.zeros_like(x).clip(low, high),
+    "all equal": _equal,
+    "equal but for the sign": _mirrored,
+    "tiny": _tiny,
+    "infinite in part": _infinite,
+}
+"""Where functions are kinked, symmetric, or lost in rounding: what the drawn numbers are turned into, within bounds."""
+
+FINITE_PLACES = tuple(place for place in PLACES if place != "infinite in part")
+
+
+def floating_dtypes(half: bool = False) -> st.SearchStrategy[np.dtype[Any]]:
+    """float64 and float32, and float16 if `half`."""
+    return st.sampled_from([np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16)][: 2 + half])
 
 
 def shapes(
@@ -120,6 +155,8 @@ def shapes(
         min_dims=max(min_axes, 0), max_dims=max_axes, min_side=min_length, max_side=max_length
     )
 
+
+INTEGER_DTYPES = (np.int64, np.int32, np.int16, np.int8, np.uint8, np.uint16, np.uint32, np.uint64)
 
 WIDTHS: dict[int, Literal[16, 32, 64]] = {8: 64, 4: 32, 2: 16}
 """Bits of a float by its bytes."""
@@ -133,6 +170,7 @@ def arrays(
     low: float = -2.0,
     high: float = 2.0,
     layouts: Sequence[str] = ("contiguous",),
+    places: Sequence[str] = FINITE_PLACES,
 ) -> Array:
     """Floating-point arrays with elements in [low, high]. Shrinks to zeros, or what is nearest to them.
 
@@ -141,16 +179,19 @@ def arrays(
         dtype: a dtype, or a strategy for dtypes. Numbers whose fourth power underflows are 0 instead: a function
             of several products would else be tested on how it rounds to nothing.
         layouts: which of `LAYOUTS` to lay arrays out in; `tuple(LAYOUTS)` for all.
+        places: which of `PLACES` to draw at; `tuple(PLACES)` for infinities too, `("anywhere",)` for plain numbers.
 
-    Raises InvalidArgument when a layout is unknown, or the range holds no number of the dtype.
+    Raises InvalidArgument when a layout or place is unknown, or the range holds no number of the dtype.
 
     Example:
         >>> hypothesis.find(arrays(dtype=np.float32), lambda x: x.sum() > 1)
         array(2., dtype=float32)
     """
-    unknown = [layout for layout in layouts if layout not in LAYOUTS]
-    if unknown or not layouts:
-        raise hypothesis.errors.InvalidArgument(f"layouts={layouts!r}; choose among {', '.join(LAYOUTS)}")
+    for name, chosen_names, known in (("layouts", layouts, LAYOUTS), ("places", places, PLACES)):
+        if not chosen_names or any(each not in known for each in chosen_names):
+            raise hypothesis.errors.InvalidArgument(
+                f"{name}={chosen_names!r}; choose among {', '.join(known)}"
+            )
     chosen = np.dtype(draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype)
     lengths = draw(shapes() if shape is None else shape) if not isinstance(shape, tuple) else shape
     smallest = float(np.finfo(chosen).tiny) ** 0.25
@@ -158,7 +199,26 @@ def arrays(
     elements = numbers.map(lambda number: number if abs(number) >= smallest or low > 0 or high < 0 else 0.0)
     # Without a fill every element is drawn by itself: most elements equal would be a poor test of an order.
     values = draw(numpy_strategies.arrays(chosen, lengths, elements=elements, fill=st.nothing()))
-    return LAYOUTS[draw(st.sampled_from(layouts))](values)
+    placed = np.asarray(PLACES[draw(st.sampled_from(places))](values, *_inside(chosen, low, high)))
+    return LAYOUTS[draw(st.sampled_from(layouts))](placed)
+
+
+@st.composite
+def integer_arrays(
+    draw: st.DrawFn,
+    shape: Shape | st.SearchStrategy[Shape] | None = None,
+    low: int = -2,
+    high: int = 5,
+    dtypes: Sequence[Any] = INTEGER_DTYPES,
+) -> Array:
+    """Arrays of integers in [low, high], of every width, with and without a sign. Shrinks to zeros.
+
+    A dtype without a sign draws no negative numbers.
+    """
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    least = max(low, 0) if dtype.kind == "u" else low
+    lengths = draw(shapes() if shape is None else shape) if not isinstance(shape, tuple) else shape
+    return draw(numpy_strategies.arrays(dtype, lengths, elements=st.integers(least, high), fill=st.nothing()))
 
 
 def _inside(dtype: np.dtype[Any], low: float, high: float) -> tuple[float, float]:
