@@ -405,7 +405,7 @@ def test_no_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert last.startswith(
         "tinyllm: error: out of memory (Unable to allocate 5 TiB); a run of these settings takes about "
     )
-    assert last.endswith("): make context_length, batch_size or the model smaller")
+    assert last.endswith(": make context_length, batch_size or the model smaller")
 
 
 def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
