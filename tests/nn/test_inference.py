@@ -50,12 +50,12 @@ def block(rng: np.random.Generator) -> Module:
 
 
 EXAMPLES = {
-    "Linear": Example(lambda rng: Linear(D, 7, rng)),
-    "Linear with bias": Example(lambda rng: Linear(D, 7, rng, bias=True)),
+    "Linear": Example(lambda rng: Linear(D, 7, bias=False, rng=rng)),
+    "Linear with bias": Example(lambda rng: Linear(D, 7, rng=rng)),
     "RMSNorm": Example(lambda rng: RMSNorm(D, eps=0.1)),
     "LayerNorm": Example(lambda rng: LayerNorm(D, eps=0.1)),
-    "Dropout": Example(lambda rng: Dropout(0.5, 0)),
-    "Embedding": Example(lambda rng: Embedding(V, D, rng, std=1.0), takes="tokens"),
+    "Dropout": Example(lambda rng: Dropout(0.5, stream=0)),
+    "Embedding": Example(lambda rng: Embedding(V, D, rng=rng, std=1.0), takes="tokens"),
     "FeedForward": Example(lambda rng: FeedForward(D, 24, rng)),
     "MultiHeadAttention": Example(attention(4, 4), caches=1),
     "MultiHeadAttention with GQA and RoPE": Example(
@@ -259,7 +259,7 @@ class Again(Tripled):
 
 @pytest.mark.parametrize(("cls", "own"), [(Doubled, False), (Tripled, True), (Again, False)])
 def test_infer_belongs_to_the_class_that_defines_it(cls: type[Linear], own: bool) -> None:
-    layer = cls(D, 7, np.random.default_rng(0))
+    layer = cls(D, 7, bias=False, rng=np.random.default_rng(0))
     x = np.random.default_rng(1).standard_normal((2, 3, D), dtype=np.float32)
     assert layer.has_own_infer is own
     found = layer.infer(x)

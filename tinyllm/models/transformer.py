@@ -42,16 +42,16 @@ class TransformerBlock(Module):
             position,
             config.qk_norm,
             eps,
-            Dropout(p, 3 * layer + 1),
+            Dropout(p, stream=3 * layer + 1),
             config.init_scale,
             config.residual_init_scale,
         )
-        self.attention_dropout = Dropout(p, 3 * layer + 2)
+        self.attention_dropout = Dropout(p, stream=3 * layer + 2)
         self.feed_forward_norm = RMSNorm(D, eps)
         self.feed_forward = FeedForward(
             D, config.intermediate_size, rng, config.init_scale, config.residual_init_scale
         )
-        self.feed_forward_dropout = Dropout(p, 3 * layer + 3)
+        self.feed_forward_dropout = Dropout(p, stream=3 * layer + 3)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache))
@@ -87,14 +87,14 @@ class TransformerLM(Module):
         D, V, tied = config.hidden_size, config.vocab_size, config.tie_embeddings
         # A tied matrix begins as a head does, because its rows are dot products with hidden states too.
         embedding_std = config.head_scale / math.sqrt(D) if tied else config.embedding_std
-        self.embedding = Embedding(V, D, rng, embedding_std)
-        self.embedding_dropout = Dropout(config.dropout, 0)
+        self.embedding = Embedding(V, D, rng=rng, std=embedding_std)
+        self.embedding_dropout = Dropout(config.dropout, stream=0)
         self.position = POSITION_ENCODINGS[config.position_encoding](config)
         self.blocks = [
             TransformerBlock(config, self.position, rng, layer) for layer in range(config.num_layers)
         ]
         self.norm = RMSNorm(D, config.norm_eps)
-        self.head = Linear(D, V, rng, config.head_scale)
+        self.head = Linear(D, V, False, rng=rng, init_scale=config.head_scale)
         if tied:
             self.head.weight = self.embedding.weight
 

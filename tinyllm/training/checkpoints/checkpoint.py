@@ -24,7 +24,7 @@ from tinyllm import backend
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.formats import hugging_face
 from tinyllm.models.formats.safetensors_reader import read_safetensors
-from tinyllm.nn.module import require_fit
+from tinyllm.nn.state import require_fit
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
 from tinyllm.system.json_files import parse_json
