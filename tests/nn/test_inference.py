@@ -289,7 +289,7 @@ def check_inferred(module: Module, packed: bool) -> None:
 
 
 def test_inferring_by_forward_records_no_graph_and_runs_hooks() -> None:
-    layer = Doubled(D, 7, np.random.default_rng(0))
+    layer = Doubled(D, 7, rng=np.random.default_rng(0))
     seen: list[Any] = []
     layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs, output)))
     layer.infer(np.ones((1, D), dtype=np.float32))

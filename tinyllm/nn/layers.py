@@ -69,9 +69,20 @@ class Linear(Module):
             self.weight = normal_parameter(rng, shape, init_scale / root)
         self.bias = uniform_parameter(rng, (out_features,), 1 / root) if bias else None
 
+    @property
+    def in_features(self) -> int:
+        """The length of the last axis of x."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """The length of the last axis of y."""
+        return self.weight.shape[0]
+
     def extra_repr(self) -> str:
-        outputs, inputs = self.weight.shape
-        return f"in_features={inputs}, out_features={outputs}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
