@@ -16,6 +16,7 @@ from tinyllm import backend, ops
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
+from tinyllm.nn import functional
 from tinyllm.nn.module import Module, Parameter
 from tinyllm.ops.fast.norm import FastRootMeanSquareNorm, FastStandardisation
 from tinyllm.ops.fast.products import product, rows
@@ -180,12 +181,7 @@ class Embedding(Module):
             self.weight.data[padding_idx] = 0
 
     def forward(self, indices: Any) -> Tensor:
-        rows = ops.embedding(self.weight, indices)
-        if self.padding_idx is None:
-            return rows
-        indices = indices.data if isinstance(indices, Tensor) else backend.asarray(indices)
-        is_padding = indices == self.padding_idx % self.weight.shape[0]
-        return ops.where(is_padding[..., None], rows.detach(), rows)
+        return functional.embedding(indices, self.weight, self.padding_idx)
 
     def infer(self, indices: Array) -> Array:
         weight = self.weight.data
@@ -194,16 +190,6 @@ class Embedding(Module):
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return ", ".join(map(str, self.weight.shape)) + padding
-
-
-def _width(normalized_shape: int | Sequence[int]) -> int:
-    """The number of features that a norm is over; raises ValueError for a norm over several axes."""
-    lengths = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
-    if len(lengths) != 1:
-        raise ValueError(
-            f"normalized_shape={normalized_shape}; norms here are over the last axis alone: give its length"
-        )
-    return int(lengths[0])
 
 
 class RMSNorm(Module):
@@ -221,7 +207,7 @@ class RMSNorm(Module):
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float | None = None, elementwise_affine: bool = True
     ) -> None:
-        self.normalized_shape = (_width(normalized_shape),)
+        self.normalized_shape = (functional.norm_width(normalized_shape),)
         self.weight = (
             Parameter(current.xp.ones(self.normalized_shape, dtype=np.float32))
             if elementwise_affine
@@ -230,8 +216,7 @@ class RMSNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        eps = float(np.finfo(x.dtype).eps) if self.eps is None else self.eps
-        return ops.rms_norm(x, _or_constant(self.weight, 1, x, self.normalized_shape), eps)
+        return functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def infer(self, x: Array) -> Array:
         if self.weight is None or self.eps is None:
@@ -263,7 +248,7 @@ class LayerNorm(Module):
         elementwise_affine: bool = True,
         bias: bool = True,
     ) -> None:
-        self.normalized_shape = shape = (_width(normalized_shape),)
+        self.normalized_shape = shape = (functional.norm_width(normalized_shape),)
         self.weight = Parameter(current.xp.ones(shape, dtype=np.float32)) if elementwise_affine else None
         self.bias = (
             Parameter(current.xp.zeros(shape, dtype=np.float32)) if elementwise_affine and bias else None
@@ -271,8 +256,7 @@ class LayerNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = _or_constant(self.weight, 1, x, self.normalized_shape)
-        return ops.layer_norm(x, weight, _or_constant(self.bias, 0, x, self.normalized_shape), self.eps)
+        return functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def infer(self, x: Array) -> Array:
         if self.weight is None or self.bias is None:
@@ -281,11 +265,6 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.weight is not None}"
-
-
-def _or_constant(parameter: Parameter | None, value: int, x: Tensor, shape: tuple[int, ...]) -> Any:
-    """The parameter of a norm, or in its place the number that changes nothing."""
-    return current.xp.full(shape, value, dtype=x.dtype) if parameter is None else parameter
 
 
 _dropout_position: contextvars.ContextVar[Key | None] = contextvars.ContextVar(
@@ -326,7 +305,7 @@ class Dropout(Module):
     def key(self) -> Key:
         """What the mask is a function of; raises RuntimeError for a stream outside `dropout_position`."""
         if self.stream is None:
-            return Key(int(backend.default_generator().integers(2**63)))
+            return functional.fresh_key()
         position = _dropout_position.get()
         if position is None:
             raise RuntimeError(
@@ -336,9 +315,7 @@ class Dropout(Module):
         return position._replace(stream=self.stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.active:
-            return x
-        return x * 0 if self.p == 1 else ops.dropout(x, self.p, self.key())
+        return functional.dropped(x, self.p, self.key()) if self.active else x
 
     def infer(self, x: Array) -> Array:
         return x

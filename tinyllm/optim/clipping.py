@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array, current
-from tinyllm.system.wording import shown
+from tinyllm.nn.utils import gradient_arrays
 
 
 class NonFiniteNormError(ArithmeticError):
@@ -65,33 +65,3 @@ def clip_grad_norm(gradients: Iterable[Array | Tensor], max_norm: float) -> floa
         for array in arrays:
             array *= scale
     return norm
-
-
-def gradient_arrays(gradients: Iterable[Array | Tensor]) -> tuple[int, list[Array]]:
-    """How many there are, and the arrays to be scaled: those given, and the `.grad` of parameters that have one.
-
-    A single parameter stands for a list of it. Raises TypeError and ValueError for what would pass unclipped.
-    """
-    if isinstance(gradients, Tensor):
-        gradients = [gradients]
-    if isinstance(gradients, Mapping):
-        raise TypeError("got a dictionary, whose items are names; give its .values()")
-    items = list(gradients)
-    if not items and isinstance(gradients, Iterator):
-        raise ValueError(
-            "the iterator of parameters is used up; give a list, or call model.parameters() again"
-        )
-    arrays = []
-    for item in items:
-        if isinstance(item, Tensor) and item.grad is None and (item.op is not None or not item.requires_grad):
-            raise TypeError(
-                "a Tensor that has no .grad and is no parameter is not clipped; of gradients, give the arrays (.data)"
-            )
-        array = item.grad if isinstance(item, Tensor) else item
-        if array is not None and not (backend.is_array(array) and array.dtype.kind == "f"):
-            raise TypeError(
-                f"gradients are floating-point arrays, or parameters that have .grad; got {shown(item)}"
-            )
-        if array is not None:
-            arrays.append(array)
-    return len(items), arrays
