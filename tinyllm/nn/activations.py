@@ -97,8 +97,8 @@ class CrossEntropyLoss(Module):
 class MSELoss(Module):
     """The mean of (input - target)^2, or with `reduction` the sum or each."""
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
         self.reduction: Reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.mse_loss(input, target, self.reduction)
+        return functional.mse_loss(input, target, reduction=self.reduction)

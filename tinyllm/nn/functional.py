@@ -127,7 +127,7 @@ def cross_entropy(
     return ops.cross_entropy(input, target, ignore_index, reduction)
 
 
-def mse_loss(input: Any, target: Any, reduction: Reduction = "mean") -> Tensor:
+def mse_loss(input: Any, target: Any, *, reduction: Reduction = "mean") -> Tensor:
     """(input - target)^2, two of one shape: the mean, the sum, or each."""
     input, target = as_tensor(input), as_tensor(target)
     if input.shape != target.shape:

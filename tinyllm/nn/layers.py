@@ -264,7 +264,8 @@ class LayerNorm(Module):
         return FastStandardisation(self.eps).forward(x, self.weight.data, self.bias.data)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.weight is not None}"
+        affine, bias = self.weight is not None, self.bias is not None
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={affine}, bias={bias}"
 
 
 _dropout_position: contextvars.ContextVar[Key | None] = contextvars.ContextVar(
@@ -295,7 +296,7 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5, inplace: bool = False, *, stream: int | None = None) -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"p={p}; it is a probability, from 0 to 1")
-        self.p, self.stream = p, stream
+        self.p, self.inplace, self.stream = p, inplace, stream
 
     @property
     def active(self) -> bool:
@@ -321,4 +322,4 @@ class Dropout(Module):
         return x
 
     def extra_repr(self) -> str:
-        return f"p={self.p}"
+        return f"p={self.p}, inplace={self.inplace}"

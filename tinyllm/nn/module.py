@@ -290,7 +290,13 @@ class Module:
         return {name: tensor.data for name, tensor in self._state().items()}
 
     def _state(self) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers(persistent_only=True))}
+        state: dict[str, Tensor] = {}
+        named = dict(self.named_parameters())  # each once
+        for path, module in self.named_modules():
+            own = dict(module.named_parameters(path, recurse=False))
+            state |= {name: parameter for name, parameter in own.items() if name in named}
+            state |= module.named_buffers(path, recurse=False, persistent_only=True)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy arrays into the parameters and buffers of the same names; returns what was passed over.

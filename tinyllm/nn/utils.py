@@ -35,8 +35,9 @@ def clip_grad_norm_(
         raise RuntimeError(f"the norm of the gradients is {total}; they are not changed")
     scale = max_norm / (total + 1e-6)
     if not scale >= 1:
-        for array in arrays:
-            array *= scale
+        with backend.ignore_non_finite():
+            for array in arrays:
+                array *= scale
     return Tensor(total)
 
 
