@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
+from tinyllm.nn.module import Parameter
 from tinyllm.system.wording import shown
 
 
@@ -72,7 +73,10 @@ def gradient_arrays(gradients: Iterable[Array | Tensor]) -> tuple[int, list[Arra
         )
     arrays = []
     for item in items:
-        if isinstance(item, Tensor) and item.grad is None and (item.op is not None or not item.requires_grad):
+        is_parameter = isinstance(item, Parameter) or (
+            isinstance(item, Tensor) and item.requires_grad and item.op is None
+        )
+        if isinstance(item, Tensor) and item.grad is None and not is_parameter:
             raise TypeError(
                 "a Tensor that has no .grad and is no parameter is not clipped; of gradients, give the arrays (.data)"
             )

@@ -88,7 +88,7 @@ def load(path: StrPath) -> Any:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged: {error}") from None
 
 
