@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         full,
         linspace,
         long,
+        multinomial,
         ones,
         ones_like,
         rand,
@@ -64,7 +65,7 @@ __all__ = [
     "InputError", "ModelConfig", "Tensor", "TrainConfig", "Trainer", "TransformerLM", "arange", "bool", "cat",
     "cos", "data", "debug", "einsum", "exp", "eye", "float16", "float32", "float64", "full", "generate",
     "generate_text", "grad", "gradients", "hessian", "hvp", "int32", "int64", "jvp", "linspace", "load", "log",
-    "long", "manual_seed", "matmul", "mean", "nn", "no_grad", "ones", "ones_like", "ops", "optim", "rand",
+    "long", "manual_seed", "matmul", "mean", "multinomial", "nn", "no_grad", "ones", "ones_like", "ops", "optim", "rand",
     "randint", "randn", "randperm", "relu", "save", "sigmoid", "sin", "softmax", "sqrt", "stack", "sum", "tanh",
     "tensor", "testing", "tokenizer", "tril", "triu", "use_backend", "use_formulas", "vjp", "where", "zeros",
     "zeros_like",
@@ -84,8 +85,8 @@ _LATER = {
     # What a program for torch calls its library for.
     **dict.fromkeys(
         (
-            "arange", "eye", "full", "linspace", "long", "ones", "ones_like", "rand", "randint", "randn", "randperm",
-            "tensor", "zeros", "zeros_like",
+            "arange", "eye", "full", "linspace", "long", "multinomial", "ones", "ones_like", "rand", "randint", "randn",
+            "randperm", "tensor", "zeros", "zeros_like",
         ),
         "tinyllm.autograd.creation",
     ),

@@ -87,6 +87,10 @@ SHARED = [
         for name in ("clip_grad_norm_", "clip_grad_value_")
     ),
     *(
+        (getattr(nn.init, name), getattr(torch.nn.init, name))
+        for name in ("normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "ones_", "zeros_", "constant_")
+    ),
+    *(
         (getattr(nn.Module, name), getattr(torch.nn.Module, name))
         for name in (
             "apply", "buffers", "children", "eval", "modules", "named_children", "parameters", "register_buffer",
@@ -145,6 +149,45 @@ def test_weights_begin_as_in_torch(build: Callable[[Any], Any], name: str) -> No
     is_normal = build is not None and np.abs(theirs).max() > 3 * theirs.std() > 0
     if not is_normal:
         np.testing.assert_allclose(np.abs(ours).max(), np.abs(theirs).max(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda init, w: init.normal_(w, 0.5, 0.02),
+        lambda init, w: init.uniform_(w, -1, 3),
+        lambda init, w: init.xavier_normal_(w, 2.0),
+        lambda init, w: init.xavier_uniform_(w),
+        lambda init, w: init.constant_(w, 3),
+        lambda init, w: init.ones_(w),
+        lambda init, w: init.zeros_(w),
+    ],
+)
+def test_init_fills_in_place_as_torch(fill: Callable[[Any, Any], Any]) -> None:
+    ours, theirs = (library.nn.Linear(300, 200).weight for library in (tinyllm, torch))
+    array = ours.data
+    assert fill(nn.init, ours) is ours
+    fill(torch.nn.init, theirs)
+    expected = theirs.detach().double().numpy()
+    assert ours.data is array
+    assert abs(array.mean() - expected.mean()) <= 6 * expected.std() / 200
+    assert abs(array.std() - expected.std()) <= 6 * expected.std() / 200
+
+
+def test_multinomial_draws_by_weight() -> None:
+    tinyllm.manual_seed(0)
+    weights = np.array([[1.0, 0.0, 3.0], [0.0, 0.0, 2.0]])
+    drawn = tinyllm.multinomial(tinyllm.tensor(weights), 4000, replacement=True)
+    assert drawn.shape == (2, 4000)
+    counts = [np.bincount(row, minlength=3) / 4000 for row in drawn.data]
+    np.testing.assert_allclose(
+        counts, weights / weights.sum(1, keepdims=True), atol=6 * 0.5 / math.sqrt(4000)
+    )
+    assert sorted(tinyllm.multinomial(tinyllm.ones(5), 5).data) == [0, 1, 2, 3, 4]
+    for bad in ([0.0, 0.0], [1.0, -1.0], [math.nan, 1.0]):
+        for library, error in ((tinyllm, ValueError), (torch, RuntimeError)):
+            with pytest.raises(error):
+                library.multinomial(library.tensor(bad), 1)
 
 
 # ---- Values and gradients ----------------------------------------------------------------------
@@ -312,6 +355,7 @@ def tree(nn: Any, library: Any) -> Any:
             self.parts.insert(1, nn.ReLU())
             self.heads = nn.ModuleDict({"a": nn.Linear(2, 4), "b": nn.Embedding(3, 2, padding_idx=0)})
             self.heads["c"] = nn.Dropout(0.25)
+            assert self.heads.c is self.heads["c"]
             self.again = self.heads["a"]
             self.norms = nn.ModuleList(
                 [nn.LayerNorm(4, bias=False), nn.RMSNorm(4), nn.GELU(), nn.Softmax(dim=1)]

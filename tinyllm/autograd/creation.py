@@ -1,4 +1,4 @@
-"""Tensors from nothing but a shape, under torch's names; float32 unless a dtype is given, as there."""
+"""Tensors made of a shape, of numbers or at random, under torch's names; float32 unless a dtype is given, as there."""
 
 from __future__ import annotations
 
@@ -89,6 +89,19 @@ def randint(low: int, high: Any, size: Any = None, *, generator: Any = None, dty
 def randperm(n: int, *, generator: Any = None, dtype: Any = long) -> Tensor:
     """The integers from 0 to n - 1 in a random order."""
     return Tensor(backend.asarray(_generator(generator).permutation(n), dtype))
+
+
+def multinomial(input: Any, num_samples: int, replacement: bool = False, *, generator: Any = None) -> Tensor:
+    """Positions drawn with the probabilities that `input` is proportional to. input: (V,) or (B, V) -> (..., n)."""
+    weights = backend.to_numpy(input.data if isinstance(input, Tensor) else backend.asarray(input)).astype(
+        "float64"
+    )
+    rows = weights.reshape(-1, weights.shape[-1])
+    if rows.min() < 0 or not (np.isfinite(rows).all() and (rows.sum(axis=-1) > 0).all()):
+        raise ValueError("multinomial: probabilities are finite, at least 0, and not all 0")
+    rng, V = _generator(generator), weights.shape[-1]
+    drawn = [rng.choice(V, num_samples, replacement, row / row.sum()) for row in rows]
+    return Tensor(backend.asarray(np.reshape(drawn, (*weights.shape[:-1], num_samples)), long))
 
 
 def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:

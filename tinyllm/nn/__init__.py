@@ -3,11 +3,11 @@
 `Module` finds parameters by walking attributes. `forward` takes Tensors through ops, for training and for whoever
 looks; `infer`, beside it, takes arrays, with a `KeyValueCache` for each layer of attention, for decoding.
 
-What torch.nn has too is called as there, `functional` and `utils` included; `rng=` says who draws initial weights. The
-models here use `MultiHeadAttention` and `FeedForward`, and choose how their weights begin.
+What torch.nn has too is called as there, `functional`, `init` and `utils` included; `rng=` says who draws initial
+weights. The models here use `MultiHeadAttention` and `FeedForward`, and choose how their weights begin.
 """
 
-from tinyllm.nn import functional, utils
+from tinyllm.nn import functional, init, utils
 from tinyllm.nn.activations import (
     GELU,
     CrossEntropyLoss,
@@ -32,5 +32,5 @@ __all__ = [
     "GELU", "CrossEntropyLoss", "Dropout", "Embedding", "FeedForward", "Identity", "KeyValueCache", "LayerCache",
     "LayerNorm", "Linear", "MSELoss", "Module", "ModuleDict", "ModuleList", "MultiHeadAttention", "MultiheadAttention",
     "Parameter", "PositionEncoding", "RMSNorm", "ReLU", "RotaryEmbedding", "Sequential", "SiLU", "Sigmoid", "Softmax",
-    "Tanh", "dropout_position", "functional", "utils",
+    "Tanh", "dropout_position", "functional", "init", "utils",
 ]  # fmt: skip

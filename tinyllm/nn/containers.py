@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-from tinyllm.nn.module import Module, Parameter
+from tinyllm.nn.module import Module
 
 
 class _Container(Module):
-    """Named modules in an order; their names here are their keys."""
+    """Named modules in an order. Each is an attribute of its name, which may be a number."""
 
     def __init__(self, named: Mapping[str, Module]) -> None:
-        self._items: dict[str, Module] = {}
         for name, module in named.items():
             self._set(name, module)
 
@@ -21,26 +20,27 @@ class _Container(Module):
             raise TypeError(
                 f"{type(self).__name__} holds modules; {name!r} is of class {type(module).__name__}"
             )
-        self._items[name] = module
+        if hasattr(type(self), name):
+            raise KeyError(f"{name!r} is an attribute of {type(self).__name__}; give another name")
+        setattr(self, name, module)
 
-    def members(self) -> Iterator[tuple[str, Module | Parameter]]:
-        for name, value in super().members():
-            yield name.removeprefix("_items."), value
+    def _named(self) -> dict[str, Module]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Module)}
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._named())
 
 
 class _Row(_Container):
     """Modules by position."""
 
     def __iter__(self) -> Iterator[Module]:
-        return iter(self._items.values())
+        return iter(self._named().values())
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return self._like(dict(list(self._items.items())[index]))
-        return list(self._items.values())[index]
+            return self._like(dict(list(self._named().items())[index]))
+        return list(self._named().values())[index]
 
     def _like(self, named: Any) -> Any:
         """Some of the modules as a container of this kind."""
@@ -48,12 +48,12 @@ class _Row(_Container):
         return kind(named)
 
     def __setitem__(self, index: int, module: Module) -> None:
-        self._set(list(self._items)[index], module)
+        self._set(list(self._named())[index], module)
 
     def __delitem__(self, index: int | slice) -> None:
-        modules = list(self._items.values())
+        modules = list(self)
         del modules[index]
-        self._items = {str(i): module for i, module in enumerate(modules)}
+        self._hold(modules)
 
     def append(self, module: Module) -> Self:
         """Put a module at the end."""
@@ -68,9 +68,14 @@ class _Row(_Container):
 
     def insert(self, index: int, module: Module) -> Self:
         """Put a module before the one at `index`."""
-        modules = list(self._items.values())
+        modules = list(self)
         modules.insert(index, module)
-        self._items = {}
+        return self._hold(modules)
+
+    def _hold(self, modules: Iterable[Module]) -> Self:
+        """These modules alone, named by their positions."""
+        for name in self._named():
+            delattr(self, name)
         return self.extend(modules)
 
 
@@ -102,40 +107,40 @@ class Sequential(_Row):
             super().__init__({str(i): module for i, module in enumerate(modules)})
 
     def forward(self, x: Any) -> Any:
-        for module in self._items.values():
+        for module in self:
             x = module(x)
         return x
 
 
 class ModuleDict(_Container):
-    """Modules by name: `self.heads["word"](x)`."""
+    """Modules by name: `self.heads["word"](x)` or `self.heads.word(x)`."""
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
         super().__init__(dict(modules))
 
     def __getitem__(self, name: str) -> Any:
-        return self._items[name]
+        return self._named()[name]
 
     def __setitem__(self, name: str, module: Module) -> None:
         self._set(name, module)
 
     def __delitem__(self, name: str) -> None:
-        del self._items[name]
+        delattr(self, name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return name in self._named()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self._named())
 
     def keys(self) -> Iterable[str]:
         """The names."""
-        return self._items.keys()
+        return self._named().keys()
 
     def values(self) -> Iterable[Module]:
         """The modules."""
-        return self._items.values()
+        return self._named().values()
 
     def items(self) -> Iterable[tuple[str, Module]]:
         """The names with their modules."""
-        return self._items.items()
+        return self._named().items()
