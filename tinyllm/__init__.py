@@ -65,8 +65,8 @@ __all__ = [
     "InputError", "ModelConfig", "Tensor", "TrainConfig", "Trainer", "TransformerLM", "arange", "bool", "cat",
     "cos", "data", "debug", "einsum", "exp", "eye", "float16", "float32", "float64", "full", "generate",
     "generate_text", "grad", "gradients", "hessian", "hvp", "int32", "int64", "jvp", "linspace", "load", "log",
-    "long", "manual_seed", "matmul", "mean", "multinomial", "nn", "no_grad", "ones", "ones_like", "ops", "optim", "rand",
-    "randint", "randn", "randperm", "relu", "save", "sigmoid", "sin", "softmax", "sqrt", "stack", "sum", "tanh",
+    "long", "manual_seed", "matmul", "mean", "multinomial", "nn", "no_grad", "ones", "ones_like", "ops", "optim",
+    "rand", "randint", "randn", "randperm", "relu", "save", "sigmoid", "sin", "softmax", "sqrt", "stack", "sum", "tanh",
     "tensor", "testing", "tokenizer", "tril", "triu", "use_backend", "use_formulas", "vjp", "where", "zeros",
     "zeros_like",
 ]  # fmt: skip
