@@ -94,8 +94,13 @@ SHARED = [
         (getattr(nn.Module, name), getattr(torch.nn.Module, name))
         for name in (
             "apply", "buffers", "children", "eval", "modules", "named_children", "parameters", "register_buffer",
-            "requires_grad_", "train", "zero_grad",
+            "requires_grad_", "train", "zero_grad", "named_modules", "named_parameters", "load_state_dict",
+            "extra_repr",
         )
+    ),
+    *(
+        (getattr(optim.Optimizer, name), getattr(torch.optim.Optimizer, name))
+        for name in ("zero_grad", "add_param_group", "state_dict", "load_state_dict")
     ),
 ]  # fmt: skip
 REQUIRED_HERE = {"dim"}

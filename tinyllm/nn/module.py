@@ -159,19 +159,23 @@ class Module:
         for _, child in self.named_children():
             yield child
 
-    def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each with its path from here, and once unless `remove_duplicate` is False."""
-        return self._walk(prefix, set() if remove_duplicate else None)
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each with its path from here, and once unless `remove_duplicate` is False.
 
-    def _walk(self, path: str, seen: set[int] | None) -> Iterator[tuple[str, Module]]:
-        if seen is not None:
-            if id(self) in seen:
-                return
-            seen.add(id(self))
-        yield path, self
+        memo: modules that are passed over.
+        """
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
         for name, member in self.members():
             if isinstance(member, Module):
-                yield from member._walk(f"{path}.{name}" if path else name, seen)
+                path = f"{prefix}.{name}" if prefix else name
+                yield from member.named_modules(memo, path, remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
@@ -194,7 +198,8 @@ class Module:
         parameter, or of the array of one.
         """
         seen: set[int] = set()
-        for path, module in self.named_modules(prefix, remove_duplicate) if recurse else [(prefix, self)]:
+        walked = self.named_modules(None, prefix, remove_duplicate) if recurse else [(prefix, self)]
+        for path, module in walked:
             for name in module.declared_parameters:
                 value = getattr(module, name)
                 if value is not None and not isinstance(value, Parameter):
@@ -222,10 +227,10 @@ class Module:
         self._buffers = (*self._buffers, (name, persistent))
 
     def named_buffers(
-        self, prefix: str = "", recurse: bool = True, persistent_only: bool = False
+        self, prefix: str = "", recurse: bool = True, *, persistent_only: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
         """All buffers with their paths; raises InputError where something else than a Tensor stands in the place."""
-        for path, module in self.named_modules(prefix) if recurse else [(prefix, self)]:
+        for path, module in self.named_modules(prefix=prefix) if recurse else [(prefix, self)]:
             for name, persistent in module._buffers:
                 value = getattr(module, name)
                 name = f"{path}.{name}" if path else name
@@ -298,14 +303,14 @@ class Module:
             state |= module.named_buffers(path, recurse=False, persistent_only=True)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy arrays into the parameters and buffers of the same names; returns what was passed over.
 
         A tied parameter may come under each of its names. Without `strict`, names that are missing or unknown are
         passed over. Raises InputError, with all that does not fit (see `require_fit`), and what NumPy raises for values
         that it cannot convert; nothing is changed then.
         """
-        tensors = self._state()
+        state, tensors = state_dict, self._state()
         first = {id(tensor): name for name, tensor in tensors.items()}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             if name in state and name not in tensors:

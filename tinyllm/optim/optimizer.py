@@ -113,9 +113,9 @@ class Optimizer:
         for group in given if isinstance(given[0], dict) else [{"params": given}]:
             self.add_param_group(group)
 
-    def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add parameters, group["params"], with settings of their own; what is left out are the defaults."""
-        params = group["params"]
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add parameters, param_group["params"], with settings of their own; what is left out are the defaults."""
+        params = param_group["params"]
         named: dict[str, Tensor] = {}
         for item in [params] if isinstance(params, Tensor) else params:
             name, tensor = item if isinstance(item, tuple) else (str(len(self.parameters) + len(named)), item)
@@ -129,7 +129,7 @@ class Optimizer:
         known = {id(tensor) for tensor in self.parameters.values()}
         if len({id(tensor) for tensor in named.values()} - known) < len(named):
             raise ValueError("a parameter is given twice; each belongs to one group")
-        group = {**self.defaults, **group, "params": list(named.values()), "param_names": list(named)}
+        group = {**self.defaults, **param_group, "params": list(named.values()), "param_names": list(named)}
         self._check(group)
         self.param_groups.append(group)
         self.parameters |= named

@@ -68,10 +68,10 @@ _add_group = Optimizer.add_param_group
 
 
 @mutant(Optimizer, "add_param_group")
-def state_shared_by_parameters(self: Any, group: Any) -> None:
+def state_shared_by_parameters(self: Any, param_group: Any) -> None:
     """State is made once and used for all parameters of a shape, as `[zeros] * n` does in Python: moments of different
     weights run into one another."""
-    _add_group(self, group)
+    _add_group(self, param_group)
     of_shape: dict[Any, Any] = {}
     for name, parameter in self.parameters.items():
         self.state[name] = of_shape.setdefault(parameter.shape, self.state[name])
