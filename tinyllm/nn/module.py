@@ -93,7 +93,7 @@ class Module:
             for name in self.declared_parameters:
                 value = getattr(self, name)
                 # Tensors pass: whoever differentiates with respect to a weight puts one there for the time of a call.
-                if value is not None and not (isinstance(value, Tensor) and backend.is_array(value.data)):
+                if value is not None and not (isinstance(value, Tensor) and _is_array(value.data)):
                     raise _not_a_parameter(path_of(module_stack.get()), name, value)
             for observer in observers():
                 observer.enter_module(self)
@@ -206,7 +206,7 @@ class Module:
                     raise _not_a_parameter(path, name, value)
             for name, member in module.members():
                 if isinstance(member, Parameter) and not (remove_duplicate and id(member) in seen):
-                    if not backend.is_array(member.data):
+                    if not _is_array(member.data):
                         raise _not_a_parameter(path, name, member)
                     seen.add(id(member))
                     yield (f"{path}.{name}" if path else name), member
@@ -346,6 +346,13 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *lines]) + "\n)"
 
 
+def _is_array(data: Any) -> bool:
+    """Whether this is an array, of whatever library: a number of NumPy has a dtype too, and cannot be written into."""
+    return type(data) is np.ndarray or (
+        hasattr(data, "dtype") and hasattr(data, "__setitem__") and not isinstance(data, Tensor)
+    )
+
+
 def _found(name: str, value: Any) -> Iterator[tuple[str, Module | Parameter]]:
     """The modules and parameters that an attribute is, or that are in a list or a dictionary there."""
     if isinstance(value, (Module, Parameter)):
@@ -379,7 +386,7 @@ def _under_one_name(state: Mapping[str, Any], other: str, name: str) -> dict[str
 
 def _not_a_parameter(path: str, name: str, value: Any) -> InputError:
     name = f"{path}.{name}" if path else name
-    if isinstance(value, Tensor) and not backend.is_array(value.data):
+    if isinstance(value, Tensor) and not _is_array(value.data):
         name, value = f"{name}.data", value.data
         return InputError(
             f"{name} is of class {type(value).__name__}, where an array must stand; write `{name}[...] = values`, or "

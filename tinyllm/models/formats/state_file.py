@@ -49,7 +49,9 @@ def save(obj: Any, path: StrPath) -> None:
 
 def _taken_apart(value: Any, path: str, arrays: dict[str, Any]) -> Any:
     """The structure of `value` as JSON can say it; its arrays are put into `arrays`."""
-    if isinstance(value, Tensor) or backend.is_array(value):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Tensor) or hasattr(value, "dtype"):
         if path in arrays:
             raise InputError(f"not saved, because two arrays would be called {path!r}")
         arrays[path] = backend.to_numpy(value.data if isinstance(value, Tensor) else value)
@@ -62,8 +64,6 @@ def _taken_apart(value: Any, path: str, arrays: dict[str, Any]) -> Any:
     if isinstance(value, list | tuple):
         below = f"{path}." if path else ""
         return [_taken_apart(item, f"{below}{i}", arrays) for i, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
     hint = "; save its state_dict()" if isinstance(value, Module) else ""
