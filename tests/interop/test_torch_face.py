@@ -311,6 +311,15 @@ F_CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "attention with a mask": lambda t, F, x: F.scaled_dot_product_attention(
         x, x, x, t.tensor(np.tri(3, dtype=bool))
     ),
+    "attention of heads": lambda t, F, x: F.scaled_dot_product_attention(
+        x[None], x[None], x[None] * 2, scale=0.3
+    ),
+    "causal attention of heads to more keys": lambda t, F, x: F.scaled_dot_product_attention(
+        x[None, :, :2], x[None], x[None], is_causal=True
+    ),
+    "attention of heads with a mask": lambda t, F, x: F.scaled_dot_product_attention(
+        x[None], x[None], x[None], t.tensor(np.tri(3, k=1, dtype=bool))
+    ),
     "attention with an additive mask": lambda t, F, x: F.scaled_dot_product_attention(
         x, x, x, x[..., :3], scale=0.3
     ),

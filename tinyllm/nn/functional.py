@@ -168,8 +168,13 @@ def scaled_dot_product_attention(
         if attn_mask is not None:
             raise ValueError("scaled_dot_product_attention: give attn_mask or is_causal, not both")
         attn_mask = current.xp.tri(query.shape[-2], key.shape[-2], dtype=bool)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = None if attn_mask is None else as_tensor(attn_mask)
+    if query.ndim == key.ndim == value.ndim == 4 and (mask is None or mask.dtype == bool) and dropout_p < 1:
+        dropout_key = fresh_key() if dropout_p else None
+        return ops.scaled_dot_product_attention(
+            query, key, value, mask=mask, scale=scale, dropout_p=dropout_p, dropout_key=dropout_key
+        )
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     return attention(query * scale, key, value, mask, dropout_p)[0]
 
 
