@@ -298,6 +298,22 @@ F_CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "cross_entropy with classes second": lambda t, F, x: F.cross_entropy(
         x, t.tensor([[1, 0, 2, 2], [0, -100, 1, 2]])
     ),
+    "cross_entropy of pictures": lambda t, F, x: F.cross_entropy(
+        x[:, :, None] ** t.tensor([[1.0], [2.0]], dtype=t.float64),
+        t.tensor([[[1, 0, 2, 2], [0, 1, 1, 0]], [[0, 1, 2, 1], [2, 2, 0, 1]]]),
+    ),
+    "CrossEntropyLoss": lambda t, F, x: t.nn.CrossEntropyLoss(ignore_index=2, reduction="none")(
+        x[0], t.tensor([1, 2, 3])
+    ),
+    "MSELoss": lambda t, F, x: t.nn.MSELoss(reduction="sum")(x, x.detach() * 2),
+    "activations": lambda t, F, x: t.nn.Sequential(
+        t.nn.SiLU(),
+        t.nn.GELU("tanh"),
+        t.nn.Tanh(),
+        t.nn.Sigmoid(),
+        t.nn.Softmax(dim=0),
+        t.nn.Identity(3, a=1),
+    )(x),
     "cross_entropy of one": lambda t, F, x: F.cross_entropy(x[0, 0], t.tensor(2), reduction="none"),
     "cross_entropy ignoring": lambda t, F, x: F.cross_entropy(
         x[0], t.tensor([1, 9, 3]), ignore_index=9, reduction="sum"
