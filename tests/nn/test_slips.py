@@ -254,3 +254,19 @@ def test_a_linear_schedule_reaches_its_end_one_step_after_the_last() -> None:
     np.testing.assert_allclose(np.diff(factors), -0.09)
     assert math.isclose(factors[9], 0.19)
     assert math.isclose(factors[10], 0.1)
+
+
+def test_parameters_are_found_in_dictionaries_and_lists_of_lists() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            self.named = {"a": nn.Linear(2, 2, bias=False), "b": nn.Parameter([1.0])}
+            self.nested = [[nn.Parameter([1.0])], (nn.ReLU(), nn.Linear(1, 1, bias=False))]
+            self.itself = [self]  # a circle is walked once
+
+    own = Own()
+    assert [name for name, _ in own.named_parameters()] == [
+        "named.b", "nested.0.0", "named.a.weight", "nested.1.1.weight"
+    ]  # fmt: skip
+    assert [name for name, _ in own.named_modules()] == ["", "named.a", "nested.1.0", "nested.1.1"]
+    own.load_state_dict({name: array + 1 for name, array in own.state_dict().items()})
+    assert own.named["b"].item() == 2
