@@ -171,6 +171,8 @@ class Module:
             return
         if remove_duplicate:
             memo.add(self)
+        else:
+            memo = memo | {self}  # those above it, so that a circle ends
         yield prefix, self
         for name, member in self.members():
             if isinstance(member, Module):
