@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from tinyllm import ops
 from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,8 @@ def row(name: str, op: type[Op], gains: dict[str, float]) -> str:
 def document() -> str:
     """docs/ops.md as it must be."""
     gains = json.loads(GAINS.read_text(encoding="utf-8"))
-    return HEAD + "".join(row(name, op, gains) for name, op in sorted(REGISTRY.items()))
+    table = "".join(row(name, op, gains) for name, op in sorted(REGISTRY.items()))
+    return f"{HEAD}{table}\n## Names and dtypes\n\n{inspect.getdoc(ops)}\n"
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ def test_making_tensors() -> None:
 
 
 def test_tensors_refuse_what_they_cannot_hold() -> None:
-    with pytest.raises(TypeError, match="holds numbers; got list with dtype object"):
+    with pytest.raises(TypeError, match=r"holds real numbers; got int 10+ with dtype object"):
+        Tensor(10**20)
+    with pytest.raises(TypeError, match="got no dtype"):
+        Tensor([1.0]).astype(None)
+    with pytest.raises(TypeError, match=r"holds real numbers; got list .* with dtype object"):
         Tensor([None])
     with pytest.raises(TypeError, match=r"needs a floating-point dtype; got int64.*dtype='float32'"):
         Tensor([1, 2], requires_grad=True)
@@ -445,7 +449,7 @@ def test_numpy_functions_build_the_graph(function: Callable[[Any], Any]) -> None
 
 def test_numpy_functions_without_a_tensor_form_are_refused() -> None:
     x = leaf([1.0, 2.0])
-    for refused in (lambda: np.arctan(x), lambda: np.linalg.norm(x), lambda: np.add(x, 1.0, out=np.zeros(2))):
+    for refused in (lambda: np.arctan(x), lambda: np.median(x), lambda: np.add(x, 1.0, out=np.zeros(2))):
         with pytest.raises(TypeError):
             refused()
     with pytest.raises(RuntimeError, match="detach"):

@@ -113,6 +113,61 @@ def test_op_is_that_of_numpy(op: type[Op], case: Case, mode: str) -> None:
         assert_close(found, expected)
 
 
+CLASSES = np.array([2, -100, 0])
+
+COMPOSED: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    "elu": (ops.elu, ((3, 4),)),
+    "leaky_relu": (ops.leaky_relu, ((3, 4),)),
+    "log_sigmoid": (ops.log_sigmoid, ((3, 4),)),
+    "tan": (ops.tan, ((3, 4),)),
+    "norms": (lambda x: ops.layer_norm(ops.rms_norm(x)), ((3, 4),)),
+    "embedding": (lambda w: ops.embedding(w, backend.asarray(CLASSES[::2]), 2), ((3, 4),)),
+    "one_hot": (lambda w: ops.one_hot(backend.asarray(CLASSES[::2]), 3).astype(w.dtype) @ w, ((3, 4),)),
+    "scatter_add": (
+        lambda x, y: ops.scatter_add(x, 0, backend.asarray(np.array([[0, 2, 1], [0, 0, 1]])), y),
+        ((3, 4), (2, 3)),
+    ),
+    "smooth_l1_loss": (ops.smooth_l1_loss, ((3, 4), (3, 4))),
+    "binary_cross_entropy_with_logits": (
+        lambda x, y: ops.binary_cross_entropy_with_logits(x, ops.sigmoid(y)),
+        ((3, 4), (3, 4)),
+    ),
+    "kl_div": (lambda x, y: ops.kl_div(x, ops.softmax(y), "batchmean"), ((3, 4), (3, 4))),
+    "kl_div of logarithms": (lambda x, y: ops.kl_div(x, y, log_target=True), ((3, 4), (3, 4))),
+    "smoothed classes": (
+        lambda x, w: ops.cross_entropy(
+            x, backend.asarray(CLASSES), weight=w, label_smoothing=0.1, z_loss=0.1
+        ),
+        ((3, 4), (4,)),
+    ),
+    "probabilities": (
+        lambda x, y: ops.cross_entropy(x, ops.softmax(y), label_smoothing=0.1),
+        ((3, 4), (3, 4)),
+    ),
+    "log-probabilities": (lambda x: ops.nll_loss(x, backend.asarray(CLASSES)), ((3, 4),)),
+    "additive mask": (
+        lambda q, m: ops.scaled_dot_product_attention(q, q, q, causal=True, mask=m),
+        ((2, 1, 2, 3, 4), (2, 1, 1, 3, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_composed_function_is_that_of_numpy(name: str) -> None:
+    function, shapes = COMPOSED[name]
+    arrays = [np.random.default_rng(1).uniform(-1, 1, shape) for shape in shapes]
+
+    def run() -> list[np.ndarray]:
+        xs = [Tensor(backend.asarray(x), requires_grad=True) for x in arrays]
+        y = function(*xs)
+        cotangent = np.random.default_rng(2).standard_normal(y.shape)
+        return [backend.to_numpy(x) for x in (y.data, *gradients(y, xs, backend.asarray(cotangent)))]
+
+    expected = run()
+    with on_device():
+        assert_close(run(), expected)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("H", "G", "T", "S"), [(4, 4, 5, 5), (4, 2, 600, 600), (2, 1, 20, 33), (2, 2, 9, 4)])

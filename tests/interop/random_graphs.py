@@ -310,6 +310,16 @@ def divide(graph: Graph, x: Node) -> Node:
     return graph.apply("divide", ops.divide, torch.div, x, graph.positive(graph.partner(x)))
 
 
+def remainder(graph: Graph, x: Node) -> Node:
+    divisor = graph.positive(graph.partner(x))
+
+    def distance(values: Array) -> float:  # of the quotients from the integers, where the remainder jumps
+        quotients = values / divisor.values
+        return float(np.abs(quotients - np.round(quotients)).min())
+
+    return graph.apply("remainder", ops.remainder, torch.remainder, graph.away(x, distance), divisor)
+
+
 def power(graph: Graph, x: Node) -> Node:
     return graph.apply("power", ops.power, torch.pow, graph.positive(x), graph.partner(x))
 
@@ -373,14 +383,18 @@ def prod_in_torch(x: torch.Tensor, dims: Any, keepdims: bool) -> torch.Tensor:
     return x
 
 
-def prod(graph: Graph, x: Node) -> Node:
-    """With zeros among the factors now and then, for which the gradient needs its own way."""
-    share = graph.choose((0.0, 0.2, 0.6))
-    if share:
-        kept = np.asarray(graph.rng.uniform(size=x.shape) > share)
-        mask = torch.from_numpy(kept)
-        x = graph.apply("multiply with zeros", lambda a: a * kept, lambda a: a * mask, x)
-    return reduction("prod", ops.prod, prod_in_torch)(graph, x)
+def with_zeros(entry: Entry) -> Entry:
+    """With zeros among the factors now and then, for which the gradient of a product needs its own way."""
+
+    def among_zeros(graph: Graph, x: Node) -> Node:
+        share = graph.choose((0.0, 0.2, 0.6))
+        if share:
+            kept = np.asarray(graph.rng.uniform(size=x.shape) > share)
+            mask = torch.from_numpy(kept)
+            x = graph.apply("multiply with zeros", lambda a: a * kept, lambda a: a * mask, x)
+        return entry(graph, x)
+
+    return among_zeros
 
 
 def along_axis(name: str, ours: Callable[..., Tensor], theirs: Callable[..., torch.Tensor]) -> Entry:
@@ -738,8 +752,10 @@ BINARY = {
     "multiply": binary("multiply", ops.multiply, torch.mul),
     "divide": divide,
     "power": power,
+    "remainder": remainder,
     "maximum": binary_without_ties("maximum", ops.maximum, torch.maximum),
     "minimum": binary_without_ties("minimum", ops.minimum, torch.minimum),
+    "logaddexp": binary("logaddexp", ops.logaddexp, torch.logaddexp),
     "where": where,
 }
 """The ops that broadcast their operands."""
@@ -752,6 +768,9 @@ ENTRIES: dict[str, Entry] = {
     "expm1": unary("expm1", ops.expm1, torch.expm1),
     "log": on_positive("log", ops.log, torch.log),
     "log1p": on_positive("log1p", ops.log1p, torch.log1p),
+    "log2": on_positive("log2", ops.log2, torch.log2),
+    "log10": on_positive("log10", ops.log10, torch.log10),
+    "softplus": unary("softplus", ops.softplus, F.softplus),
     "sqrt": on_positive("sqrt", ops.sqrt, torch.sqrt),
     "rsqrt": on_positive("rsqrt", ops.rsqrt, torch.rsqrt),
     "tanh": unary("tanh", ops.tanh, torch.tanh),
@@ -766,8 +785,9 @@ ENTRIES: dict[str, Entry] = {
     "sum": reduction("sum", ops.sum, torch.sum),
     "max": reduction("max", ops.max, torch.amax, ties=True),
     "min": reduction("min", ops.min, torch.amin, ties=True),
-    "prod": prod,
+    "prod": with_zeros(reduction("prod", ops.prod, prod_in_torch)),
     "cumsum": along_axis("cumsum", ops.cumsum, torch.cumsum),
+    "cumprod": with_zeros(along_axis("cumprod", ops.cumprod, torch.cumprod)),
     "reshape": reshape,
     "transpose": transpose,
     "broadcast_to": broadcast_to,

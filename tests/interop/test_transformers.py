@@ -1,5 +1,7 @@
 """What is saved here opens in transformers with the same logits and the same ids."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,31 @@ def test_transformers_computes_the_same_logits(shape: str, tmp_path: Path) -> No
     assert type(theirs).__name__ == ("LlamaForCausalLM" if shape == "llama" else "Qwen3ForCausalLM")
     # Two float32 evaluations of sums of some 50 terms, several layers deep.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_transformers_opens_the_best_checkpoint_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    for name in ("symlink", "link"):
+        monkeypatch.setattr(os, name, refuse)
+    tokenizer = CharTokenizer.train(TEXT)
+    model = TransformerLM(
+        ModelConfig(**{**vars(SHAPES["qwen3"]), "vocab_size": tokenizer.vocab_size}), seed=3
+    )
+    for step, scale in enumerate([1.0, 2.0]):  # over a link that is there, too
+        model.head.weight.data *= scale
+        folder = keeping.folder_of(tmp_path, step)
+        folder.parent.mkdir(exist_ok=True)
+        checkpoint.save(folder, model, tokenizer)
+        keeping.link_to(tmp_path, "best", folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    assert np.array_equal(theirs.lm_head.weight.detach().numpy(), model.head.weight.data)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "best")("fox")["input_ids"] == list(
+        tokenizer.encode("fox")
+    )
 
 
 def test_transformers_opens_the_tokenizer(tmp_path: Path) -> None:

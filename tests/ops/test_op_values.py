@@ -186,6 +186,15 @@ def test_shape_errors_say_what_came() -> None:
         ops.squeeze(X, 0)
     with pytest.raises(ValueError, match="length 4 does not divide into 3 equal parts"):
         ops.split(X, 3, 1)
+    repeated: list[Callable[[], Tensor]] = [
+        lambda: ops.flip(X, (0, 0)),
+        lambda: ops.flip(X, [1, -2]),
+        lambda: ops.expand_dims(X, (0, 0)),
+        lambda: ops.squeeze(X[:1], (0, 0)),
+    ]
+    for call in repeated:
+        with pytest.raises(ValueError, match=r"names an axis of . twice"):
+            call()
     with pytest.raises(ValueError, match="at least one tensor"):
         ops.concatenate([])
     with pytest.raises(ValueError, match="at least one tensor"):
@@ -198,6 +207,10 @@ def test_take_along_axis_and_gather() -> None:
     order = np.argsort(X, axis=1)
     np.testing.assert_array_equal(value(ops.take_along_axis(Tensor(X), order, 1)), np.sort(X, axis=1))
     np.testing.assert_array_equal(value(ops.gather(Tensor(X), 1, order)), np.sort(X, axis=1))
+    for axis in (5, 3, -4):
+        for function in (ops.take_along_axis, lambda x, i, axis: ops.gather(x, axis, i)):
+            with pytest.raises(IndexError, match=f"axis {axis} is out of range for 3 axes"):
+                function(Tensor(X), order, axis)
 
 
 # ---- Matrices ----------------------------------------------------------------------------------
@@ -462,12 +475,28 @@ def test_attention_refuses_what_does_not_fit() -> None:
     attention = ops.scaled_dot_product_attention
     with pytest.raises(ValueError, match="3 query heads do not divide among 2 key heads"):
         attention(q, k, k)
-    with pytest.raises(ValueError, match="need 4 axes"):
-        attention(q[0], k, k)
+    with pytest.raises(ValueError, match=r"at least the axes \(T, K\); got shapes \(4,\)"):
+        attention(q[0, 0, 0], k, k)
+    with pytest.raises(ValueError, match="before the last three do not broadcast"):
+        attention(np.zeros((2, 1, 2, 4)), *[np.zeros((3, 1, 2, 4))] * 2)
     with pytest.raises(ValueError, match=r"needs q \(B, H, T, K\)"):
         attention(q, q, k)
-    with pytest.raises(TypeError, match="the mask is boolean"):
-        attention(q, q, q, mask=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="none may be 0; got"):
+        attention(q, k[:, :0], k[:, :0])
+    with pytest.raises(
+        TypeError, match=r"the mask is boolean.*or of floating-point numbers.*got dtype int64"
+    ):
+        attention(q, q, q, mask=np.zeros((2, 2), dtype=int))
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 2, 2\); it needs to broadcast to \(1, 3, 2, 2\)"):
+        attention(q, q, q, mask=np.zeros((2, 1, 2, 2)))
+    with pytest.raises(TypeError, match="causal is True or False; got ndarray; a mask is mask="):
+        attention(q, q, q, np.ones((1, 1), dtype=bool))
+    for p in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match="needs 0 <= dropout_p < 1"):
+            attention(q, q, q, dropout_p=p, dropout_key=Key(0))
+    for shape in ((1, 0, 2, 4), (1, 2, 0, 4), (1, 2, 2, 0)):
+        with pytest.raises(ValueError, match="none may be 0; got"):
+            attention(*[np.zeros(shape)] * 3)
     with pytest.raises(ValueError, match="needs dropout_key"):
         attention(q, q, q, dropout_p=0.1)
 

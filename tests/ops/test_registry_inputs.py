@@ -22,9 +22,10 @@ from tinyllm.testing import strategies as t
 Array = npt.NDArray[Any]
 
 # Arithmetic, and the same NaN in PyTorch: a row of length 1 is subtracted from itself; attention multiplies by
-# probabilities, which are 0 where a mask hides a key, and rotation by the sine of an angle, which is 0 at position 0.
+# probabilities, which are 0 where a mask hides a key, and rotation by the sine of an angle, which is 0 at position 0;
+# the remainder by the quotient, which is 0 where a < b.
 SUBTRACT = {"softmax", "log_softmax", "logsumexp", "layer_norm", "cross_entropy"}
-MULTIPLY = {"scaled_dot_product_attention", "rope", "rotary_heads"}
+MULTIPLY = {"scaled_dot_product_attention", "rope", "rotary_heads", "remainder"}
 MASKED = [
     parameters
     for parameters in CASES

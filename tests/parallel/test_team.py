@@ -22,7 +22,9 @@ from tinyllm.autograd.mode import is_grad_enabled
 from tinyllm.parallel.team import Team, is_shared, share
 from tinyllm.system.cores import each_on_a_core
 
-kinds = pytest.mark.parametrize("processes", [True, False], ids=["processes", "threads"])
+kinds = pytest.mark.parametrize(
+    "processes", [pytest.param(True, marks=pytest.mark.forks), False], ids=["processes", "threads"]
+)
 sizes = pytest.mark.parametrize("size", [1, 3])
 
 
@@ -219,6 +221,7 @@ def test_of_several_errors_that_of_the_lowest_rank_is_raised_when_all_have_ended
         assert team.run(task, ()) == [0, 1, 2]
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("busy", [True, False], ids=["in a task", "between tasks"])
 def test_a_killed_worker_process_is_an_error_that_says_so(busy: bool) -> None:
     def killed(rank: int) -> int:
@@ -236,6 +239,7 @@ def test_a_killed_worker_process_is_an_error_that_says_so(busy: bool) -> None:
         assert workers_alive()[0] == 1
 
 
+@pytest.mark.forks
 def test_a_breakpoint_stops_in_rank_0_and_is_an_error_in_a_worker_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -254,6 +258,7 @@ def test_a_breakpoint_stops_in_rank_0_and_is_an_error_in_a_worker_process(
         assert len(stops) == 1
 
 
+@pytest.mark.forks
 def test_worker_processes_leave_interrupts_to_the_caller() -> None:
     def interrupted(rank: int) -> bool:
         if rank:
@@ -281,6 +286,7 @@ with Team(3, [rest]) as team:
 """
 
 
+@pytest.mark.forks
 def test_workers_end_when_the_parent_is_killed() -> None:
     """One waits for its next task then, and one is in the middle of a task."""
     process = subprocess.Popen(
@@ -318,6 +324,7 @@ def test_leaving_the_context_ends_the_workers(processes: bool, fails: bool) -> N
         assert workers_alive() == (0, 0)
 
 
+@pytest.mark.forks
 def test_leaving_with_an_exception_does_not_wait_for_a_worker_amid_a_task() -> None:
     at_work = share({"": np.zeros(2, bool)})[""]
 
@@ -338,6 +345,7 @@ def test_leaving_with_an_exception_does_not_wait_for_a_worker_amid_a_task() -> N
 # ---- Shared memory -----------------------------------------------------------------------------
 
 
+@pytest.mark.forks
 def test_shared_arrays_are_seen_by_all_and_others_are_not() -> None:
     shared = share({"x": np.zeros((2, 3)), "y": np.zeros(2, np.float32)})
     plain = np.zeros(3)
@@ -408,6 +416,7 @@ def test_mapped_files_are_not_shared(tmp_path: Path) -> None:
 # ---- What went wrong once ----------------------------------------------------------------------
 
 
+@pytest.mark.forks
 def test_answers_that_an_interrupt_left_are_not_taken_for_later_ones() -> None:
     def interrupted(rank: int) -> str:
         if rank == 0:
@@ -432,6 +441,7 @@ def test_teams_end_in_any_order() -> None:
     contextvars.copy_context().run(overlapping)  # contexts that do not nest leave their variables behind
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("kind", ["function", "exit"])
 def test_what_cannot_be_sent_is_an_error_that_says_so(kind: str) -> None:
     def odd(rank: int) -> Any:
@@ -447,6 +457,7 @@ def test_what_cannot_be_sent_is_an_error_that_says_so(kind: str) -> None:
         assert [rank for rank, _, _ in team.run(where)] == [0, 1]
 
 
+@pytest.mark.forks
 def test_a_fork_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     fork = Team._fork
 
@@ -462,6 +473,7 @@ def test_a_fork_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
     assert blas_threads() == before
 
 
+@pytest.mark.forks
 def test_a_worker_process_that_needs_workers_takes_threads() -> None:
     def nested(rank: int) -> list[int]:
         with Team(2, [where]) as inner:

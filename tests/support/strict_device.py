@@ -27,9 +27,9 @@ from tinyllm.backend import kernel_sources
 UFUNCS = (
     "absolute", "add", "bitwise_and", "bitwise_or", "bitwise_xor", "ceil", "cos", "divide", "equal", "exp", "expm1",
     "floor", "floor_divide", "greater", "greater_equal", "invert", "isfinite", "isinf", "isnan", "left_shift", "less",
-    "less_equal", "log", "log1p", "logaddexp", "logical_and", "logical_not", "logical_or", "maximum", "minimum",
-    "multiply", "negative", "not_equal", "power", "reciprocal", "remainder", "right_shift", "sign", "sin", "sqrt",
-    "square", "subtract", "tanh",
+    "less_equal", "log", "log10", "log1p", "log2", "logaddexp", "logical_and", "logical_not", "logical_or",
+    "maximum", "minimum", "multiply", "negative", "not_equal", "power", "reciprocal", "remainder", "right_shift",
+    "sign", "sin", "sqrt", "square", "subtract", "tanh",
 )  # fmt: skip
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "arange": ("dtype",),
@@ -38,6 +38,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "clip": ("out",),
     "concatenate": ("axis", "out", "dtype"),
     "copyto": ("where",),
+    "cumprod": ("axis", "dtype", "out"),
     "dot": ("out",),
     "einsum": (),
     "empty": ("dtype", "order"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
@@ -41,6 +41,7 @@ ALL = {
     "broadcastable_shapes": t.broadcastable_shapes(4),
     "reduction_axes": t.shapes().flatmap(t.reduction_axes),
     "indices": t.shapes().flatmap(t.indices),
+    "einsums": t.einsums(),
     "model_configs": t.model_configs(dropout=True),
     "token_batches": t.token_batches(11),
     "texts": t.texts(),
@@ -85,8 +86,10 @@ def test_arrays_have_every_layout() -> None:
 
 
 @given(t.arrays(dtype=t.floating_dtypes()), st.sampled_from(sorted(t.LAYOUTS)))
+@example(np.zeros(()), "reversed")
 def test_a_layout_keeps_values(x: Any, layout: str) -> None:
     arranged = t.LAYOUTS[layout](x)
+    assert arranged.shape == x.shape
     assert arranged.dtype == x.dtype
     np.testing.assert_array_equal(arranged, x)
 
@@ -160,6 +163,29 @@ def test_axes_are_of_every_kind() -> None:
     assert smallest(axes, lambda a: isinstance(a, tuple)) == ()
     assert smallest(t.reduction_axes((2, 3), min_axes=1), lambda a: isinstance(a, tuple)) == (0,)
     assert smallest(t.reduction_axes((), min_axes=1)) is None
+
+
+def test_axes_come_in_every_form() -> None:
+    axes = t.reduction_axes((2, 3, 4), forms=tuple(t.INTEGER_FORMS))
+    for kind in (int, np.int8, np.int64, np.uint8, np.ndarray):
+        occurs(axes, lambda axis, kind=kind: type(axis) is kind)  # type: ignore[misc]
+        occurs(axes, lambda axis, kind=kind: isinstance(axis, tuple) and kind in map(type, axis))  # type: ignore[misc]
+    occurs(axes, lambda axis: isinstance(axis, list) and len(axis) > 1)
+    assert smallest(axes) is None
+
+
+def test_einsums_broadcast_and_shrink() -> None:
+    def broadcast(drawn: tuple[str, list[tuple[int, ...]]]) -> bool:
+        terms = drawn[0].split("->")[0].split(",")
+        labels = [
+            (label, n)
+            for term, shape in zip(terms, drawn[1], strict=True)
+            for label, n in zip(term, shape, strict=True)
+        ]
+        return "->" in drawn[0] and any((label, 1) in labels and n > 1 for label, n in labels)
+
+    occurs(t.einsums(), broadcast)
+    assert smallest(t.einsums()) == ("", [()])
 
 
 @given(st.data(), t.shapes(max_axes=4))

@@ -620,6 +620,7 @@ def test_a_second_save_replaces_the_first(saved: Path, exchanges: bool) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_second_save_that_fails_leaves_one_of_the_two(saved: Path, operation: str, kind: str) -> None:
@@ -655,6 +656,7 @@ def test_where_names_are_not_exchanged_a_save_that_fails_leaves_the_first(
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
+@pytest.mark.links
 def test_a_save_replaces_nothing_but_a_checkpoint(saved: Path) -> None:
     """Notes beside the weights, a run, a folder of something else, a link, a file: all stay."""
     again = lambda path: lambda: checkpoint.save(path, TransformerLM(CONFIG, 9), TOKENIZER)  # noqa: E731
@@ -692,7 +694,9 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-@pytest.fixture(params=[True, False], ids=["symbolic links", "files"])
+@pytest.fixture(
+    params=[pytest.param(True, marks=pytest.mark.links), False], ids=["symbolic links", "folders"]
+)
 def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With symbolic links, and on a file system without them."""
     if not request.param:
@@ -720,6 +724,9 @@ def test_links_name_checkpoints(tmp_path: Path, links: bool) -> None:
         return next(s for s in (1, 2) if TransformerLM(CONFIG, s).embedding.weight.data.tobytes() == bits)
 
     assert seed_of(keeping.load(tmp_path)[0]) == 1  # the best
+    assert seed_of(keeping.load(tmp_path / "latest")[0]) == 2
+    weights = (tmp_path / "best" / "model.safetensors").read_bytes()
+    assert weights == (first / "model.safetensors").read_bytes()  # what transformers opens
     assert seed_of(keeping.load(tmp_path / "checkpoints" / "step-00000002")[0]) == 2
     assert keeping.find(tmp_path).resolve() == second.resolve()  # the latest
     # A run may be moved as a whole.

@@ -552,6 +552,7 @@ def test_the_metrics_of_another_run_are_left_alone(
     files[1].on_end()
 
 
+@pytest.mark.forks
 def test_forks_do_not_hold_the_lock(tmp_path: Path) -> None:
     """A worker may live on for a moment when the run is killed; the next run must not wait for it."""
     holder = (
@@ -579,6 +580,7 @@ def test_forks_do_not_hold_the_lock(tmp_path: Path) -> None:
         lock.release()
 
 
+@pytest.mark.links
 @pytest.mark.parametrize("how", ["--resume", "--overwrite"])
 def test_a_run_that_was_copied_with_its_links_followed_goes_on(tmp_path: Path, how: str) -> None:
     """`scp -r` makes folders of the links."""

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no forks here")
+@pytest.mark.forks
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "operation", [name for name in OPERATIONS if name != "exchange"]
@@ -166,7 +165,7 @@ def test_a_fault_at_any_operation_leaves_the_old_or_the_new(
     assert len(found) > 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no forks here")
+@pytest.mark.forks
 def test_a_kill_amid_a_removal_leaves_no_half_checkpoint(
     tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +189,7 @@ def test_a_kill_amid_a_removal_leaves_no_half_checkpoint(
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("operation", ["write_bytes", "flush_file", "rename", "flush_folder"])
 @pytest.mark.parametrize("kind", ["error", "no space", "kill", "kill afterwards"])
 def test_a_file_is_the_old_or_the_new(tmp_path: Path, operation: str, kind: str) -> None:

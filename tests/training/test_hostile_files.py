@@ -293,6 +293,7 @@ def test_json_of_too_many_items_is_not_parsed() -> None:
     assert "more than 4,194,304 items" in str(error)
 
 
+@pytest.mark.links
 @pytest.mark.parametrize(
     "file", ["config.json", "tokenizer.json", "model.safetensors", "training/manifest.json"]
 )

@@ -36,7 +36,7 @@ VALIDATION = SequentialWindows(TOKENS, 8, 4)  # 19 windows in 5 batches
 Bits = dict[str, bytes]
 
 
-@pytest.fixture(params=["processes", "threads"])
+@pytest.fixture(params=[pytest.param("processes", marks=pytest.mark.forks), "threads"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the workers of a test run."""
     if request.param == "threads":
@@ -250,6 +250,7 @@ def test_an_observer_sees_every_call() -> None:
         assert counter.calls == [("forward", os.getpid())] * 5
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("register", [Module.register_forward_hook, Module.register_full_backward_hook])
 @pytest.mark.parametrize("path", ["", "blocks.0.attention"])
 def test_a_hook_sees_every_call_and_changes_no_bits(register: Any, path: str) -> None:

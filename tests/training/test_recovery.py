@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -283,9 +282,10 @@ def test_the_best_checkpoint_survives_a_rollback(tmp_path: Path) -> None:
     before_step(trainer, trouble)
     trainer.fit()
     assert told == [(40, "before-rollback-step-00000050", True, 1e-3)]
-    assert keeping.find(run, ("best",)).name == "before-rollback-step-00000050"
+    best = keeping.find(run, ("best",))
+    assert best.name == "before-rollback-step-00000050"
     assert trainer.best_loss == 1e-3
-    state = json.loads((run / "best/training/state.json").read_text())
+    state = json.loads((best / "training/state.json").read_text())
     assert state["step"] == 50
     names = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert names == ["before-rollback-step-00000050", "step-00000040", "step-00000060"]
@@ -368,7 +368,7 @@ def test_rollback_counts_are_part_of_the_state(tmp_path: Path) -> None:
     assert [rollback.to_step for rollback in after.rollbacks] == [80, 80]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no forks here")
+@pytest.mark.forks
 @pytest.mark.parametrize("kind", ["kill", "kill afterwards", "error"])
 @pytest.mark.parametrize("operation", ["rename", "link", "flush_folder"])
 def test_a_fault_at_any_operation_of_a_rollback_changes_no_bits(

@@ -1,23 +1,62 @@
 """Operators and methods of Tensor that are ops, and NumPy's functions on Tensors.
 
+A method that is a function of `tinyllm.ops` stands here by its name alone: `x.softmax(axis)` is `ops.softmax(x, axis)`,
+with the docstring of that function.
+
 NumPy functions called on Tensors (`numpy.exp(x)`, `numpy.where(c, x, y)`) build a graph too: that is how a formula,
 written for arrays, is differentiated when gradients of gradients are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.mode import is_grad_enabled
 from tinyllm.backend import Array
 
-Axis = int | tuple[int, ...] | None
+Axis = int | Sequence[int] | None
 
 ops: Any = None
 """The package `tinyllm.ops`, which stands above this one and puts itself here when it is imported."""
+
+
+def _in_place(operator: str) -> Callable[[Any, Any], Any]:
+    """The operator `x += y`, or another: x = x + y, which names a new Tensor.
+
+    A leaf that requires a gradient is a parameter, and others hold it: within `no_grad` it takes the new values, as in
+    torch; elsewhere it raises RuntimeError.
+    """
+
+    def change(self: Any, other: Any) -> Any:
+        changed = getattr(self, f"__{operator}__")(other)
+        if not (self.requires_grad and self.is_leaf):
+            return changed
+        if is_grad_enabled():
+            raise RuntimeError(
+                f"__i{operator}__ in place on a leaf that requires a gradient: write x = x + y for another Tensor, or "
+                "change the leaf within no_grad()"
+            )
+        if changed.shape != self.shape:
+            raise ValueError(f"__i{operator}__ in place: shape {self.shape} cannot become {changed.shape}")
+        self.data = changed.data
+        return self
+
+    return change
+
+
+def _converted(dtype: str) -> Callable[[Operators], Any]:
+    """torch's method for a conversion to `dtype`."""
+
+    def convert(self: Operators) -> Any:
+        return ops.astype(self, dtype)
+
+    convert.__doc__ = f"This Tensor converted to {dtype}."
+    return convert
 
 
 class Operators:
@@ -27,7 +66,7 @@ class Operators:
     data: Any
 
     def _compared(self, other: Any, compare: Callable[[Any, Any], Any]) -> Self:
-        """A boolean Tensor without a graph."""
+        """A Tensor without a graph."""
         make: Any = type(self)
         return cast(Self, make(compare(self.data, other.data if isinstance(other, Operators) else other)))
 
@@ -67,6 +106,21 @@ class Operators:
     def __rmatmul__(self, other: Any) -> Self:
         return ops.matmul(other, self)
 
+    def __floordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(other, self)
+
+    def __mod__(self, other: Any) -> Self:
+        return ops.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Self:
+        return ops.remainder(other, self)
+
+    def __pos__(self) -> Self:
+        return self
+
     def __neg__(self) -> Self:
         return ops.negative(self)
 
@@ -80,7 +134,13 @@ class Operators:
         for i in range(len(cast(Any, self))):
             yield ops.getitem(self, i)
 
-    # Comparisons carry no gradient: they return boolean Tensors without a graph.
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError(
+            "a Tensor is not changed in place, because a graph may hold it: ops.where(mask, value, x) and "
+            "x.masked_fill(mask, value) make another one; x.data[...] = value changes the array beneath"
+        )
+
+    # Comparisons and logic carry no gradient: they return Tensors without a graph.
     def __eq__(self, other: object) -> Self:  # type: ignore[override]
         return self._compared(other, lambda a, b: a == b)
 
@@ -99,122 +159,138 @@ class Operators:
     def __ge__(self, other: Any) -> Self:
         return self._compared(other, lambda a, b: a >= b)
 
-    def any(self) -> bool:
-        """Whether any element is true (not zero)."""
-        return bool(backend.read(self.data.any()))
+    def __and__(self, other: Any) -> Self:
+        return self._compared(other, lambda a, b: a & b)
 
-    def all(self) -> bool:
-        """Whether all elements are true (not zero)."""
-        return bool(backend.read(self.data.all()))
+    def __or__(self, other: Any) -> Self:
+        return self._compared(other, lambda a, b: a | b)
 
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Self:
-        """The sum over `axis`."""
-        return ops.sum(self, axis, keepdims)
+    def __xor__(self, other: Any) -> Self:
+        return self._compared(other, lambda a, b: a ^ b)
 
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Self:
-        """The mean over `axis`."""
-        return ops.mean(self, axis, keepdims)
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    def var(self, axis: Axis = None, keepdims: bool = False, correction: int = 0) -> Self:
-        """The variance over `axis`, divided by n - correction."""
-        return ops.var(self, axis, keepdims, correction)
+    def __invert__(self) -> Self:
+        return self._compared(self, lambda a, _: ~a)
 
-    def std(self, axis: Axis = None, keepdims: bool = False, correction: int = 0) -> Self:
-        """The standard deviation over `axis`, divided by n - correction inside the root."""
-        return ops.std(self, axis, keepdims, correction)
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Self:
-        """The maximum over `axis`; equal maxima share the gradient equally."""
-        return ops.max(self, axis, keepdims)
-
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Self:
-        """The minimum over `axis`; equal minima share the gradient equally."""
-        return ops.min(self, axis, keepdims)
-
-    def prod(self, axis: Axis = None, keepdims: bool = False) -> Self:
-        """The product over `axis`."""
-        return ops.prod(self, axis, keepdims)
-
-    def cumsum(self, axis: int) -> Self:
-        """The running sum along `axis`."""
-        return ops.cumsum(self, axis)
-
-    def argmax(self, axis: int | None = None) -> Array:
-        """The position of the first maximum over `axis`, as an array of integers."""
-        return self.data.argmax(axis=axis)
-
-    def argmin(self, axis: int | None = None) -> Array:
-        """The position of the first minimum over `axis`, as an array of integers."""
-        return self.data.argmin(axis=axis)
-
-    def reshape(self, *lengths: Any) -> Self:
-        """The same elements in another shape; one length may be -1."""
-        return ops.reshape(self, *lengths)
-
-    def transpose(self, *axes: Any) -> Self:
-        """The axes in the order given, reversed when none is given, as in NumPy."""
-        return ops.transpose(self, *axes)
-
-    def permute(self, *axes: Any) -> Self:
-        """The axes in the order given."""
-        return ops.transpose(self, *axes)
+    # Functions of `tinyllm.ops`, which installs them here, under the same name.
+    abs: Callable[..., Self]
+    absolute: Callable[..., Self]
+    add: Callable[..., Self]
+    all: Callable[..., Self]
+    allclose: Callable[..., bool]
+    amax: Callable[..., Self]
+    amin: Callable[..., Self]
+    any: Callable[..., Self]
+    argmax: Callable[..., Self]
+    argmin: Callable[..., Self]
+    argsort: Callable[..., Self]
+    array_equal: Callable[..., bool]
+    astype: Callable[..., Self]
+    broadcast_to: Callable[..., Self]
+    ceil: Callable[..., Self]
+    chunk: Callable[..., list[Self]]
+    clamp: Callable[..., Self]
+    clip: Callable[..., Self]
+    clone: Callable[..., Self]
+    contiguous: Callable[..., Self]
+    copy: Callable[..., Self]
+    cos: Callable[..., Self]
+    cumsum: Callable[..., Self]
+    diagonal: Callable[..., Self]
+    div: Callable[..., Self]
+    dot: Callable[..., Self]
+    erf: Callable[..., Self]
+    exp: Callable[..., Self]
+    expand: Callable[..., Self]
+    expand_dims: Callable[..., Self]
+    expm1: Callable[..., Self]
+    flatten: Callable[..., Self]
+    flip: Callable[..., Self]
+    floor: Callable[..., Self]
+    gather: Callable[..., Self]
+    gelu: Callable[..., Self]
+    inner: Callable[..., Self]
+    isclose: Callable[..., Self]
+    isfinite: Callable[..., Self]
+    isinf: Callable[..., Self]
+    isnan: Callable[..., Self]
+    log: Callable[..., Self]
+    log1p: Callable[..., Self]
+    log_softmax: Callable[..., Self]
+    logsumexp: Callable[..., Self]
+    masked_fill: Callable[..., Self]
+    matmul: Callable[..., Self]
+    max: Callable[..., Self]
+    maximum: Callable[..., Self]
+    mean: Callable[..., Self]
+    min: Callable[..., Self]
+    minimum: Callable[..., Self]
+    moveaxis: Callable[..., Self]
+    mul: Callable[..., Self]
+    neg: Callable[..., Self]
+    norm: Callable[..., Self]
+    outer: Callable[..., Self]
+    pad: Callable[..., Self]
+    permute: Callable[..., Self]
+    pow: Callable[..., Self]
+    power: Callable[..., Self]
+    prod: Callable[..., Self]
+    ravel: Callable[..., Self]
+    relu: Callable[..., Self]
+    repeat: Callable[..., Self]
+    repeat_interleave: Callable[..., Self]
+    reshape: Callable[..., Self]
+    roll: Callable[..., Self]
+    round: Callable[..., Self]
+    rsqrt: Callable[..., Self]
+    sigmoid: Callable[..., Self]
+    sign: Callable[..., Self]
+    silu: Callable[..., Self]
+    sin: Callable[..., Self]
+    softmax: Callable[..., Self]
+    sort: Callable[..., Self]
+    split: Callable[..., list[Self]]
+    sqrt: Callable[..., Self]
+    square: Callable[..., Self]
+    squeeze: Callable[..., Self]
+    std: Callable[..., Self]
+    sub: Callable[..., Self]
+    sum: Callable[..., Self]
+    swapaxes: Callable[..., Self]
+    take_along_axis: Callable[..., Self]
+    tanh: Callable[..., Self]
+    tile: Callable[..., Self]
+    topk: Callable[..., tuple[Self, Self]]
+    trace: Callable[..., Self]
+    transpose: Callable[..., Self]
+    tril: Callable[..., Self]
+    triu: Callable[..., Self]
+    unsqueeze: Callable[..., Self]
+    var: Callable[..., Self]
+    view: Callable[..., Self]
 
     @property
     def T(self) -> Self:
         """The axes reversed."""
         return ops.transpose(self)
 
-    def swapaxes(self, first: int, second: int) -> Self:
-        """Two axes exchanged."""
-        return ops.swapaxes(self, first, second)
+    @property
+    def mT(self) -> Self:
+        """The last two axes exchanged."""
+        return ops.swapaxes(self, -1, -2)
 
-    def broadcast_to(self, lengths: Sequence[int]) -> Self:
-        """This Tensor repeated to a shape."""
-        return ops.broadcast_to(self, lengths)
+    def tolist(self) -> Any:
+        """The values as Python numbers in nested lists."""
+        return backend.to_numpy(self.data).tolist()
 
-    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> Self:
-        """This Tensor without axes of length 1."""
-        return ops.squeeze(self, axis)
+    def numel(self) -> int:
+        """The number of elements, as in torch."""
+        return int(self.data.size)
 
-    def expand_dims(self, axis: int | tuple[int, ...]) -> Self:
-        """This Tensor with new axes of length 1."""
-        return ops.expand_dims(self, axis)
-
-    def clip(self, low: float | None = None, high: float | None = None) -> Self:
-        """This Tensor limited to [low, high]."""
-        return ops.clip(self, low, high)
-
-    def abs(self) -> Self:
-        """The magnitude of each element."""
-        return ops.absolute(self)
-
-    def exp(self) -> Self:
-        """e to the power of each element."""
-        return ops.exp(self)
-
-    def log(self) -> Self:
-        """The natural logarithm of each element."""
-        return ops.log(self)
-
-    def sqrt(self) -> Self:
-        """The square root of each element."""
-        return ops.sqrt(self)
-
-    def tanh(self) -> Self:
-        """The hyperbolic tangent of each element."""
-        return ops.tanh(self)
-
-    def sigmoid(self) -> Self:
-        """1 / (1 + e^-x) of each element."""
-        return ops.sigmoid(self)
-
-    def relu(self) -> Self:
-        """max(x, 0) of each element."""
-        return ops.relu(self)
-
-    def astype(self, dtype: Any) -> Self:
-        """This Tensor converted to `dtype`."""
-        return ops.astype(self, dtype)
+    float, double, half, long = map(_converted, ("float32", "float64", "float16", "int64"))
+    __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, ("add", "sub", "mul", "truediv"))
+    __ifloordiv__, __imod__, __ipow__, __imatmul__ = map(_in_place, ("floordiv", "mod", "pow", "matmul"))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         values = cast(Any, self).numpy()
@@ -227,3 +303,9 @@ class Operators:
 
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, keywords: Any) -> Any:
         return ops.apply_function(function, args, keywords)
+
+
+def install_methods(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Make each function that `Operators` names a method of it."""
+    for name in set(inspect.get_annotations(Operators)) & set(functions):
+        setattr(Operators, name, functions[name])

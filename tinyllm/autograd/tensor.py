@@ -22,6 +22,7 @@ from tinyllm import backend
 from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
 from tinyllm.autograd.operators import Operators
 from tinyllm.backend import Array, current
+from tinyllm.system.wording import shown
 
 
 class Tensor(Operators):
@@ -45,13 +46,13 @@ class Tensor(Operators):
         array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "name", "op", "requires_grad", "retains_grad")
+    __slots__ = ("__weakref__", "_grad", "data", "name", "op", "requires_grad", "retains_grad")
 
     __array_priority__ = 1000
     """An operator between an array of a device and a Tensor is the Tensor's; NumPy's arrays know by other means."""
 
     data: Any
-    grad: Any
+    _grad: Any
     name: str | None
     op: Op | None
     requires_grad: bool
@@ -60,26 +61,43 @@ class Tensor(Operators):
     def __init__(
         self, values: Any, requires_grad: bool = False, dtype: Any = None, name: str | None = None
     ) -> None:
-        given = type(values).__name__
-        if isinstance(values, Tensor):
-            values = values.data
-        elif dtype is None and not hasattr(values, "dtype"):
-            values = backend.asarray(values)
-            if values.dtype == np.float64:
-                values = values.astype(np.float32)
-        self.data = backend.asarray(values, dtype)
-        if self.data.dtype == object:
-            raise TypeError(f"a Tensor holds numbers; got {given} with dtype object")
+        self.data = numbers(values, dtype)
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(
                 f"requires_grad=True needs a floating-point dtype; got {self.data.dtype}. "
                 "Convert with Tensor(values, dtype='float32')"
             )
-        self.grad = None
+        self._grad = None
         self.name = name
         self.op = None
         self.requires_grad = requires_grad
         self.retains_grad = False
+
+    @property
+    def grad(self) -> Any:
+        """The gradient that `backward` adds into: an array, or None. It may be set to one of this shape and dtype."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is not None:
+            value = backend.asarray(value.data if isinstance(value, Tensor) else value)
+            if value.shape != self.shape or value.dtype != self.dtype:
+                raise ValueError(
+                    f".grad of a Tensor of shape {self.shape} and dtype {self.dtype} is an array of the same, or None; "
+                    f"got shape {value.shape} and dtype {value.dtype}"
+                )
+        self._grad = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copy, deepcopy and pickle make anew: a leaf with its gradient."""
+        if self.op is not None:
+            raise RuntimeError(
+                f"a Tensor made by {self.op.name} is part of a graph, which a copy or a pickle would tear or contain; "
+                "copy x.detach()"
+            )
+        values = type(self), self.data, self.requires_grad, self.name, self._grad, self.retains_grad
+        return _restored, values, getattr(self, "__dict__", None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,6 +148,13 @@ class Tensor(Operators):
         if self.shape or self.dtype.kind not in "iu":
             raise TypeError(f"only an integer Tensor with shape () is an index; got {self!r}")
         return int(backend.read(self.data))
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.size != 1:
+            raise TypeError(f"a Tensor with shape {self.shape} is no number to write as {spec!r}")
+        return format(self.item(), spec)
 
     def __repr__(self) -> str:
         parts = [self._values_text("Tensor("), f"shape={self.shape}", f"dtype={self.dtype}"]
@@ -212,10 +237,49 @@ class Tensor(Operators):
         cotangent = _cotangent(self, gradient)
         for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
             if tensor.op is None or tensor.retains_grad:
-                if tensor.grad is None:
-                    tensor.grad = value if tensor.op is None else current.xp.array(value)
+                if tensor._grad is None:
+                    tensor._grad = value if tensor.op is None else current.xp.array(value)
                 else:
-                    tensor.grad += value
+                    tensor._grad += value
+
+
+_PYTHON_NUMBERS = frozenset((bool, int, float))
+
+
+def numbers(values: Any, dtype: Any = None) -> Any:
+    """`values` as an array of `dtype`, or of the dtype that they have; Python floats have float32.
+
+    Raises TypeError for what is no number: None, strings and objects, alone or in a list; and for complex numbers that
+    are to be real.
+    """
+    if dtype is not None and type(values) in _PYTHON_NUMBERS:
+        return backend.asarray(values, dtype)  # no need to look
+    if isinstance(values, Tensor):
+        array = values.data
+    elif isinstance(values, (np.ndarray, np.generic)):
+        array = values
+    else:
+        array = backend.asarray(values)
+        if dtype is None and array.dtype == np.float64 and not hasattr(values, "dtype"):
+            dtype = np.float32
+    wanted = array.dtype if dtype is None else np.dtype(dtype)
+    if array.dtype.kind not in "biufc" or wanted.kind not in ("c" if array.dtype.kind == "c" else "biufc"):
+        raise TypeError(
+            f"a Tensor holds real numbers; got {type(values).__name__} {shown(values)} with dtype {array.dtype}"
+            + ("" if wanted == array.dtype else f", to be converted to {wanted}")
+        )
+    return backend.asarray(array, wanted)
+
+
+def _restored(
+    kind: type[Tensor], data: Any, requires_grad: bool, name: str | None, grad: Any, retains_grad: bool
+) -> Tensor:
+    """A leaf from what `Tensor.__reduce__` gave; its gradient, which `backward` adds into, is its own."""
+    leaf = kind.__new__(kind)
+    leaf.data, leaf.requires_grad, leaf.name = data, requires_grad, name
+    leaf._grad = None if grad is None else current.xp.array(grad)
+    leaf.op, leaf.retains_grad = None, retains_grad
+    return leaf
 
 
 @dataclass(frozen=True)
@@ -246,13 +310,19 @@ class Op:
     dtypes, so ops do neither.
 
     An instance called on arrays computes an array; called on Tensors, it computes a Tensor in the graph, by the fast
-    form if there is one (see `fast_form_of`) and outside `use_formulas`.
+    form if there is one (see `fast_form_of`) and outside `use_formulas`. An instance in a graph is not called again,
+    since what it keeps is that graph's.
+
+    Tensors of float16 are computed with in float32, and each result is rounded once, so that no sum overflows or
+    stops growing on the way.
     """
 
     name: ClassVar[str] = "op"
     cases: ClassVar[Sequence[Case]] = ()
     changes_dtype: ClassVar[bool] = False
     """Whether the output may have another dtype than the inputs."""
+    moves: ClassVar[bool] = False
+    """Whether elements are only moved, so that float16 needs no float32."""
     fast_form: ClassVar[type[Op] | None] = None
     formula: ClassVar[type[Op] | None] = None
     """Of a fast form, the op that it computes."""
@@ -261,6 +331,8 @@ class Op:
     sequence: int = -1
     modules: tuple[Any, ...] = ()
     released: bool = False
+    widened: bool = False
+    """Whether forward was given float32 for float16, as backward is then."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output array, from the input arrays."""
@@ -289,23 +361,34 @@ class Op:
     @overload
     def __call__(self, *inputs: Any) -> Any: ...
     def __call__(self, *inputs: Any) -> Any:
+        if self.inputs or self.released:
+            raise RuntimeError(
+                f"{self.name}: this {type(self).__name__} is in a graph, whose backward needs what it keeps; make one "
+                "for each call"
+            )
         if not isinstance(inputs[0], Tensor):
             return self.forward(*inputs)
         mode = current_mode.get()
         op = self if self.fast_form is None or mode.formulas else self.as_form(self.fast_form)
+        arrays = [x.data for x in inputs]
+        widened = arrays[0].dtype.char == "e" and not (op.moves or op.changes_dtype)
+        if widened is not op.widened:
+            op.widened = widened
         for observer in mode.observers:
             observer.before_forward(op, inputs)
         try:
-            data = op.forward(*[x.data for x in inputs])
+            data = op.forward(*[_wide(x) for x in arrays] if widened else arrays)
         except (IndexError, TypeError, ValueError) as error:
             _raise_named(op, inputs, error)
+        if widened and data.dtype == np.float32:
+            data = data.astype(np.float16)
         for observer in mode.observers:
             observer.after_forward(op, inputs, data)
         if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
             raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
         out: Tensor = Tensor.__new__(Tensor)
         out.data = current.xp.asarray(data)  # NumPy reduces to scalars, which are not arrays
-        out.grad = None
+        out._grad = None
         out.name = None
         out.retains_grad = False
         if mode.gradient and any([x.requires_grad for x in inputs]):
@@ -425,10 +508,10 @@ def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
-    """The operands of an op as Tensors of one dtype.
+    """The operands of an op as Tensors of one dtype, by the rule of promotion in `tinyllm.ops`.
 
     Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them. Without
-    one, integers and booleans meet Python floats in float32, and each other as in NumPy.
+    one, integers and booleans meet floating-point numbers in float32, arrays and each other as in NumPy.
 
     Raises:
         TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
@@ -449,14 +532,37 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
     dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
     if dtype is not None and all(known == dtype for known in given):
         return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
-    tensors = [as_tensor(value, dtype) for value in values]
     if dtype is None:
-        dtype = np.result_type(*[x.data.dtype for x in tensors])
-        if dtype == np.float64 and not any(
-            hasattr(value, "dtype") and value.dtype == dtype for value in values
-        ):
+        # NumPy's own numbers are numbers beside a Tensor: `counts * np.sqrt(2)` is float32.
+        values = tuple([x.item() if given and isinstance(x, np.generic) else x for x in values])
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        tensors = [as_tensor(value) for value in values if not isinstance(value, (int, float))]
+        dtype = np.result_type(*[x.data.dtype for x in tensors], *numbers)
+        if dtype == np.float64 and not any([x.data.dtype == dtype for x in tensors]):
             dtype = np.dtype(np.float32)
+    tensors = [as_tensor(value, dtype) for value in values]
     return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
+
+
+def floating(*values: Any) -> tuple[Tensor, ...]:
+    """The values as Tensors of their own; integers and booleans become float32."""
+    return tuple([_of_kinds("iub", value, np.float32) for value in values])
+
+
+def summable(x: Any) -> Tensor:
+    """x as a Tensor whose elements can be added up; booleans and integers become int64."""
+    return _of_kinds("iub", x, np.int64)
+
+
+def countable(x: Any) -> Tensor:
+    """x as a Tensor of numbers; booleans become int64."""
+    return _of_kinds("b", x, np.int64)
+
+
+def _of_kinds(kinds: str, value: Any, dtype: Any) -> Tensor:
+    """`value` as a Tensor; in another dtype if its own is one of these kinds."""
+    tensor = as_tensor(value)
+    return tensor if tensor.data.dtype.kind not in kinds else Tensor(tensor.data.astype(dtype, copy=False))
 
 
 def gradients(
@@ -487,17 +593,23 @@ def gradients(
     """
     cotangent = _cotangent(output, gradient)
     if create_graph:
-        cotangent = gradient if isinstance(gradient, Tensor) else Tensor(cotangent)
+        cotangent = gradient.astype(output.dtype) if isinstance(gradient, Tensor) else Tensor(cotangent)
     wanted = {id(tensor) for tensor in tensors}
     found: dict[int, Any] = {}
     for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
         if id(tensor) in wanted:
             found[id(tensor)] = value if create_graph or tensor.op is None else current.xp.array(value)
-    zeros = [None if id(tensor) in found else current.xp.zeros_like(tensor.data) for tensor in tensors]
-    return [
-        found[id(tensor)] if zero is None else (Tensor(zero) if create_graph else zero)
-        for tensor, zero in zip(tensors, zeros, strict=True)
-    ]
+    results: list[Any] = []
+    given: set[int] = set()
+    for tensor in tensors:
+        value = found.get(id(tensor))
+        if value is None:
+            value = current.xp.zeros_like(tensor.data)
+        elif id(tensor) in given and not create_graph:
+            value = current.xp.array(value)  # asked for twice
+        given.add(id(tensor))
+        results.append(Tensor(value) if create_graph and not isinstance(value, Tensor) else value)
+    return results
 
 
 def propagate(
@@ -532,7 +644,7 @@ def propagate(
             elif mode.formulas and (op.formula is not None or isinstance(op, FusedOp)):
                 results = _backward_by_formula(op, gradient)
             else:
-                results = op.backward(gradient)
+                results = op.backward(_wide(gradient) if op.widened else gradient)
                 if not isinstance(results, tuple):
                     results = (results,)
             if len(results) != len(op.inputs):
@@ -579,7 +691,8 @@ def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor
         if op.released:
             raise RuntimeError(
                 f"the graph behind {op.name} was freed by an earlier backward pass; "
-                "call the first one with retain_graph=True, or compute the forward pass again"
+                "of two losses over a shared part, add them and go back once, or call the first backward with "
+                "retain_graph=True; otherwise compute the forward pass again"
             )
         seen.add(id(tensor))
         found.append(tensor)
@@ -602,9 +715,8 @@ def _cotangent(output: Tensor, gradient: Any) -> Any:
                 "or reduce it first, for example with .sum()"
             )
         return current.xp.ones_like(output.data)
-    values = gradient.data if isinstance(gradient, Tensor) else gradient
     # A copy, because a leaf may keep this array as its gradient.
-    values = current.xp.array(values, dtype=output.data.dtype)
+    values = current.xp.array(numbers(gradient, output.data.dtype))
     if values.shape != output.shape:
         raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
     return values
@@ -612,11 +724,11 @@ def _cotangent(output: Tensor, gradient: Any) -> Any:
 
 def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
     """`gradient` with broadcasting summed out, checked to have the shape and dtype of input `x`."""
-    shape = x.shape
-    if gradient.dtype != x.data.dtype:
+    shape, dtype = x.shape, x.data.dtype
+    if gradient.dtype != dtype and not (op.widened and gradient.dtype == np.float32):
         raise TypeError(
             f"{op.name}: backward made a gradient of dtype {gradient.dtype} for input {position} "
-            f"of dtype {x.dtype}"
+            f"of dtype {dtype}"
         )
     extra = len(gradient.shape) - len(shape)
     if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)):
@@ -628,7 +740,14 @@ def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
     )
     axes = tuple(range(extra)) + tuple(axis for axis in stretched if axis >= extra)
     with enable_grad():  # as in _added
-        return gradient.sum(axis=axes).reshape(shape)
+        if dtype.char != "e":
+            return gradient.sum(axis=axes).reshape(shape)
+        return _wide(gradient).sum(axis=axes).reshape(shape).astype(dtype)
+
+
+def _wide(x: Any) -> Any:
+    """An array or a Tensor of float16 in float32."""
+    return x.astype(np.float32) if x.dtype.char == "e" else x
 
 
 def _added(known: Any, value: Any) -> Any:
@@ -658,8 +777,8 @@ def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
             return _backward_composed(op, op.inputs, gradient, create_graph=True)
         # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
         replay = op.as_form(op.formula or type(op))
-        replay.forward(*op.inputs)
-        results = replay.backward(gradient)
+        replay.forward(*[_wide(x) for x in op.inputs] if op.widened else op.inputs)
+        results = replay.backward(_wide(gradient) if op.widened else gradient)
     return results if isinstance(results, tuple) else (results,)
 
 
@@ -671,8 +790,8 @@ def _backward_by_formula(op: Op, gradient: Any) -> tuple[Any, ...]:
             return _backward_composed(op, inputs, gradient, create_graph=False)
     assert op.formula is not None
     formula = op.as_form(op.formula)
-    formula.forward(*[x.data for x in op.inputs])
-    results = formula.backward(gradient)
+    formula.forward(*[_wide(x.data) if op.widened else x.data for x in op.inputs])
+    results = formula.backward(_wide(gradient) if op.widened else gradient)
     return results if isinstance(results, tuple) else (results,)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.mode import no_grad
-from tinyllm.autograd.tensor import Tensor, gradients
+from tinyllm.autograd.tensor import Tensor, floating, gradients
 from tinyllm.backend import current
 
 Function = Callable[..., Tensor]
@@ -108,7 +108,7 @@ def hessian(fn: Function, x: Any) -> Tensor:
 
     One product with the Hessian for each element of x: for small x.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    (x,) = floating(x)
     rows = []
     for i in range(x.size):
         unit = current.xp.zeros(x.size, dtype=x.dtype)
@@ -120,10 +120,9 @@ def hessian(fn: Function, x: Any) -> Tensor:
 
 
 def _tracked(arguments: Sequence[Any]) -> list[Tensor]:
-    """The arguments as Tensors that require a gradient; those that do already keep their graph."""
+    """The arguments as floating-point Tensors that require a gradient; those that do already keep their graph."""
     inputs = []
-    for value in arguments:
-        tensor = value if isinstance(value, Tensor) else Tensor(value)
+    for tensor in floating(*arguments):
         inputs.append(tensor if tensor.requires_grad else Tensor(tensor, requires_grad=True))
     return inputs
 

@@ -1,4 +1,4 @@
-"""Activations: SiLU, GELU in both forms, SwiGLU."""
+"""Activations: SiLU, GELU in both forms, SwiGLU, and relatives of ReLU."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
-from tinyllm.backend import Array
-from tinyllm.ops.elementwise import Erf, Sigmoid, unary_cases
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.backend import Array, current
+from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, relu, square, unary_cases, where
 
 
 @register
@@ -96,19 +96,36 @@ class Swiglu(Op):
 
 def silu(x: Any) -> Tensor:
     """x sigmoid(x)."""
-    return Silu()(as_tensor(x))
+    return Silu()(*floating(x))
 
 
 def gelu(x: Any, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     """x Phi(x) by the error function, or by the tanh formula with `approximate="tanh"`."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate={approximate!r}; choose 'none' or 'tanh'")
-    return (GeluTanh() if approximate == "tanh" else Gelu())(as_tensor(x))
+    return (GeluTanh() if approximate == "tanh" else Gelu())(*floating(x))
+
+
+def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
+    """x where x > 0, elsewhere slope x (Maas, Hannun, Ng, "Rectifier nonlinearities", 2013, section 2)."""
+    (x,) = floating(x)
+    return x * current.xp.where(x.data > 0, 1, slope)
+
+
+def elu(x: Any, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, elsewhere alpha (e^x - 1) (Clevert, Unterthiner, Hochreiter, "ELU", 2016, equation 15)."""
+    x = as_tensor(x)
+    return where(x > 0, x, expm1(where(x > 0, 0, x)) * alpha)
+
+
+def squared_relu(x: Any) -> Tensor:
+    """max(x, 0)^2 (So et al., "Primer", 2021, section 4.1)."""
+    return square(relu(x))
 
 
 def swiglu(gate: Any, up: Any) -> Tensor:
     """silu(gate) * up, two tensors of one shape."""
-    gate, up = operands(gate, up)
+    gate, up = floating(*operands(gate, up))
     if gate.shape != up.shape:
         raise ValueError(f"swiglu: gate has shape {gate.shape} and up {up.shape}; they must be equal")
     return Swiglu()(gate, up)

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+from tinyllm.autograd.tensor import (
+    Case,
+    Op,
+    Tensor,
+    as_tensor,
+    countable,
+    floating,
+    numbers,
+    operands,
+    register,
+)
 from tinyllm.backend import Array, current
 from tinyllm.ops.error_function import erf as _erf
 
@@ -103,7 +113,7 @@ class Negative(Op):
 
 @register
 class Power(Op):
-    """a**b, for a > 0 wherever the gradient of b is asked for. Shapes: a: (...), b: (...) -> broadcast."""
+    """a**b. Shapes: a: (...), b: (...) -> broadcast. The gradient of b is NaN where a < 0."""
 
     cases = binary_cases(low=0.5)
 
@@ -113,9 +123,28 @@ class Power(Op):
         return self.y
 
     def backward(self, gradient: Array) -> Any:
-        gradient_a = gradient * self.b * self.a ** (self.b - 1) if self.needs(0) else None
-        gradient_b = gradient * self.y * current.xp.log(self.a) if self.needs(1) else None
+        """d a^b/da = b a^(b - 1), 0 at a = b = 0; d a^b/db = a^b ln a, whose limit at a = 0 is 0 for b >= 0."""
+        xp = current.xp
+        zero = self.a == 0
+        n = xp.where(zero * (self.b == 0), 1, self.b)
+        gradient_a = gradient * self.b * self.a ** (n - 1) if self.needs(0) else None
+        base = xp.where(zero * (self.b >= 0), 1, self.a)
+        gradient_b = gradient * self.y * xp.log(base) if self.needs(1) else None
         return gradient_a, gradient_b
+
+
+@register
+class Remainder(Op):
+    """a mod b = a - b floor(a / b), which has the sign of b. Shapes: a: (...), b: (...) -> broadcast."""
+
+    cases = binary_cases(low=0.5, kinked=True)
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a % b
+
+    def backward(self, gradient: Array) -> Any:
+        return gradient, -gradient * (self.a // self.b)
 
 
 @register
@@ -402,7 +431,9 @@ class Where(Op):
     )
 
     def __init__(self, condition: Any) -> None:
-        self.condition = current.xp.array(condition, dtype=bool)  # a copy: backward needs it as it is now
+        self.condition = current.xp.array(
+            numbers(condition), dtype=bool
+        )  # a copy: backward needs it as it is now
 
     def forward(self, a: Array, b: Array) -> Array:
         return current.xp.where(self.condition, a, b)
@@ -446,7 +477,7 @@ def multiply(a: Any, b: Any) -> Tensor:
 
 def divide(a: Any, b: Any) -> Tensor:
     """a / b with broadcasting."""
-    return Divide()(*_floating(*operands(a, b)))
+    return Divide()(*floating(*operands(a, b)))
 
 
 def negative(x: Any) -> Tensor:
@@ -455,10 +486,21 @@ def negative(x: Any) -> Tensor:
 
 
 def power(a: Any, b: Any) -> Tensor:
-    """a**b with broadcasting. Where b requires a gradient, a must be positive."""
-    if isinstance(b, (int, float)) and isinstance(a, Tensor):
-        return PowerOfConstant(b)(a)
-    return Power()(*operands(a, b))
+    """a**b with broadcasting. A gradient of b is NaN where a is negative."""
+    if isinstance(b, (int, float, np.integer)) and isinstance(a, Tensor) and a.dtype != bool:
+        return PowerOfConstant(backend.read(b))(*(floating(a) if isinstance(b, float) else (a,)))
+    return Power()(*_numbers(a, b))
+
+
+def remainder(a: Any, b: Any) -> Tensor:
+    """a % b, with the sign of b, with broadcasting."""
+    return Remainder()(*_numbers(a, b))
+
+
+def floor_divide(a: Any, b: Any) -> Tensor:
+    """a // b with broadcasting. Its derivative is 0 wherever it has one: a Tensor without a graph."""
+    a, b = _numbers(a, b)
+    return Tensor(a.detach().data // b.detach().data)
 
 
 def square(x: Any) -> Tensor:
@@ -468,57 +510,62 @@ def square(x: Any) -> Tensor:
 
 def exp(x: Any) -> Tensor:
     """e^x."""
-    return Exp()(*_floating(x))
+    return Exp()(*floating(x))
 
 
 def expm1(x: Any) -> Tensor:
     """e^x - 1, precise near 0."""
-    return Expm1()(*_floating(x))
+    return Expm1()(*floating(x))
 
 
 def log(x: Any) -> Tensor:
     """The natural logarithm."""
-    return Log()(*_floating(x))
+    return Log()(*floating(x))
 
 
 def log1p(x: Any) -> Tensor:
     """ln(1 + x), precise near 0."""
-    return Log1p()(*_floating(x))
+    return Log1p()(*floating(x))
 
 
 def sqrt(x: Any) -> Tensor:
     """The square root."""
-    return Sqrt()(*_floating(x))
+    return Sqrt()(*floating(x))
 
 
 def rsqrt(x: Any) -> Tensor:
     """One over the square root."""
-    return Rsqrt()(*_floating(x))
+    return Rsqrt()(*floating(x))
 
 
 def tanh(x: Any) -> Tensor:
     """The hyperbolic tangent."""
-    return Tanh()(*_floating(x))
+    return Tanh()(*floating(x))
 
 
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + e^-x)."""
-    return Sigmoid()(*_floating(x))
+    return Sigmoid()(*floating(x))
 
 
 def sin(x: Any) -> Tensor:
     """The sine of x in radians."""
-    return Sin()(*_floating(x))
+    return Sin()(*floating(x))
 
 
 def cos(x: Any) -> Tensor:
     """The cosine of x in radians."""
-    return Cos()(*_floating(x))
+    return Cos()(*floating(x))
+
+
+def tan(x: Any) -> Tensor:
+    """The tangent of x in radians."""
+    return sin(x) / cos(x)
 
 
 def erf(x: Any) -> Tensor:
     """The error function."""
-    return Erf()(*_floating(x))
+    return Erf()(*floating(x))
 
 
 def absolute(x: Any) -> Tensor:
@@ -528,7 +575,7 @@ def absolute(x: Any) -> Tensor:
 
 def relu(x: Any) -> Tensor:
     """max(x, 0)."""
-    return Relu()(as_tensor(x))
+    return Relu()(countable(x))
 
 
 def maximum(a: Any, b: Any) -> Tensor:
@@ -541,9 +588,23 @@ def minimum(a: Any, b: Any) -> Tensor:
     return Minimum()(*operands(a, b))
 
 
-def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
-    """x limited to [low, high]; None leaves that side open."""
-    return Clip(low, high)(as_tensor(x))
+def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
+    """x limited to [low, high]; None leaves that side open.
+
+    Bounds are numbers, or arrays and Tensors that broadcast against x; a Tensor has the gradient where x is beyond it.
+    """
+    low, high = (bound.item() if isinstance(bound, np.generic) else bound for bound in (low, high))
+    if all([bound is None or isinstance(bound, (int, float)) for bound in (low, high)]):
+        has_fraction = isinstance(low, float) or isinstance(high, float)
+        return Clip(low, high)(*(floating(x) if has_fraction else (countable(x),)))
+    y = countable(x)
+    if low is not None:
+        y, low = operands(y, low)
+        y = where((y < low) | (low != low), low, y)
+    if high is not None:
+        y, high = operands(y, high)
+        y = where((y > high) | (high != high), high, y)
+    return y
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
@@ -551,8 +612,18 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Where(condition.data if isinstance(condition, Tensor) else condition)(*operands(a, b))
 
 
+def masked_fill(x: Any, mask: Any, value: Any) -> Tensor:
+    """`value` where the boolean `mask` is True, otherwise x, with broadcasting. Raises TypeError for other masks."""
+    mask = as_tensor(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"masked_fill: a mask holds booleans; got {mask.dtype}. Compare, as in `mask == 0`")
+    return where(mask, value, as_tensor(x))
+
+
 def astype(x: Any, dtype: Any) -> Tensor:
     """x converted to `dtype`; a gradient flows between floating-point dtypes."""
+    if dtype is None:
+        raise TypeError("astype: got no dtype, but None; give one, for example 'float32'")
     tensor = as_tensor(x)
     dtype = np.dtype(dtype)
     if dtype == tensor.dtype:
@@ -562,10 +633,6 @@ def astype(x: Any, dtype: Any) -> Tensor:
     return Tensor(tensor.data.astype(dtype))
 
 
-def _floating(*values: Any) -> tuple[Tensor, ...]:
-    """The values as Tensors; integers and booleans become float32."""
-    tensors = tuple(as_tensor(value) for value in values)
-    return tuple(
-        Tensor(tensor.data.astype(np.float32)) if tensor.data.dtype.kind in "iub" else tensor
-        for tensor in tensors
-    )
+def _numbers(*values: Any) -> tuple[Tensor, ...]:
+    """The operands, where booleans among themselves become int64: NumPy would make int8 of them."""
+    return tuple([countable(x) for x in operands(*values)])

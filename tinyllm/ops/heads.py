@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyllm.autograd.tensor import Case, Tensor, as_tensor, composite, operands, register
+from tinyllm.autograd.tensor import Case, Tensor, as_tensor, composite, floating, operands, register
 from tinyllm.backend import Array
 from tinyllm.ops.norm import rms_norm
 from tinyllm.ops.rotary import rope
@@ -83,14 +83,16 @@ def rotary_heads(
 
     x: (B, T, H K), weight: (K,), K = head_dim even -> (B, H, T, K). Raises ValueError for other shapes.
     """
-    inputs = operands(x) if weight is None else operands(x, weight)
+    inputs = floating(x) if weight is None else floating(*operands(x, weight))
     _check("rotary_heads", inputs[0], head_dim)
     if head_dim % 2 or any(w.shape != (head_dim,) for w in inputs[1:]):
         raise ValueError(
             f"rotary_heads: head_dim={head_dim} and a weight of shape {[w.shape for w in inputs[1:]]}; "
             "head_dim must be even, and the weight have so many elements"
         )
-    return normalised_and_rotated(*inputs, head_dim=head_dim, eps=eps, offset=offset, theta=float(theta))
+    return normalised_and_rotated(
+        *inputs, head_dim=head_dim, eps=float(eps), offset=offset, theta=float(theta)
+    )
 
 
 def _check(name: str, x: Tensor, head_dim: int) -> None:

@@ -11,6 +11,7 @@ from tinyllm import backend
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import where
+from tinyllm.ops.reduce import reduced_axes
 
 _ROWS = np.array([2, 0, -1, 2])
 
@@ -93,7 +94,7 @@ class TakeAlongAxis(Op):
     )
 
     def __init__(self, indices: Any, axis: int) -> None:
-        self.indices, self.axis = own_index(indices), axis
+        self.indices, self.axis = own_index(indices), operator.index(axis)
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
@@ -108,7 +109,7 @@ def _along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, .
     ndim = len(shape)
     if len(indices.shape) != ndim:
         raise ValueError(f"indices with {len(indices.shape)} axes, the tensor has shape {shape}")
-    axis %= ndim
+    (axis,) = reduced_axes(axis, ndim)
     return tuple(
         indices if i == axis else current.xp.arange(n).reshape((-1,) + (1,) * (ndim - 1 - i))
         for i, n in enumerate(shape)
@@ -150,18 +151,31 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
     return TakeAlongAxis(indices, axis)(as_tensor(x))
 
 
-def gather(x: Any, axis: int, indices: Any) -> Tensor:
-    """`take_along_axis` with torch's order of arguments."""
-    return take_along_axis(x, indices, axis)
+def gather(x: Any, dim: int, index: Any) -> Tensor:
+    """y[i, j, k] = x[index[i, j, k], j, k] for dim 0, likewise along any other: in the shape of `index`, as in torch.
+
+    Raises ValueError where `index` has other axes than x, or a longer one than x besides `dim`.
+    """
+    x, index = as_tensor(x), own_index(index)
+    (axis,) = reduced_axes(dim, x.ndim)
+    if len(index.shape) != x.ndim or any(
+        n > m for i, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if i != axis
+    ):
+        raise ValueError(
+            f"gather: index of shape {index.shape} along dim {dim} of shape {x.shape}; it needs as many axes, none of "
+            "them longer but that one"
+        )
+    corner = tuple([slice(None) if i == axis else slice(n) for i, n in enumerate(index.shape)])
+    return take_along_axis(x[corner], index, axis)
 
 
 def tril(x: Any, diagonal: int = 0) -> Tensor:
     """The last two axes with zeros above a diagonal."""
     x = as_tensor(x)
-    return where(current.xp.tri(x.shape[-2], x.shape[-1], diagonal, dtype=bool), x, 0)
+    return where(current.xp.tri(x.shape[-2], x.shape[-1], diagonal, dtype=bool), x, x.dtype.type(0))
 
 
 def triu(x: Any, diagonal: int = 0) -> Tensor:
     """The last two axes with zeros below a diagonal."""
     x = as_tensor(x)
-    return where(~current.xp.tri(x.shape[-2], x.shape[-1], diagonal - 1, dtype=bool), x, 0)
+    return where(~current.xp.tri(x.shape[-2], x.shape[-1], diagonal - 1, dtype=bool), x, x.dtype.type(0))

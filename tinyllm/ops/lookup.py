@@ -1,4 +1,4 @@
-"""Rows of a table by integer, and dropout."""
+"""Rows of a table by integer, one-hot rows, rows added up at integers, and dropout."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
-from tinyllm.backend import Array
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
+from tinyllm.ops.elementwise import where
 from tinyllm.ops.index import Scatter
+from tinyllm.ops.reduce import reduced_axes
 
 
 @register
@@ -66,16 +68,26 @@ class RandomMask(Op):
         return np.where(self.mask, gradient, 0) / (1 - self.p)
 
 
-def embedding(weight: Any, indices: Any) -> Tensor:
+def embedding(weight: Any, indices: Any, padding_idx: int | None = None) -> Tensor:
     """Rows of `weight` by integer. weight: (V, D), indices: (...) in [0, V) -> (..., D).
 
+    The row `padding_idx`, which counts from the end if negative, gets no gradient.
+
     Raises:
-        TypeError: indices are not integers. IndexError: an index is outside [0, V). Indices that lie on a device
-        already are not looked at.
+        TypeError: indices are not integers. ValueError: weight is no matrix. IndexError: an index is outside [0, V).
+        Indices that lie on a device already are not looked at.
     """
     weight = as_tensor(weight)
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: weight has shape {weight.shape}; it needs (V, D)")
     indices = indices.data if isinstance(indices, Tensor) else indices
-    return RowLookup(row_numbers(indices, weight.shape[0]))(weight)
+    indices = row_numbers(indices, weight.shape[0])
+    rows = RowLookup(indices)(weight)
+    if padding_idx is None:
+        return rows
+    if not -weight.shape[0] <= padding_idx < weight.shape[0]:
+        raise IndexError(f"embedding: padding_idx={padding_idx}, the table has rows [0, {weight.shape[0]})")
+    return where((indices == padding_idx % weight.shape[0])[..., None], rows.detach(), rows)
 
 
 def row_numbers(indices: Any, V: int) -> Any:
@@ -90,9 +102,58 @@ def row_numbers(indices: Any, V: int) -> Any:
     return indices
 
 
+def one_hot(indices: Any, num_classes: int | None = None) -> Tensor:
+    """1 at each index and 0 elsewhere. indices: (...) in [0, V) -> integers (..., V), V = num_classes.
+
+    Without `num_classes`, V is one more than the largest index. Raises TypeError for indices that are no integers, and
+    ValueError for one outside [0, V). With `num_classes`, indices that lie on a device already are not looked at.
+    """
+    indices = indices.data if isinstance(indices, Tensor) else indices
+    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: indices are integers; got dtype {indices.dtype}")
+    if num_classes is None:
+        if indices.size == 0:
+            raise ValueError("one_hot: without indices, num_classes says how many columns there are")
+        num_classes = int(backend.read(indices.max())) + 1
+    if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= num_classes):
+        raise ValueError(
+            f"one_hot: indices span [{int(known.min())}, {int(known.max())}]; expected [0, {num_classes})"
+        )
+    return Tensor((indices[..., None] == current.xp.arange(num_classes)).astype(int))
+
+
+def scatter_add(x: Any, axis: int, indices: Any, source: Any) -> Tensor:
+    """x, with each element of `source` added where its index along `axis` says; x is not changed.
+
+    For axis 0 of two, y[indices[i, j], j] = x[indices[i, j], j] + the sum of source[i, j]. An index that comes again
+    adds again. As in torch, source and, along other axes, x may be longer than `indices`; what is beyond does not
+    count.
+
+    Raises TypeError for indices that are no integers, and ValueError or IndexError for shapes that do not fit.
+    """
+    x, source = operands(x, source)
+    indices = backend.asarray(indices.data if isinstance(indices, Tensor) else indices)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"scatter_add: indices are integers; got dtype {indices.dtype}")
+    (axis,) = reduced_axes(axis, x.ndim)
+    shape = indices.shape
+    limits = [
+        min(n, m) if i != axis else m for i, (n, m) in enumerate(zip(x.shape, source.shape, strict=False))
+    ]
+    if not x.ndim == source.ndim == len(shape) or any(n > m for n, m in zip(shape, limits, strict=True)):
+        raise ValueError(
+            f"scatter_add: indices of shape {shape} along axis {axis}; no axis may be longer than that of source "
+            f"{source.shape}, nor, axis {axis} apart, than that of x {x.shape}"
+        )
+    lines = [current.xp.arange(n).reshape((-1,) + (1,) * (x.ndim - 1 - i)) for i, n in enumerate(shape)]
+    place = tuple(indices if i == axis else line for i, line in enumerate(lines))
+    return x + Scatter(place, x.shape)(source[tuple([slice(n) for n in shape])])
+
+
 def dropout(x: Any, p: float, key: Key) -> Tensor:
     """Each element of x zero with probability p in [0, 1), otherwise divided by 1 - p; `key` fixes the mask."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p={p}; it needs 0 <= p < 1")
-    x = as_tensor(x)
-    return RandomMask(p, key)(x) if p > 0 else x
+    (x,) = floating(x)
+    return RandomMask(float(p), key)(x) if p > 0 else x

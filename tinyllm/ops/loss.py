@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, operands, register
 from tinyllm.backend import Array, current
-
-Reduce = Literal["mean", "sum", "none"]
+from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, own, reduced, weighted
+from tinyllm.ops.elementwise import square, where
+from tinyllm.ops.softmaxes import log_softmax, logsumexp
 
 _TARGETS = np.array([[0, 3, -100], [1, 1, 2]])
 
@@ -46,7 +46,7 @@ class CrossEntropy(Op):
     def forward(self, z: Array) -> Array:
         self.kept = self.targets != self.ignore_index  # (...)
         z = np.where(self.kept[..., None], z, 0)  # an ignored row counts for nothing, whatever it holds
-        self.one_hot = one_hot(np.where(self.kept, self.targets, 0), z.shape[-1])  # (..., V)
+        self.one_hot = is_class(np.where(self.kept, self.targets, 0), z.shape[-1])  # (..., V)
         largest = constant(z).max(axis=-1, keepdims=True)  # no e^(z - largest) overflows
         e = np.exp(z - largest)
         total = e.sum(axis=-1, keepdims=True)
@@ -72,42 +72,52 @@ class CrossEntropy(Op):
         return current.xp.maximum((self.targets != self.ignore_index).sum(), 1).astype(dtype)
 
 
-def one_hot(indices: Any, V: int) -> Any:
-    """True at each index. indices: (...) integers in [0, V) -> booleans (..., V)."""
-    return indices[..., None] == current.xp.arange(V)
+def is_class(classes: Any, V: int) -> Any:
+    """True at each class. classes: (...) integers in [0, V) -> booleans (..., V)."""
+    return classes[..., None] == current.xp.arange(V)
 
 
 def cross_entropy(
-    logits: Any, targets: Any, ignore_index: int = -100, reduction: Reduce = "mean", z_loss: float = 0.0
+    logits: Any,
+    targets: Any,
+    ignore_index: int = -100,
+    reduction: Reduce = "mean",
+    z_loss: float = 0.0,
+    weight: Any = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """-ln softmax(logits)[target] in nats.
 
     Args:
-        logits: (..., V). targets: (...) integers in [0, V), or `ignore_index` for a place without a loss.
+        logits: (..., V). targets: (...) integers in [0, V), or `ignore_index` for a place without a loss; or
+            probabilities (..., V), floating-point numbers, whose loss is -sum q ln softmax(logits).
         reduction: "mean" over the targets that count, "sum", or "none".
         z_loss: how much of (ln sum e^logits)^2 is added to each loss; PaLM's is 1e-4.
+        weight: (V,), how much each class counts. Where targets are integers, the mean is divided by their weights.
+        label_smoothing: e in [0, 1]; targets become (1 - e) q + e / V.
 
     Raises:
-        TypeError: targets are not integers. ValueError: shapes do not match, or a target is out of range. Targets that
+        TypeError: targets are neither. ValueError: shapes do not match, or a target is out of range. Targets that
         lie on a device already are not looked at.
     """
-    logits = as_tensor(logits)
-    targets = targets.data if isinstance(targets, Tensor) else targets
-    known, targets = backend.to_numpy_without_waiting(targets), backend.asarray(targets)
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: targets are integers; got dtype {targets.dtype}")
-    if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"cross_entropy: logits have shape {logits.shape}, so targets need {logits.shape[:-1]}; got {targets.shape}"
-        )
+    (logits,) = floating(logits)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
-    V = logits.shape[-1]
-    if known is not None:
-        wrong = ((known < 0) | (known >= V)) & (known != ignore_index)
-        if wrong.any():
-            raise ValueError(
-                f"cross_entropy: target {int(known[wrong].reshape(-1)[0])} is outside [0, {V}) and is not "
-                f"ignore_index={ignore_index}"
-            )
-    return CrossEntropy(targets, ignore_index, reduction, z_loss)(logits)
+    targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    if targets.dtype.kind == "f" and targets.shape == logits.shape and logits.ndim:
+        logits, q = operands(logits, own(targets))
+        losses = _of_probabilities(logits, weighted("cross_entropy", q, weight, label_smoothing), z_loss)
+        return reduced("cross_entropy", losses, reduction)
+    if weight is None and label_smoothing == 0:
+        targets = checked_targets("cross_entropy", logits, targets, ignore_index)
+        return CrossEntropy(targets, ignore_index, reduction, float(z_loss))(logits)
+    classes = Classes.of("cross_entropy", logits, targets, ignore_index)
+    logits = where(classes.kept[..., None], logits, 0)
+    losses = _of_probabilities(logits, classes.one_hot(weight, label_smoothing), z_loss)
+    return classes.reduced(losses, weight, reduction)
+
+
+def _of_probabilities(logits: Tensor, q: Tensor, z_loss: float) -> Tensor:
+    """-sum q ln softmax(logits) + z_loss (ln sum e^logits)^2. logits, q: (..., V) -> (...)."""
+    losses = -expected(q, log_softmax(logits)).sum(axis=-1)
+    return losses + square(logsumexp(logits, -1)) * z_loss if z_loss else losses

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tinyllm.autograd.tensor import Case, Op, Tensor, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import sum as sum_over
@@ -43,8 +45,8 @@ class Matmul(Op):
 class Einsum(Op):
     """Sums of products by subscripts, each label of an operand in the result or in another operand.
 
-    Shapes: as the subscripts say. The gradient of an operand is again an einsum: of the gradient and the
-    other operands, to the operand's subscripts.
+    Shapes: as the subscripts say; an axis of length 1 broadcasts. The gradient of an operand is again an einsum: of
+    the gradient and the other operands, to the operand's subscripts.
     """
 
     cases = (
@@ -53,6 +55,7 @@ class Einsum(Op):
         Case(((3,), (4,), (2,)), {"terms": ("i", "j", "k"), "result": "kij"}),
         Case(((2, 3),), {"terms": ("ij",), "result": "ji"}),
         Case(((0, 3), (3, 1)), {"terms": ("ij", "jk"), "result": "ik"}),
+        Case(((1, 3), (2, 3), (2, 1)), {"terms": ("ij", "ij", "ij"), "result": "j"}),
     )
 
     def __init__(self, terms: tuple[str, ...], result: str) -> None:
@@ -63,11 +66,10 @@ class Einsum(Op):
         return current.xp.einsum(f"{','.join(self.terms)}->{self.result}", *inputs)
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
-        lengths = {
-            label: n
-            for term, shape in zip(self.terms, shapes, strict=True)
-            for label, n in zip(term, shape, strict=True)
-        }
+        lengths: dict[str, int] = {}
+        for term, shape in zip(self.terms, shapes, strict=True):
+            for label, n in zip(term, shape, strict=True):
+                lengths[label] = n if lengths.get(label, 1) == 1 else lengths[label]
         return len(shapes) * math.prod(lengths.values())
 
     def backward(self, gradient: Array) -> Any:
@@ -76,7 +78,10 @@ class Einsum(Op):
             other_terms = self.terms[:i] + self.terms[i + 1 :]
             others = self.x[:i] + self.x[i + 1 :]
             subscripts = f"{','.join((self.result, *other_terms))}->{term}"
-            results.append(current.xp.einsum(subscripts, gradient, *others) if self.needs(i) else None)
+            value = current.xp.einsum(subscripts, gradient, *others)
+            # Where the others have length 1, each element of this operand has the same gradient.
+            shape = np.broadcast_shapes(value.shape, self.x[i].shape)
+            results.append(value if value.shape == shape else current.xp.broadcast_to(value, shape))
         return tuple(results)
 
 
@@ -131,6 +136,10 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
         raise ValueError(
             f"linear: x has shape {x.shape} and weight {weight.shape}; "
             "x needs as many features last as weight has columns"
+        )
+    if biases and biases[0].shape != weight.shape[:1]:
+        raise ValueError(
+            f"linear: weight has shape {weight.shape}, so bias needs {weight.shape[:1]}; got {biases[0].shape}"
         )
     return LinearMap()(x, weight, *biases)
 
@@ -192,6 +201,6 @@ def _diagonal(x: Tensor, term: str) -> tuple[Tensor, str]:
                 )
             axes = [axis for axis in range(x.ndim) if axis not in (first, second)]
             along = current.xp.arange(x.shape[first])
-            x = x.transpose(first, second, *axes)[along, along]
+            x = x.transpose((first, second, *axes))[along, along]
             term = label + "".join(term[axis] for axis in axes)
     return x, term

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, operands, register
-from tinyllm.backend import Array
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
+from tinyllm.backend import Array, current
 
 
 @register
@@ -84,21 +84,32 @@ class Standardisation(Op):
         return gradient_x, gradient * self.x_hat, gradient
 
 
-def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., D), weight: (D,)."""
-    x, weight = operands(x, weight)
+def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., D), weight: (D,), ones if None."""
+    x, weight = floating(*operands(x, _constant_of(1, x) if weight is None else weight))
     _check_features("rms_norm", x, weight)
-    return RootMeanSquareNorm(eps)(x, weight)
+    return RootMeanSquareNorm(float(eps))(x, weight)
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., D), weight and bias: (D,)."""
-    x, weight, bias = operands(x, weight, bias)
+def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis.
+
+    x: (..., D), weight: (D,), ones if None, bias: (D,), zeros if None.
+    """
+    weight = _constant_of(1, x) if weight is None else weight
+    x, weight, bias = floating(*operands(x, weight, _constant_of(0, x) if bias is None else bias))
     _check_features("layer_norm", x, weight, bias)
-    return Standardisation(eps)(x, weight, bias)
+    return Standardisation(float(eps))(x, weight, bias)
+
+
+def _constant_of(value: int, x: Any) -> Any:
+    """A parameter for each feature of x that is `value` throughout."""
+    return current.xp.full(np.shape(x)[-1:], value)
 
 
 def _check_features(name: str, x: Tensor, *parameters: Tensor) -> None:
+    if x.shape[-1:] == (0,):
+        raise ValueError(f"{name}: x has shape {x.shape}, without a feature to normalise")
     for parameter in parameters:
         if x.ndim == 0 or parameter.shape != x.shape[-1:]:
             raise ValueError(

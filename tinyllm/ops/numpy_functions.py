@@ -1,15 +1,22 @@
-"""NumPy's functions on Tensors: which op each of them is."""
+"""NumPy's functions on Tensors: which function of `tinyllm.ops` each of them is.
+
+A function of NumPy that has the name of one of ours is that one (`install`); here stand the others, and those whose
+arguments differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Tensor
+from tinyllm.autograd.tensor import Tensor, as_tensor
 from tinyllm.backend import current
-from tinyllm.ops import elementwise, index, matrix, reduce, shape
+from tinyllm.ops import elementwise, linear_algebra, matrix, ordering, shape
+from tinyllm.ops.arrangement import repeat
+from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.without_gradient import on_arrays
 
 
 def apply_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -19,64 +26,133 @@ def apply_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], keywords:
     if ufunc in UFUNCS:
         return UFUNCS[ufunc](*inputs)
     if ufunc in WITHOUT_GRADIENT:
-        function = getattr(current.xp, ufunc.__name__)
-        return Tensor(function(*[x.data if isinstance(x, Tensor) else x for x in inputs]))
+        return on_arrays(getattr(current.xp, ufunc.__name__), *inputs)
     return NotImplemented
 
 
 def apply_function(function: Callable[..., Any], args: Any, keywords: Any) -> Any:
     """Another function of NumPy on Tensors; NotImplemented for one that is no op."""
-    return FUNCTIONS[function](*args, **keywords) if function in FUNCTIONS else NotImplemented
+    if function in FUNCTIONS:
+        if function in REDUCTIONS and len(args) > 2:
+            raise TypeError(
+                f"numpy.{function.__name__} of Tensors: give what comes after the axis by its name"
+            )
+        return FUNCTIONS[function](*args, **keywords)
+    if function in WITHOUT_GRADIENT:
+        return on_arrays(getattr(current.xp, function.__name__), *args, **keywords)
+    return NotImplemented
 
 
-UFUNCS: dict[Any, Callable[..., Tensor]] = {
-    np.add: elementwise.add,
-    np.subtract: elementwise.subtract,
-    np.multiply: elementwise.multiply,
-    np.divide: elementwise.divide,
-    np.negative: elementwise.negative,
-    np.power: elementwise.power,
-    np.square: elementwise.square,
-    np.exp: elementwise.exp,
-    np.expm1: elementwise.expm1,
-    np.log: elementwise.log,
-    np.log1p: elementwise.log1p,
-    np.sqrt: elementwise.sqrt,
-    np.tanh: elementwise.tanh,
-    np.sin: elementwise.sin,
-    np.cos: elementwise.cos,
-    np.absolute: elementwise.absolute,
-    np.maximum: elementwise.maximum,
-    np.minimum: elementwise.minimum,
-    np.matmul: matrix.matmul,
+def install(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Make each of the functions what NumPy's function of this name is on Tensors, unless that is said here."""
+    for name, function in functions.items():
+        known = getattr(np, name, None)
+        if isinstance(known, np.ufunc):
+            UFUNCS.setdefault(known, function)
+        elif callable(known) and not isinstance(known, type):
+            FUNCTIONS.setdefault(known, function)
+
+
+def _average(x: Any, axis: Any = None, weights: Any = None) -> Tensor:
+    x = as_tensor(x)
+    if weights is None:
+        return x.mean(axis)
+    weights = as_tensor(weights, x.dtype)
+    if weights.shape != x.shape:
+        weights = weights.reshape([n if i == axis else 1 for i, n in enumerate(x.shape)])
+    weights = weights.broadcast_to(x.shape)
+    return (x * weights).sum(axis) / weights.sum(axis)
+
+
+def _diagonal(x: Any, k: int = 0) -> Tensor:
+    x = as_tensor(x)
+    if x.ndim == 1:
+        square = elementwise.where(current.xp.eye(x.size, dtype=bool), x, x.dtype.type(0))
+        return shape.pad(square, ((max(-k, 0), max(k, 0)), (max(k, 0), max(-k, 0))))
+    return linear_algebra.diagonal(x, k)
+
+
+def _difference(x: Any, n: int = 1, axis: int = -1) -> Tensor:
+    x = as_tensor(x).moveaxis(axis, -1)
+    for _ in range(n):
+        x = x[..., 1:] - x[..., :-1]
+    return x.moveaxis(-1, axis)
+
+
+def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Tensor:
+    x = as_tensor(x)
+    axes = x.ndim if axis is None else np.size(axis)
+    if ord is not None and axes > 1 and ord != "fro":
+        raise ValueError(
+            f"numpy.linalg.norm of Tensors: ord={ord!r} over {axes} axes is a norm of matrices; only 'fro' is offered. "
+            "x.norm(ord) is that of all elements"
+        )
+    return linear_algebra.vector_norm(x, None if ord == "fro" else ord, axis, keepdims)
+
+
+def _pad(x: Any, widths: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
+    if mode != "constant":
+        raise ValueError(f"numpy.pad of Tensors: mode={mode!r}; only 'constant' is offered")
+    return shape.pad(x, widths, constant_values)
+
+
+def _split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
+    """`numpy.array_split`, whose parts may differ by one."""
+    x = as_tensor(x)
+    if np.ndim(sections) == 0:
+        whole, longer = divmod(x.shape[axis], sections)
+        sections = np.cumsum([whole + 1] * longer + [whole] * (sections - longer))[:-1].tolist()
+    return shape.split(x, sections, axis)
+
+
+def _take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
+    x = as_tensor(x)
+    if axis is None:
+        return x.reshape(-1)[indices]
+    (axis,) = reduced_axes(axis, x.ndim)
+    return x[(slice(None),) * axis + (indices,)]
+
+
+def _where(condition: Any, *choices: Any) -> Any:
+    return elementwise.where(condition, *choices) if choices else on_arrays(current.xp.nonzero, condition)
+
+
+UFUNCS: dict[Any, Callable[..., Any]] = {
+    np.positive: as_tensor,
+    np.reciprocal: lambda x: 1 / as_tensor(x),
+    np.fabs: elementwise.absolute,
 }
 
-WITHOUT_GRADIENT = {
-    np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.sign, np.floor, np.ceil,
-    np.isfinite, np.isnan, np.isinf, np.logical_and, np.logical_or, np.logical_not,
+WITHOUT_GRADIENT: set[Any] = {
+    np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.trunc, np.rint, np.signbit,
+    np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.bitwise_xor,
+    np.invert, np.argwhere, np.array2string, np.array_repr, np.array_str, np.bincount, np.count_nonzero, np.isin,
+    np.may_share_memory, np.nonzero, np.result_type, np.searchsorted, np.shares_memory, np.unique,
+    np.zeros_like, np.ones_like, np.full_like, np.empty_like,
 }  # fmt: skip
+"""Functions of the arrays beneath, whose results are Tensors without a graph."""
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.sum: reduce.sum,
-    np.mean: reduce.mean,
-    np.max: reduce.max,
-    np.min: reduce.min,
-    np.prod: reduce.prod,
-    np.cumsum: reduce.cumsum,
-    np.reshape: shape.reshape,
-    np.transpose: shape.transpose,
-    np.swapaxes: shape.swapaxes,
-    np.broadcast_to: shape.broadcast_to,
-    np.concatenate: shape.concatenate,
-    np.stack: shape.stack,
-    np.squeeze: shape.squeeze,
-    np.expand_dims: shape.expand_dims,
-    np.pad: lambda x, widths, constant_values=0.0: shape.pad(x, widths, constant_values),
-    np.where: elementwise.where,
-    np.clip: elementwise.clip,
-    np.take_along_axis: index.take_along_axis,
-    np.einsum: matrix.einsum,
+    np.around: lambda x, decimals=0: as_tensor(x).round(decimals),
+    np.argsort: lambda x, axis=-1, kind=None, stable=None: ordering.argsort(x, axis),
+    np.array_split: _split,
+    np.average: _average,
+    np.diag: _diagonal,
+    np.diff: _difference,
+    np.einsum: lambda subscripts, *tensors, optimize=False: matrix.einsum(subscripts, *tensors),
+    np.linalg.norm: _norm,
+    np.ndim: lambda x: x.ndim,
+    np.pad: _pad,
+    np.repeat: lambda x, repeats, axis=None: repeat(x, repeats, axis=axis),
     np.shape: lambda x: x.shape,
-    np.zeros_like: lambda x: Tensor(current.xp.zeros_like(x.data)),
-    np.ones_like: lambda x: Tensor(current.xp.ones_like(x.data)),
+    np.size: lambda x, axis=None: x.size if axis is None else x.shape[axis],
+    np.sort: lambda x, axis=-1, kind=None, stable=None: ordering.sort(x, axis),
+    np.take: _take,
+    np.where: _where,
 }
+
+REDUCTIONS = {
+    np.sum, np.prod, np.mean, np.var, np.std, np.max, np.min, np.amax, np.amin, np.cumsum, np.any, np.all, np.argmax,
+    np.argmin,
+}  # fmt: skip
+"""Functions whose third argument is not ours in NumPy: a dtype, or an array to write to."""

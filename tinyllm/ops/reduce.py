@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register, summable
 from tinyllm.backend import Array, current
-from tinyllm.ops.elementwise import sqrt
+from tinyllm.ops.elementwise import sqrt, where
 
 
 def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0) -> tuple[Case, ...]:
@@ -30,22 +35,35 @@ def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0)
     )
 
 
-def reduced_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes that `axis` names, each in [0, ndim); None names all."""
+def own_axis(axis: Any) -> int | tuple[int, ...] | None:
+    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them."""
+    try:
+        return None if axis is None else operator.index(axis)
+    except TypeError:
+        return tuple([operator.index(position) for position in axis])
+
+
+def reduced_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes that `axis` names, each in [0, ndim), once; None names all. A scalar takes 0 and -1, which name none."""
+    axis = own_axis(axis)
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    n = ndim or 1
     for position in axes:
-        if not -ndim <= position < ndim:
+        if not -n <= position < n:
             raise IndexError(f"axis {position} is out of range for {ndim} axes")
-    return tuple(position % ndim for position in axes)
+    found = tuple([position % n for position in axes])
+    if len(set(found)) < len(found):
+        raise ValueError(f"axis={axis} names an axis of {ndim} twice")
+    return found if ndim else ()
 
 
 class Reduction(Op):
     """What the reductions share: the axes, and bringing a reduced array back against the input."""
 
     def __init__(self, axis: Axis = None, keepdims: bool = False) -> None:
-        self.axis, self.keepdims = axis, keepdims
+        self.axis, self.keepdims = own_axis(axis), keepdims
 
     def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
         """`reduced` with the reduced axes of `shape` as axes of length 1."""
@@ -107,33 +125,42 @@ def _to_extremes(op: Max | Min, gradient: Any) -> Any:
 
 @register
 class Prod(Reduction):
-    """The product over axes, with the right gradient at zeros. Shapes: x: (...) -> x without the axes."""
+    """The product over axes. Shapes: x: (...) -> x without the axes."""
 
     cases = (*reduction_cases(), *reduction_cases(low=0.5))
 
     def forward(self, x: Array) -> Array:
         self.x = x
-        self.y = x.prod(axis=self.axis, keepdims=self.keepdims)
-        return self.y
+        return x.prod(axis=self.axis, keepdims=self.keepdims)
 
     def backward(self, gradient: Array) -> Any:
+        """dy/dx_i is the product of the others, which y / x_i is not where y is 0, infinite, or too small."""
         gradient = self.expand(gradient, self.x.shape)
-        if backend.read((self.x == 0).any()):
-            return gradient * _product_of_others(self.x, reduced_axes(self.axis, len(self.x.shape)))
-        return gradient * self.expand(self.y, self.x.shape) / self.x
+        axes = reduced_axes(self.axis, len(self.x.shape))
+        kept = tuple([axis for axis in range(len(self.x.shape)) if axis not in axes])
+        order = kept + axes
+        rows = self.x.transpose(order)
+        shape = rows.shape
+        others = product_of_others(rows.reshape((*shape[: len(kept)], math.prod(shape[len(kept) :]))))
+        return gradient * others.reshape(shape).transpose(
+            tuple([order.index(axis) for axis in range(len(order))])
+        )
 
 
-def _product_of_others(x: Any, axes: tuple[int, ...]) -> Any:
-    """For each element the product of the others along the axes, in the shape of x."""
-    shape = x.shape
-    kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
-    order = kept + axes
-    n = math.prod(shape[axis] for axis in axes)
-    rows = x.transpose(order).reshape((*[shape[axis] for axis in kept], 1, n))
-    # Row i holds the n factors with factor i replaced by one.
-    others = current.xp.where(current.xp.eye(n, dtype=bool), 1, rows).prod(axis=-1)
-    inverse = tuple(order.index(axis) for axis in range(len(shape)))
-    return others.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
+def product_of_others(x: Any) -> Any:
+    """For each element the product of the others along the last axis. x: (..., n) -> (..., n).
+
+    Pairs are multiplied, and the others of an element are its partner and the others of their pair: 3 n products.
+    """
+    xp = current.xp
+    n = x.shape[-1]
+    if n < 2:
+        return xp.ones_like(x)
+    m = n // 2
+    first, second, rest = x[..., :m], x[..., m : 2 * m], x[..., 2 * m :]
+    others = product_of_others(xp.concatenate([first * second, rest], axis=-1))
+    of_pair = others[..., :m]
+    return xp.concatenate([of_pair * second, of_pair * first, others[..., m:]], axis=-1)
 
 
 @register
@@ -148,7 +175,7 @@ class Cumsum(Op):
     )
 
     def __init__(self, axis: int) -> None:
-        self.axis = axis
+        self.axis = operator.index(axis)
 
     def forward(self, x: Array) -> Array:
         return x.cumsum(axis=self.axis)
@@ -161,7 +188,7 @@ class Cumsum(Op):
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (one, several, or all)."""
-    return Sum(axis, keepdims)(as_tensor(x))
+    return Sum(axis, keepdims)(summable(x))
 
 
 def count(x: Tensor, axis: Axis) -> int:
@@ -169,18 +196,34 @@ def count(x: Tensor, axis: Axis) -> int:
     return math.prod(x.shape[position] for position in reduced_axes(axis, x.ndim))
 
 
+Statistic = TypeVar("Statistic", bound=Callable[..., Tensor])
+
+
+def in_float32(statistic: Statistic) -> Statistic:
+    """Decorator of a composition of ops on a Tensor: a part may be too large for float16 where the whole is not."""
+
+    @functools.wraps(statistic)
+    def widened(x: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        x = as_tensor(x)
+        if x.dtype != np.float16:
+            return statistic(x, *arguments, **keywords)
+        return statistic(x.astype(np.float32), *arguments, **keywords).astype(np.float16)
+
+    return widened  # type: ignore[return-value]
+
+
+@in_float32
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`."""
-    x = as_tensor(x)
     n = count(x, axis)
     if n == 0:
         raise ValueError(f"the mean over axis {axis} of shape {x.shape} has no elements")
     return sum(x, axis, keepdims) / n
 
 
+@in_float32
 def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) -> Tensor:
     """The variance over `axis`, divided by n - correction (0: of the population, as in NumPy)."""
-    x = as_tensor(x)
     divisor = count(x, axis) - correction
     if divisor <= 0:
         raise ValueError(
@@ -190,9 +233,12 @@ def var(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) 
     return sum(deviation * deviation, axis, keepdims) / divisor
 
 
+@in_float32
 def std(x: Any, axis: Axis = None, keepdims: bool = False, correction: int = 0) -> Tensor:
-    """The standard deviation over `axis`, with n - correction as in `var`."""
-    return sqrt(var(x, axis, keepdims, correction))
+    """The standard deviation over `axis`, with n - correction as in `var`; its gradient is 0 where all are equal."""
+    variance = var(x, axis, keepdims, correction)
+    equal = variance.data == 0
+    return where(equal, 0, sqrt(where(equal, 1, variance)))
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -207,9 +253,12 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The product over `axis`."""
-    return Prod(axis, keepdims)(as_tensor(x))
+    return Prod(axis, keepdims)(summable(x))
 
 
-def cumsum(x: Any, axis: int) -> Tensor:
-    """The running sum along `axis`."""
-    return Cumsum(axis)(as_tensor(x))
+def cumsum(x: Any, axis: int | None = None) -> Tensor:
+    """The running sum along `axis`, or of all elements as one row."""
+    x = summable(x)
+    if axis is None:
+        return Cumsum(0)(x.reshape(-1))
+    return Cumsum(axis)(x) if x.ndim else x.sum(axis)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, register
 from tinyllm.backend import Array, current
 from tinyllm.system.wording import shown
 
@@ -67,7 +67,7 @@ def rope(x: Any, offset: int = 0, theta: float = 10000.0, axis: int = -2) -> Ten
     x: (..., T, K), or (..., T, H, K) with axis=-3; K must be even. Raises ValueError for other shapes, TypeError
     for several offsets.
     """
-    x = as_tensor(x)
+    (x,) = floating(x)
     if not -x.ndim <= axis < -1 or x.shape[-1] % 2:
         raise ValueError(f"rope: x has shape {x.shape} and axis={axis}; it needs (..., T, K) with an even K")
     try:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, operands, register
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import reduced_axes
 
 
 class Movement(Op):
     """What the ops here share: they compute nothing."""
+
+    moves = True
 
     def flops(self, shapes: Sequence[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return 0
@@ -138,20 +144,34 @@ class Pad(Movement):
 
 def reshape(x: Any, *shape: Any) -> Tensor:
     """The same elements in another shape; one length may be -1: `reshape(x, 2, -1)` or `reshape(x, (2, -1))`."""
-    return Reshape(_lengths(shape))(as_tensor(x))
+    return Reshape(lengths_of(shape))(as_tensor(x))
 
 
 def transpose(x: Any, *axes: Any) -> Tensor:
-    """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`."""
+    """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`, as in NumPy.
+
+    Raises ValueError for torch's `transpose(0, 1)`, which exchanges two axes, as `swapaxes` does here.
+    """
     x = as_tensor(x)
-    order = _lengths(axes) if axes and axes[0] is not None else tuple(reversed(range(x.ndim)))
+    if len(axes) == 2 and (x.ndim != 2 or reduced_axes(axes, 2) == (0, 1)):
+        raise ValueError(
+            f"transpose{axes} of shape {x.shape}: an order of all axes is expected, or none for the reversed; "
+            f"swapaxes{axes} exchanges two, as torch's transpose does"
+        )
+    return permute(x, *axes)
+
+
+def permute(x: Any, *axes: Any) -> Tensor:
+    """The axes in the order given, reversed when none is given: `permute(x, 0, 2, 1)`."""
+    x = as_tensor(x)
+    order = lengths_of(axes) if axes and axes[0] is not None else tuple(reversed(range(x.ndim)))
     return Transpose(order)(x)
 
 
 def swapaxes(x: Any, first: int, second: int) -> Tensor:
     """Two axes exchanged."""
     x = as_tensor(x)
-    first, second = reduced_axes((first, second), x.ndim)
+    (first,), (second,) = reduced_axes(first, x.ndim), reduced_axes(second, x.ndim)
     order = list(range(x.ndim))
     order[first], order[second] = order[second], order[first]
     return Transpose(tuple(order))(x)
@@ -159,7 +179,7 @@ def swapaxes(x: Any, first: int, second: int) -> Tensor:
 
 def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
     """x repeated to `shape`."""
-    return BroadcastTo(tuple(shape))(as_tensor(x))
+    return BroadcastTo(lengths_of((shape,)))(as_tensor(x))
 
 
 def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
@@ -177,7 +197,7 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
-    ndim = x.ndim + (1 if isinstance(axis, int) else len(axis))
+    ndim = x.ndim + np.size(axis)
     axes = reduced_axes(axis, ndim)
     lengths = iter(x.shape)
     return Reshape(tuple(1 if position in axes else next(lengths) for position in range(ndim)))(x)
@@ -197,17 +217,18 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return concatenate([expand_dims(x, axis) for x in tensors], axis)
 
 
-def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+def split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into `sections` equal parts, or at the positions that `sections` lists, as in NumPy."""
     x = as_tensor(x)
     (axis,) = reduced_axes(axis, x.ndim)
     n = x.shape[axis]
-    if isinstance(sections, int):
-        if sections < 1 or n % sections:
-            raise ValueError(f"split: an axis of length {n} does not divide into {sections} equal parts")
-        bounds = [n // sections * i for i in range(sections + 1)]
-    else:
+    if np.ndim(sections):
         bounds = [0, *sections, n]
+    else:
+        parts = operator.index(sections)
+        if parts < 1 or n % parts:
+            raise ValueError(f"split: an axis of length {n} does not divide into {parts} equal parts")
+        bounds = [n // parts * i for i in range(parts + 1)]
     before = (slice(None),) * axis
     return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
@@ -218,13 +239,16 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
     widths: (before, after) for every axis, or one such pair or one number for all axes.
     """
     x = as_tensor(x)
-    if isinstance(widths, int):
+    if np.ndim(widths) == 0:
         widths = ((widths, widths),) * x.ndim
-    elif len(widths) == 2 and all(isinstance(width, int) for width in widths):
+    elif np.shape(widths) == (2,):
         widths = (tuple(widths),) * x.ndim
     if len(widths) != x.ndim:
         raise ValueError(f"pad: got widths for {len(widths)} axes, the tensor has shape {x.shape}")
-    return Pad(tuple((int(before), int(after)) for before, after in widths), value)(x)
+    return Pad(
+        tuple((operator.index(before), operator.index(after)) for before, after in widths),
+        backend.read(numbers(value)),
+    )(x)
 
 
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
@@ -234,8 +258,9 @@ def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
     return x[tuple(slice(None, None, -1) if position in axes else slice(None) for position in range(x.ndim))]
 
 
-def _lengths(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """`f(x, 2, 3)` and `f(x, (2, 3))` alike."""
-    if len(arguments) == 1 and not isinstance(arguments[0], int):
-        return tuple(arguments[0])
-    return tuple(arguments)
+def lengths_of(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    """`f(x, 2, 3)` and `f(x, (2, 3))` alike, in Python integers."""
+    first = arguments[0] if len(arguments) == 1 else 0
+    if isinstance(first, (tuple, list)) or (not isinstance(first, int) and np.ndim(first) == 1):
+        arguments = tuple(first)
+    return tuple(map(operator.index, arguments))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm import backend
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, constant, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import Reduction, reduction_cases
 
@@ -77,11 +78,13 @@ class Logsumexp(Reduction):
     cases = reduction_cases(empty=False)
 
     def forward(self, x: Array) -> Array:
-        largest = constant(x).max(axis=self.axis, keepdims=True)
+        limit = float(np.finfo(x.dtype).max)  # infinity less infinity would be NaN
+        largest = np.clip(constant(x).max(axis=self.axis, keepdims=True), -limit, limit)
         e = np.exp(x - largest)  # no overflow
         total = e.sum(axis=self.axis, keepdims=True)
-        self.p = e / total
-        y = np.log(total) + largest
+        with backend.ignore_non_finite():  # where all are -infinity the total is 0, and p is NaN
+            self.p = e / total
+            y = np.log(total) + largest
         return y if self.keepdims else y.reshape(x.sum(axis=self.axis).shape)
 
     def backward(self, gradient: Array) -> Any:
@@ -90,14 +93,14 @@ class Logsumexp(Reduction):
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """e^(x_i) / sum_j e^(x_j) along `axis`."""
-    return Softmax(axis)(as_tensor(x))
+    return Softmax(axis)(*floating(x))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """The logarithm of softmax along `axis`, without forming the softmax."""
-    return LogSoftmax(axis)(as_tensor(x))
+    return LogSoftmax(axis)(*floating(x))
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """ln sum e^x over `axis`."""
-    return Logsumexp(axis, keepdims)(as_tensor(x))
+    return Logsumexp(axis, keepdims)(*floating(x))

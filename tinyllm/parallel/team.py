@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import mmap
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -41,7 +42,11 @@ _ALIGNMENT = 64  # a cache line, so that no two arrays share one
 
 def can_fork() -> bool:
     """Whether forks are safe here beside the threads of the numerical libraries, and this process may make them."""
-    return sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
+    return (
+        sys.platform.startswith("linux")
+        and hasattr(os, "fork")
+        and not multiprocessing.current_process().daemon
+    )
 
 
 def is_watched(model: Module) -> bool:

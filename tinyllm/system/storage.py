@@ -123,14 +123,27 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def duplicate(file: Path, path: Path) -> None:
+    """Let `path` hold what `file` holds: another name of it, or a copy where the file system gives one name a file."""
+    try:
+        os.link(file, path)
+    except OSError:
+        write_new(path, read_file(file))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashes have left in a folder under temporary names."""
     for path in folder.glob(".*.tmp"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            remove(path)
 
 
 def read_file(path: Path, largest: int | None = None) -> bytes:

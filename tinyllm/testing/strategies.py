@@ -88,7 +88,7 @@ def _strided(x: Array) -> Array:
 
 def _reversed(x: Array) -> Array:
     backwards: Any = (*(slice(None, None, -1),) * x.ndim, ...)
-    return np.ascontiguousarray(x[backwards])[backwards]
+    return np.array(x[backwards], order="C")[backwards]
 
 
 def _read_only(x: Array) -> Array:
@@ -198,12 +198,35 @@ def broadcastable_shapes(
 # ---- Axes and indices --------------------------------------------------------------------------
 
 
-@st.composite
-def reduction_axes(draw: st.DrawFn, shape: Shape, min_axes: int = 0) -> int | tuple[int, ...] | None:
-    """What `axis=` of a reduction may be for an array of `shape`: None, an integer, or a tuple of distinct axes.
+INTEGER_FORMS: dict[str, Callable[[int], Any]] = {
+    "int": int,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": lambda number: np.uint8(number) if number >= 0 else np.int8(number),
+    "array": np.array,
+}
+"""Ways to write an integer: Python's, NumPy's, an array without axes."""
 
-    Axes count from either end. Shrinks to None. `min_axes=1` leaves out the tuple without axes.
+
+@st.composite
+def reduction_axes(draw: st.DrawFn, shape: Shape, min_axes: int = 0, forms: Sequence[str] = ("int",)) -> Any:
+    """What `axis=` of a reduction may be for an array of `shape`: None, an integer, or several distinct axes.
+
+    Axes count from either end, and are written in one of `forms`, of INTEGER_FORMS; with more than one form, several
+    axes are a tuple or a list. Shrinks to None. `min_axes=1` leaves out the tuple without axes.
     """
+    axis = draw(_plain_axes(shape, min_axes))
+    write = INTEGER_FORMS[draw(st.sampled_from(forms))]
+    if not isinstance(axis, tuple):
+        return None if axis is None else write(axis)
+    sequence = draw(st.sampled_from((tuple, list))) if len(forms) > 1 else tuple
+    return sequence([write(position) for position in axis])
+
+
+@st.composite
+def _plain_axes(draw: st.DrawFn, shape: Shape, min_axes: int) -> int | tuple[int, ...] | None:
     ndim = len(shape)
     kind = draw(st.sampled_from(("all", "one", "several") if ndim else ("all", "several")))
     if kind == "all" or (kind == "several" and min_axes > ndim):
@@ -312,6 +335,26 @@ def _written(part: Any, form: str) -> Any:
     read = np.asarray(found)
     same = np.array_equal(read, part) and (read.dtype == bool) == (part.dtype == bool)
     return found if same else part
+
+
+@st.composite
+def einsums(draw: st.DrawFn) -> tuple[str, list[Shape]]:
+    """Subscripts of `einsum` for up to three operands, with a result or without, and the operands' shapes.
+
+    An axis has the length of its label, or 1, unless its label comes twice in one operand. NumPy may refuse what is
+    drawn. Shrinks to a scalar.
+
+    Example:
+        >>> hypothesis.find(einsums(), lambda drawn: len(drawn[1]) == 2)
+        (',', [(), ()])
+    """
+    lengths = {"i": draw(st.integers(0, 3)), "j": draw(st.integers(1, 3)), "k": 2}
+    terms = draw(st.lists(st.text("ijk", max_size=3), min_size=1, max_size=3))
+    own = {True: lambda n: draw(st.sampled_from((n, 1))), False: lambda n: n}
+    shapes = [tuple(own[term.count(label) == 1](lengths[label]) for label in term) for term in terms]
+    result = "".join(draw(st.permutations(sorted(set("".join(terms))))))
+    arrow = draw(st.sampled_from(("", f"->{result[: draw(st.integers(0, len(result)))]}")))
+    return ",".join(terms) + arrow, shapes
 
 
 # ---- Models, tokens, texts ---------------------------------------------------------------------

@@ -118,6 +118,12 @@ def maximum_backward_to_both(self: Any, gradient: Any) -> Any:
     return gradient * 1, gradient * 1
 
 
+@mutant(e.Remainder, "backward")
+def remainder_backward_of_the_fraction(self: Any, gradient: Any) -> Any:
+    """The gradient of the divisor is multiplied by a / b, where a % b = a - b floor(a / b) has its floor."""
+    return gradient, -gradient * (self.a / self.b)
+
+
 @mutant(e.Where, "backward")
 def where_backward_swapped(self: Any, gradient: Any) -> Any:
     """where(c, a, b) sends the gradient of the chosen elements to the operand that was not chosen."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from tinyllm.autograd.operators import Operators
+
 Wrap = Callable[[Any], Any]
 _ABSENT: Any = object()
 
@@ -83,7 +85,7 @@ def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
 
 
 def _imports_of(function: Any) -> list[tuple[Any, str]]:
-    """Where else in the package a module's function is known by a name, because it was imported by name."""
+    """Where else in the package a module's function is known: imported by name, wrapped, or as a method of Tensor."""
     if not callable(function):
         return []
     modules = [
@@ -93,10 +95,10 @@ def _imports_of(function: Any) -> list[tuple[Any, str]]:
         if path.partition(".")[0] == "tinyllm" and not path.startswith("tinyllm.testing.mutants")
     ]
     return [
-        (module, name)
-        for module in modules
-        for name, value in list(vars(module).items())
-        if value is function
+        (owner, name)
+        for owner in [Operators, *modules]
+        for name, value in list(vars(owner).items())
+        if callable(value) and inspect.unwrap(value) is inspect.unwrap(function)
     ]
 
 

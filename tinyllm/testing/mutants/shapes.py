@@ -31,7 +31,8 @@ def max_backward_to_all(self: Any, gradient: Any) -> Any:
 def prod_backward_divides_by_zero(self: Any, gradient: Any) -> Any:
     """The gradient of a product is the product divided by each factor. Right, until a factor is zero: then it is not a
     number, or 0 where the product of the others belongs."""
-    return self.expand(gradient * self.y, self.x.shape) / self.x
+    y = self.x.prod(axis=self.axis, keepdims=True)
+    return self.expand(gradient, self.x.shape) * y / self.x
 
 
 @mutant(reduce.Cumsum, "backward")

@@ -1,7 +1,8 @@
 """The checkpoints of a run: which there are, the links that name two of them, and which are deleted.
 
-A run keeps its checkpoints as `checkpoints/step-00000250`, and names two of them by links: `latest` and `best`. One
-that Ctrl-C made ends in `-interrupted`: it may lack the evaluation of its step, and the next save removes it.
+A run keeps its checkpoints as `checkpoints/step-00000250`, and names two of them by links: `latest` and `best`. Where
+there are no symbolic links, a link is a folder with the checkpoint's model and tokenizer, and its name in a file. What
+Ctrl-C saved ends in `-interrupted`: it may lack the evaluation of its step, and the next save removes it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tinyllm.training.checkpoints.checkpoint import (
 )
 
 LINKS = ("latest", "best")
+NAMED = "checkpoint.txt"
+"""In a folder that stands for a link: the file that holds the path of the checkpoint, from the run's folder."""
 INTERRUPTED = "-interrupted"
 SET_ASIDE = "before-rollback-"
 _NAME = re.compile(rf"step-(\d+)({INTERRUPTED})?")
@@ -97,7 +100,7 @@ def find(path: StrPath, links: tuple[str, ...] = LINKS) -> Path:
 def _candidates(folder: Path, links: tuple[str, ...]) -> list[Path]:
     """Checkpoints in the order in which they are wanted; raises InputError when there is none."""
     if is_checkpoint(folder):
-        return [folder]
+        return [_named_by(folder) or folder]
     names = {target.resolve(): target for target in checkpoints(folder)}
     found = [read_link(folder, link) for link in links]
     linked = [names.get(target, target) for target in found if target is not None and is_checkpoint(target)]
@@ -138,41 +141,54 @@ def scheduled(run: Path, every: int) -> list[Path]:
 
 def link_to(run: Path, link: str, target: Path) -> None:
     """Make `run/link` name the checkpoint `target`, in one step."""
-    temporary = storage.temporary_name(run / link)
+    temporary = storage.temporary_name(run / f"new-{link}")
     relative = os.path.relpath(target, run)
     try:
-        _remove_copy(run / link)
-        temporary.unlink(missing_ok=True)
+        storage.remove(temporary)
         try:
             storage.link(relative, temporary)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            # A file system or a user without symbolic links: a file that holds the path.
-            storage.write_new(temporary, relative.encode())
+            _write_folder(temporary, target, relative)
+        if not (temporary.is_symlink() and (run / link).is_symlink()):
+            storage.remove(run / link)  # a link alone can be put in the place of another in one step
         storage.rename(temporary, run / link)
         storage.flush_folder(run)
     except OSError as error:
         raise InputError(f"{run / link}: cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            storage.remove(temporary)
 
 
-def _remove_copy(link: Path) -> None:
-    """Delete a folder that stands where a link belongs: copying a run may have followed its links (`scp -r` does)."""
-    if link.is_dir() and not link.is_symlink():
-        storage.remove_folder(link)
+def _write_folder(folder: Path, target: Path, relative: str) -> None:
+    """What stands for a link in a file system, or with a user, that has none."""
+    folder.mkdir()
+    for file in target.iterdir():
+        if file.is_file():
+            storage.duplicate(file, folder / file.name)
+    storage.write_new(folder / NAMED, relative.encode())
+    storage.flush_folder(folder)
 
 
 def read_link(run: Path, link: str) -> Path | None:
     """The checkpoint that `run/link` names, or None."""
     path = run / link
     if path.is_dir():
-        return path.resolve()
-    if path.is_file():
+        return _named_by(path) or path.resolve()
+    return _written_in(path, run)
+
+
+def _named_by(folder: Path) -> Path | None:
+    """The checkpoint that a folder in the place of a link stands for, or None if it is no such folder."""
+    return _written_in(folder / NAMED, folder.parent)
+
+
+def _written_in(file: Path, run: Path) -> Path | None:
+    if file.is_file():
         with contextlib.suppress(OSError, ValueError):  # not what we wrote
-            return (run / storage.read_file(path, 4096).decode("utf-8").strip()).resolve()
+            return (run / storage.read_file(file, 4096).decode("utf-8").strip()).resolve()
     return None
 
 
@@ -233,7 +249,6 @@ def remove_after(run: Path, target: Path) -> None:
 def remove_run(run: Path) -> None:
     """Delete the checkpoints of a run and the links to them."""
     for link in LINKS:
-        _remove_copy(run / link)
-        (run / link).unlink(missing_ok=True)
+        storage.remove(run / link)
     if (run / "checkpoints").exists():
         storage.remove_folder(run / "checkpoints")

@@ -1,0 +1,49 @@
+"""The running product along an axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.backend import Array
+from tinyllm.ops.reduce import reduced_axes
+
+
+@register
+class Cumprod(Op):
+    """y_i = x_1 ... x_i along an axis, with the right gradient at zeros. Shapes: x: (...) -> (...)."""
+
+    cases = (
+        Case(((3, 4),), {"axis": 0}),
+        Case(((3, 4),), {"axis": -1}),
+        Case(((2, 3, 2),), {"axis": 1}, low=0.5),
+        Case(((1, 5),), {"axis": 0}),
+        Case(((0, 2),), {"axis": 0}),
+    )
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return np.cumprod(x, axis=self.axis)
+
+    def backward(self, gradient: Array) -> Any:
+        """dL/dx_k = x_1 ... x_(k-1) S_k, S_k = sum_(i >= k) g_i x_(k+1) ... x_i = g_k + x_(k+1) S_(k+1)."""
+        x, g = self.x.swapaxes(0, self.axis), gradient.swapaxes(0, self.axis)
+        if len(x) == 0:
+            return gradient
+        before = np.cumprod(np.concatenate([np.ones_like(x[:1]), x[:-1]]), axis=0)  # x_1 ... x_(k-1)
+        S = [g[-1]]
+        for k in range(len(x) - 2, -1, -1):
+            S.append(g[k] + x[k + 1] * S[-1])
+        return (before * np.stack(S[::-1])).swapaxes(0, self.axis)
+
+
+def cumprod(x: Any, axis: int) -> Tensor:
+    """The running product along `axis`."""
+    x = as_tensor(x)
+    (axis,) = reduced_axes(axis, x.ndim)
+    return Cumprod(axis)(x)
