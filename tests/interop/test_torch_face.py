@@ -305,6 +305,13 @@ F_CASES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "CrossEntropyLoss": lambda t, F, x: t.nn.CrossEntropyLoss(ignore_index=2, reduction="none")(
         x[0], t.tensor([1, 2, 3])
     ),
+    "cross_entropy smoothed and weighted": lambda t, F, x: F.cross_entropy(
+        x, t.tensor([[1, 0, 2, 2], [0, -100, 1, 2]]), x.detach()[0, :, 0] ** 2, label_smoothing=0.2
+    ),
+    "cross_entropy of probabilities": lambda t, F, x: F.cross_entropy(x, F.softmax(x.detach() * 2, dim=1)),
+    "CrossEntropyLoss smoothed and weighted": lambda t, F, x: t.nn.CrossEntropyLoss(
+        x.detach()[0, 0] ** 2, label_smoothing=0.1, reduction="sum"
+    )(x[0], t.tensor([1, 2, 3])),
     "MSELoss": lambda t, F, x: t.nn.MSELoss(reduction="sum")(x, x.detach() * 2),
     "activations": lambda t, F, x: t.nn.Sequential(
         t.nn.SiLU(),

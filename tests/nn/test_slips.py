@@ -113,7 +113,7 @@ def test_the_data_of_a_parameter_is_an_array(model: TransformerLM, value: Any) -
             "classes second",
         ),
         (lambda rng: nn.ReLU().register_buffer("training", Tensor(1.0)), "an attribute 'training' already"),
-        (lambda rng: nn.MSELoss()(Tensor([1.0, 2.0]), Tensor([[1.0], [2.0]])), "must be equal"),
+        (lambda rng: nn.MSELoss()(Tensor([1.0, 2.0]), Tensor([[1.0], [2.0]])), "they need one shape"),
     ],
 )
 def test_what_a_module_is_not_made_of(build: Callable[[Any], Any], message: str) -> None:

@@ -84,13 +84,28 @@ class Softmax(Module):
 class CrossEntropyLoss(Module):
     """-ln softmax(input)[target], the classes along the second axis; see `functional.cross_entropy`."""
 
-    def __init__(self, *, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
-        self.ignore_index = ignore_index
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.register_buffer("weight", weight)
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.reduction: Reduction = reduction
 
     def forward(self, input: Tensor, target: Any) -> Tensor:
         return functional.cross_entropy(
-            input, target, ignore_index=self.ignore_index, reduction=self.reduction
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
         )
 
 

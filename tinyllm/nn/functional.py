@@ -109,44 +109,44 @@ def norm_width(normalized_shape: int | Sequence[int]) -> int:
 
 
 def cross_entropy(
-    input: Any, target: Any, *, ignore_index: int = -100, reduction: Reduction = "mean"
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """-ln softmax(input)[target], the classes along the second axis. input: (V,), (N, V) or (N, V, ...).
 
-    target: integers, () or (N, ...). `ops.cross_entropy` takes the classes last, (N, ..., V).
+    target: integers, () or (N, ...), or probabilities of the shape of input. weight: (V,), of each class.
+    `ops.cross_entropy` takes the classes last, (N, ..., V).
     """
-    input = as_tensor(input)
+    input, target = as_tensor(input), as_tensor(target)
     if input.ndim > 2:
         wanted = (input.shape[0], *input.shape[2:])
-        if tuple(target.shape) != wanted:
+        if target.shape not in (wanted, input.shape):
             raise ValueError(
                 f"cross_entropy: input has shape {input.shape} with the classes second, so target needs {wanted}; got "
-                f"{tuple(target.shape)}. Classes last are for ops.cross_entropy, or reshape to (N, V) and (N,)"
+                f"{target.shape}. Classes last are for ops.cross_entropy, or reshape to (N, V) and (N,)"
             )
-        input = ops.transpose(input, 0, *range(2, input.ndim), 1)
-    return ops.cross_entropy(input, target, ignore_index, reduction)
+        order = (0, *range(2, input.ndim), 1)
+        if target.shape == input.shape:
+            target = ops.transpose(target, order)
+        input = ops.transpose(input, order)
+    return ops.cross_entropy(
+        input, target, ignore_index, reduction, weight=weight, label_smoothing=label_smoothing
+    )
 
 
 def mse_loss(input: Any, target: Any, *, reduction: Reduction = "mean") -> Tensor:
     """(input - target)^2, two of one shape: the mean, the sum, or each."""
-    input, target = as_tensor(input), as_tensor(target)
-    if input.shape != target.shape:
-        raise ValueError(
-            f"mse_loss: input has shape {input.shape} and target {target.shape}; they must be equal"
-        )
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"mse_loss: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
-    squares = ops.square(input - target)
-    return squares if reduction == "none" else ops.mean(squares) if reduction == "mean" else ops.sum(squares)
+    return ops.mse_loss(input, target, reduction)
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     """1 at each index and 0 elsewhere, as integers; num_classes -1: one more than the largest. (...) -> (..., V)."""
-    indices = tensor.data if isinstance(tensor, Tensor) else backend.asarray(tensor)
-    V = int(indices.max()) + 1 if num_classes == -1 else num_classes
-    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= V):
-        raise ValueError(f"one_hot: indices span [{indices.min()}, {indices.max()}]; they need [0, {V})")
-    return Tensor((indices[..., None] == current.xp.arange(V)).astype("int64"))
+    return ops.one_hot(tensor, None if num_classes == -1 else num_classes)
 
 
 def scaled_dot_product_attention(
@@ -168,23 +168,19 @@ def scaled_dot_product_attention(
         if attn_mask is not None:
             raise ValueError("scaled_dot_product_attention: give attn_mask or is_causal, not both")
         attn_mask = current.xp.tri(query.shape[-2], key.shape[-2], dtype=bool)
-    mask = None if attn_mask is None else as_tensor(attn_mask)
-    if query.ndim == key.ndim == value.ndim == 4 and (mask is None or mask.dtype == bool) and dropout_p < 1:
-        dropout_key = fresh_key() if dropout_p else None
-        return ops.scaled_dot_product_attention(
-            query, key, value, mask=mask, scale=scale, dropout_p=dropout_p, dropout_key=dropout_key
-        )
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return attention(query * scale, key, value, mask, dropout_p)[0]
+    key_of_mask = fresh_key() if dropout_p else None
+    return ops.scaled_dot_product_attention(
+        query, key, value, mask=attn_mask, scale=scale, dropout_p=dropout_p, dropout_key=key_of_mask
+    )
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float
 ) -> tuple[Tensor, Tensor]:
-    """dropout(softmax(Q K^T + mask)) V, and the probabilities (..., T, S); Q is scaled already."""
-    scores = q @ k.swapaxes(-1, -2)  # (..., T, S)
+    """dropout(softmax(Q K^T / sqrt(K) + mask)) V, and the probabilities (..., T, S)."""
+    scores = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)  # (..., T, S)
     if mask is not None:
-        scores = ops.where(mask, scores, -math.inf) if mask.dtype == bool else scores + mask
+        scores = scores + mask
     p = dropout(ops.softmax(scores), dropout_p)
     return p @ v, p
 

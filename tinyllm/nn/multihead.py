@@ -77,16 +77,20 @@ class MultiheadAttention(Module):
         self._require_shapes(query, key, value)
         batched = query.ndim == 3
         q, k, v = self._heads(query, key, value)  # (B, H, T, K), (B, H, S, K)
-        (B, H, T, K), S = q.shape, k.shape[2]
+        (B, H, T, _), S = q.shape, k.shape[2]
         mask = functional.combined_mask(
             q.dtype,
             (attn_mask, (B, H, T, S) if attn_mask is not None and len(attn_mask.shape) == 3 else (T, S)),
             (key_padding_mask, (B, 1, 1, S)),
         )
         dropout_p = self.dropout if self.training else 0.0
-        attended, p = functional.attention(q * K**-0.5, k, v, mask, dropout_p)
+        weights = None
+        if need_weights:
+            attended, weights = functional.attention(q, k, v, mask, dropout_p)
+            weights = weights.mean(axis=1) if average_attn_weights else weights
+        else:
+            attended = functional.scaled_dot_product_attention(q, k, v, mask, dropout_p)
         output = self.out_proj(ops.merge_heads(attended))
-        weights = (p.mean(axis=1) if average_attn_weights else p) if need_weights else None
         if not batched:
             return output[0], None if weights is None else weights[0]
         return output if self.batch_first else output.swapaxes(0, 1), weights
