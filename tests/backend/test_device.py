@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines.device import DeviceSteps, LossScale
 from tinyllm.training.events import Limits, Rejection, StepMetrics
+from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards.watch import Watch
 from tinyllm.training.trainer import Trainer
 
@@ -81,13 +83,18 @@ CASES = [
 def run_case(
     op: type[Op], case: Case, dtype: Any, mode: str, convert: Callable[[Any], Any]
 ) -> list[np.ndarray]:
-    """Output and gradients; with "twice" the gradients of the gradients' squares as well."""
+    """Output and gradients; with "twice" the gradients of their squares too, with "forward" jvp and its gradients."""
     rng = np.random.default_rng(1)
     xs = [
         Tensor(convert(rng.uniform(case.low, case.high, shape).astype(dtype)), requires_grad=True)
         for shape in case.shapes
     ]
-    made = op(**{name: convert(value) for name, value in case.arguments.items()})
+    arguments = {name: convert(value) for name, value in case.arguments.items()}
+    if mode == "forward":
+        y, tangent = tinyllm.jvp(lambda *inputs: op(**arguments)(*inputs), xs, xs)
+        cotangent = convert(np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype))
+        return [backend.to_numpy(x) for x in (y.data, tangent.data, *gradients(tangent, xs, cotangent))]
+    made = op(**arguments)
     with tinyllm.use_formulas() if mode == "reference" else contextlib.nullcontext():
         y = made(*xs)
     cotangent = convert(np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype))
@@ -101,7 +108,7 @@ def run_case(
     return [backend.to_numpy(x) for x in arrays]
 
 
-@pytest.mark.parametrize("mode", ["fused", "reference", "twice"])
+@pytest.mark.parametrize("mode", ["fused", "reference", "twice", "forward"])
 @pytest.mark.parametrize(("op", "case"), CASES)
 def test_op_is_that_of_numpy(op: type[Op], case: Case, mode: str) -> None:
     if mode == "reference" and not issubclass(op, FusedOp):
@@ -309,6 +316,37 @@ def test_a_stretch_ends_where_something_is_due() -> None:
                 list(trainer.train_steps())
                 ends.append(trainer.step)
     assert ends == [7, 10, 14, 16, 20, 21, 22]
+
+
+@pytest.mark.parametrize(("stretch", "at", "step"), [(1, 1, 8), (4, 1, 8), (4, 3, 12)])
+def test_a_signal_drops_a_step_that_has_changed_nothing(
+    tmp_path: Path, stretch: int, at: int, step: int
+) -> None:
+    """So does one in the first step of a stretch; in the others, it waits for the end of the stretch."""
+    calls = []
+
+    class Signals(NextToken):
+        def __call__(self, model: Any, batch: Any) -> Any:
+            if model.training and trainer.step == 8:
+                calls.append(batch)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(model, batch)
+
+    with on_device():
+        whole, expected = trainer_of(tmp_path / "whole", log_every=stretch)
+        whole.fit()
+        trainer, _ = trainer_of(tmp_path / "run", log_every=stretch)
+        trainer.engine.objective = Signals()  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+        assert trainer.step == step
+        resumed, told = trainer_of(tmp_path / "run", log_every=stretch)
+        resumed.resume()
+        resumed.checkpoints.seconds = 1e-9  # a checkpoint after every stretch, which changes nothing
+        resumed.fit()
+    assert told.losses == expected.losses[step:]
+    assert told.validation == expected.validation
 
 
 def scale_of(trainer: Trainer) -> LossScale:
@@ -644,4 +682,4 @@ def test_commands_on_a_device(
     line = capsys.readouterr().err.splitlines()[-1]
     assert "out of memory (Out of memory allocating 512 bytes" in line
     assert "batch_size" in line
-    assert "GiB" in line
+    assert "MiB of memory" in line

@@ -185,19 +185,14 @@ def test_activations(dtype: str) -> None:
     check(activation._swiglu, x, y, ulps=16)
     check(activation._silu, x, ulps=16)
     # 1 + tanh and 1 + erf cancel, so that errors are relative to x.
-    check(
-        activation._gelu_tanh,
-        x,
-        activation.GeluTanh.scale,
-        activation.GeluTanh.cubic,
-        ulps=32,
-        scale=size + 1,
-    )
+    gelu_tanh = activation.GeluTanh
+    constants = gelu_tanh.scale, gelu_tanh.cubic, gelu_tanh.saturation
+    check(activation._gelu_tanh, x, *constants, ulps=32, scale=size + 1)
     check(activation._gelu, x, ulps=64, scale=size + 1)
     # No function of libm: to the bit.
     check(activation._silu_backward, x, y, z)
     check(activation._swiglu_backward, x, y, z, x)
-    check(activation._gelu_tanh_backward, x, y, z, activation.GeluTanh.scale, activation.GeluTanh.cubic)
+    check(activation._gelu_tanh_backward, x, y, z, *constants)
 
 
 @needs_compiler

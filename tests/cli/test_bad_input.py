@@ -125,7 +125,15 @@ CASES: dict[str, tuple[list[str], str]] = {
     "impossible size": ([*TRAIN, "--hidden-size", "1000000000000"], r"hidden_size=1000000000000"),
     "larger than any memory": (
         [*TRAIN, "--hidden-size", "700000000"],
-        r"a model of this shape needs [0-9,]+ GiB to train, this machine has \d+ GiB; make hidden_size or num_layers"
+        r"this run would take about [0-9,.]+ GiB of memory .*; there are [0-9.]+ GiB here, so make hidden_size or num_"
+    ),
+    "longer than any memory": (
+        [*TRAIN, "--context-length", "2000000000"],
+        r"this run would take about [0-9,.]+ GiB of memory \(.*\); there are .* so make context_length, batch_size or"
+    ),
+    "a batch larger than any memory": (
+        [*TRAIN, "--batch-size", "2147483647", "--gradient-accumulation", "2147483647"],
+        r"this run would take about [0-9,.]+ GiB of memory \(.* GiB batches\); .* make context_length, batch_size or"
     ),
     # Folders.
     "folder below a file": ([*TRAIN, "--out", "text.txt/run"], r"text\.txt/run: cannot be written: .*; give another"),
@@ -331,7 +339,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     )
     assert re.fullmatch(rf"taking {folder}0", lines[1])
     if arguments[0] == "train":
-        assert "going on from step 0" in lines[3]
+        assert "going on from step 0" in lines[4]
         for file in ("model.safetensors", "training/optimizer.safetensors", "training/state.json"):
             whole, again = (
                 (keeping.find(Path(run), ("latest",)) / file).read_bytes() for run in (trained, "run")
@@ -395,11 +403,9 @@ def test_no_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert cli.main([*TRAIN, *TINY, "--out", "run"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(
-        "tinyllm: error: out of memory (Unable to allocate 5 TiB); weights, gradients and optimizer"
+        "tinyllm: error: out of memory (Unable to allocate 5 TiB); a run of these settings takes about "
     )
-    assert last.endswith(
-        "32 tokens at once about 0.00 GiB: make context_length, batch_size or the model smaller"
-    )
+    assert last.endswith("): make context_length, batch_size or the model smaller")
 
 
 def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -408,7 +414,12 @@ def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2
     assert re.match(r"tinyllm: error: training diverged in step \d+: .*; lower --learning-rate", lines[-1])
     # A line for each return to a checkpoint, and one for what led there.
-    assert len(lines) <= 10
+    assert len(lines) <= 11
+    assert re.search(
+        r"\(now 1e\+38\) or raise --warmup-steps \(now 1\), with --resume or in a new run", lines[-1]
+    )
+    assert cli.main(["train", "--resume", "--out", "run", "--learning-rate", "1e-3"]) == 0
+    assert "learning_rate was 1e+38 and is 0.001" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:

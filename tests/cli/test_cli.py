@@ -1,6 +1,7 @@
 """The command line: every flag, one happy path of each command, and how settings are laid over each other."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -20,10 +21,12 @@ from tinyllm.data import embedded_corpus, split_by_position
 from tinyllm.models import ModelConfig
 from tinyllm.tokenizer import BPETokenizer, SentencePieceTokenizer
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
+from tinyllm.training import runs
 from tinyllm.training.callbacks import Progress
 from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.events import StepMetrics
+from tinyllm.training.events import Evaluation, StepMetrics
+from tinyllm.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = [
@@ -124,7 +127,8 @@ def test_train_writes_a_run_and_samples(capsys: pytest.CaptureFixture[str]) -> N
     assert {"run.toml", "metrics.jsonl", "checkpoints", "best", "latest"} <= {
         p.name for p in folder.iterdir()
     }
-    assert "parameters" in err.splitlines()[0]
+    assert err.splitlines()[0] == f"1 file, {len(TEXT):,} characters"
+    assert "parameters" in err.splitlines()[1]
     assert "best validation loss" in err.splitlines()[-1]
     assert 0 < len(out.strip("\n")) <= 20
     assert set(out) <= set(TEXT)
@@ -153,11 +157,55 @@ def test_data_takes_several_files_and_folders() -> None:
     assert saved_settings(Path("run"))["model"]["vocab_size"] == len(set(TEXT) | set("0123456789"))
 
 
+def test_standard_input_is_a_text_to_train_and_evaluate_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def given(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8-sig"))))
+
+    assert run("train", "--data", "text.txt", "--out", "file", *TINY) == 0
+    given(TEXT)
+    assert run("train", "--data", "-", "--out", "run", *TINY) == 0
+    assert (
+        Path("run/latest/model.safetensors").read_bytes()
+        == Path("file/latest/model.safetensors").read_bytes()
+    )
+    given(TEXT)
+    assert run("train", "--resume", "--out", "run", "--steps", "5") == 0
+    capsys.readouterr()
+    given(TEXT)
+    assert run("eval", "run", "--data", "-") == 0
+    assert capsys.readouterr().out.startswith(f"{len(TEXT) - 1:,} tokens  loss ")
+    given(TEXT)
+    assert run("tokenizer", "train", "-", "--vocab-size", "260", "--out", "of-input.json") == 0
+    assert run("tokenizer", "train", "text.txt", "--vocab-size", "260", "--out", "of-file.json") == 0
+    assert Path("of-input.json").read_bytes() == Path("of-file.json").read_bytes()
+
+
+def test_what_a_folder_holds_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("folder").mkdir()
+    Path("folder/a.txt").write_text(TEXT)
+    Path("folder/a.jsonl").write_text("{}")
+    assert run("train", "--data", "folder", "text.txt", "--out", "run", *TINY) == 0
+    said = f"2 files, {2 * len(TEXT):,} characters; left out: 1 .jsonl (a.jsonl)"
+    assert capsys.readouterr().err.splitlines()[0] == said
+    assert run("eval", "run", "--data", "folder") == 0
+    assert "left out: 1 .jsonl (a.jsonl)" in capsys.readouterr().err
+    assert run("tokenizer", "train", "folder", "--vocab-size", "260") == 0
+    assert "left out: 1 .jsonl (a.jsonl)" in capsys.readouterr().err
+    for command in (["train", "--out", "other", "--data"], ["tokenizer", "train", "--out", "new.json"]):
+        assert run(*command, "folder/a.jsonl") == 2
+        assert "JSON lines" in capsys.readouterr().err
+
+
 def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def text(*flags: str) -> str:
         assert run("sample", str(trained), "--tokens", "30", *flags) == 0
         out, err = capsys.readouterr()
-        assert err == ""
+        assert (
+            err.startswith("past the context of 8 tokens the text goes on from its newest half")
+            or "0" in flags
+        )
         return out
 
     first = text("--prompt", "the q")
@@ -171,6 +219,60 @@ def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixtur
     assert text("--prompt", "the q", "--top-p", "1e-9") == greedy
     assert len(text()) >= 30
     assert text("--prompt", "dog", "--tokens", "0") == "dog\n"
+
+
+def sampled(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, str]:
+    capsys.readouterr()
+    assert run("sample", *flags) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_several_samples_follow_each_other_by_seed(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = (str(trained), "--prompt", "the", "--tokens", "12")
+    alone = [sampled(capsys, *start, "--seed", str(seed))[0] for seed in (5, 6, 7)]
+    out, err = sampled(capsys, *start, "--seed", "5", "--samples", "3")
+    assert out == "".join(f"---- sample {i + 1} of 3\n{text}" for i, text in enumerate(alone))
+    assert err.count("\n") == 1
+    assert len(set(alone)) == 3
+
+
+def test_a_sample_ends_before_the_stop(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = (str(trained), "--prompt", "o", "--tokens", "200")
+    whole = sampled(capsys, *start)[0]
+    for stop in ("o", " ", whole[40:44]):
+        expected = "o" + whole[1:-1].partition(stop)[0] + "\n"
+        assert sampled(capsys, *start, "--stop", stop)[0] == expected
+
+
+def test_a_prompt_from_a_file_or_standard_input(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompt.txt").write_bytes("\ufeffthe q".encode())
+    expected = sampled(capsys, str(trained), "--prompt", "the q")
+    assert sampled(capsys, str(trained), "--prompt-file", "prompt.txt") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the q")))
+    assert sampled(capsys, str(trained), "--prompt-file", "-") == expected
+
+
+def test_what_the_model_does_not_see_is_said(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "the quick brown"
+    start = (str(trained), "--prompt", prompt, "--tokens", "1")
+    out, err = sampled(capsys, *start)
+    assert err == "the prompt has 15 tokens, the model sees its newest 8; --window all: all\n"
+    assert out.startswith(prompt)
+    assert sampled(capsys, str(trained), "--prompt", prompt[:8], "--tokens", "1")[1] == ""
+    assert sampled(capsys, str(trained), "--prompt", "the", "--tokens", "6")[1] == ""
+    texts = set()
+    for window, words in (
+        ("restart", "the text goes on from its newest half"),
+        ("slide", "each token sees the newest 8"),
+        ("all", "each token sees all before it, more than the model was trained on"),
+    ):
+        out, err = sampled(capsys, str(trained), "--prompt", "the", "--tokens", "90", "--window", window)
+        assert err.startswith(f"past the context of 8 tokens {words}")
+        texts.add(out)
+    assert len(texts) == 3
 
 
 def test_sample_takes_a_checkpoint_too(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +386,89 @@ def test_tinyllm_train_says_that_a_vocabulary_was_not_filled(capsys: pytest.Capt
     )
 
 
+# ---- Which model is shown ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def rising(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Validation losses by step, the lowest of them in step 2."""
+    losses = {1: 2.0, 2: 1.5, 3: 1.75, 4: 1.875}
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda self: Evaluation(self.step, losses[self.step], losses[self.step])
+    )
+    return losses
+
+
+def test_the_sample_after_training_is_of_the_best_model(
+    rising: dict[int, float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    generate_text = runs.generate_text
+
+    def spy(model: Any, *rest: Any, **settings: Any) -> Any:
+        shown.append(model.state_dict())
+        return generate_text(model, *rest, **settings)
+
+    monkeypatch.setattr(runs, "generate_text", spy)
+    assert run("train", "--data", "text.txt", "--out", "run", *TINY, "--eval-every", "1") == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == (
+        "best validation loss 1.5000 nats a character, 2.1640 bits per character, in step 2; the last, in step 4, is "
+        "1.8750, no lower in 2 evaluations since; the run is in run; a sample of the model of step 2:"
+    )
+    saved = keeping.find_valid("run/checkpoints/step-00000002").model().state_dict()
+    assert all((shown[0][name] == saved[name]).all() for name in saved)
+    first = tinyllm.load("run")[0].state_dict()
+    assert all((first[name] == saved[name]).all() for name in saved)  # that of `tinyllm sample`
+    assert run("sample", "run", "--prompt", "\n", "--tokens", "20") == 0
+    assert capsys.readouterr().out.strip("\n") == out.strip("\n")
+
+
+def test_the_end_says_that_the_last_model_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--data", "text.txt", "--out", "run", *TINY, "--sample-tokens", "0") == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"best validation loss .* per character, in the last step; the run is in run", last)
+
+
+def test_early_stopping_is_said_and_can_be_taken_back(
+    rising: dict[int, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["train", "--data", "text.txt", "--out", "run", *TINY, "--eval-every", "1", "--stop-after", "1"]
+    assert run(*start) == 0
+    assert "the last, in step 3, is 1.7500" in capsys.readouterr().err
+    assert run("train", "--resume", "--out", "run") == 0
+    assert "the run has stopped: 1 evaluations without a lower validation loss; --stop-after N" in (
+        capsys.readouterr().err
+    )
+    assert run("train", "--resume", "--out", "run", "--stop-after", "0") == 0
+    assert "the last, in step 4, is 1.8750" in capsys.readouterr().err
+
+
+# ---- A validation text of its own --------------------------------------------------------------
+
+
+def test_validation_data_is_evaluated_and_all_of_the_other_text_trained_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = "sphinx of black quartz, judge my vow!? 123\n" * 3
+    Path("folder").mkdir()
+    Path("folder/own.txt").write_text(own)
+    start = ["train", "--data", "text.txt", "--validation-data", "folder", "--out", "run", *TINY]
+    assert run(*start) == 0
+    sizes = f"{len(TEXT):,} tokens to train on, {len(own):,} to validate"
+    assert sizes in capsys.readouterr().err
+    settings = saved_settings(Path("run"))
+    assert settings["train"]["validation_data"] == ["folder"]
+    assert settings["model"]["vocab_size"] == len(set(TEXT) | set(own))
+    assert run("eval", "run", "--data", "folder/own.txt") == 0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert f"loss {lines[-1]['val_loss']:.4f} nats" in capsys.readouterr().out
+    assert run("train", "--resume", "--out", "run", "--steps", "5") == 0
+    assert run("train", "--resume", "--out", "run", "--validation-data", "text.txt") == 2
+    assert run(*start, "--overwrite", "--validation-data") == 2
+    assert "--validation-data got no file" in capsys.readouterr().err
+
+
 # ---- Settings ----------------------------------------------------------------------------------
 
 
@@ -376,6 +561,50 @@ def test_resume_takes_the_settings_of_the_run(capsys: pytest.CaptureFixture[str]
     assert saved_settings(Path("run"))["train"]["learning_rate"] == 0.01
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_fewer_steps_than_were_made_are_refused_and_nothing_is_written(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in sorted(trained.rglob("*")) if path.is_file()}
+    assert run("train", "--resume", "--out", str(trained), "--steps", "3", "--warmup-steps", "7") == 2
+    assert capsys.readouterr().err.rstrip("\n") == (
+        f"tinyllm: error: {trained} has made 4 steps, more than the 3 asked for; give --steps a larger number, or "
+        "leave it out"
+    )
+    assert {path: path.read_bytes() for path in sorted(trained.rglob("*")) if path.is_file()} == before
+
+
+def test_resume_takes_other_settings_and_keeps_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--data", "text.txt", *TINY, "--out", "run") == 0
+    changed = ["--steps", "8", "--learning-rate", "0.0001", "--batch-size", "2", "--dropout", "0.25"]
+    assert run("train", "--resume", "--out", "run", *changed) == 0
+    err = capsys.readouterr().err
+    assert "dropout was 0.0 and is 0.25" in err
+    # On a straight line from 1 after the warm-up of one step to 0: a third of 3e-3, and 4/7 of 1e-4.
+    assert "the learning rate falls from 0.001 to 5.71e-05 in the next step" in err
+    settings = saved_settings(Path("run"))
+    assert (settings["train"]["batch_size"], settings["model"]["dropout"]) == (2, 0.25)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    names = ["dropout", "steps", "batch_size", "learning_rate"]
+    assert [line["setting"] for line in lines if line.get("event") == "changed"] == names
+    assert run("train", "--resume", "--out", "run", "--steps", "9") == 0
+    assert "other settings after step 8: steps was 8 and is 9\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 10), (100, 50), (101, 100), (1, 0)])
+def test_a_warm_up_that_does_not_fit_is_shortened(
+    steps: int, warmup: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--warmup-steps", "100", "--steps", str(steps), "--sample-tokens", "0"]
+    assert run("train", "--data", "text.txt", "--out", "run", *TINY, *flags) == 0
+    assert saved_settings(Path("run"))["train"]["warmup_steps"] == warmup
+    said = f"a warm-up of 100 steps does not fit into {steps}: it has {warmup} (--warmup-steps)\n"
+    assert (said in capsys.readouterr().err) == (warmup < 100)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    assert max(rates) == rates[warmup] == saved_settings(Path("run"))["train"]["learning_rate"]
+    assert rates[-1] < max(rates) or steps in (1, 101)
 
 
 def test_overwrite_replaces_a_run_once_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:

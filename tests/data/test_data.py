@@ -1,6 +1,15 @@
 """Text from files, and windows: nothing lost, nothing seen twice, every position resumable."""
 
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import shlex
+import subprocess
 import sys
+import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +32,7 @@ from tinyllm.data import (
     split_by_position,
 )
 from tinyllm.system.errors import InputError
+from tinyllm.system.text_files import text_of
 
 SAMPLERS: list[type[BatchSampler]] = [RandomWindows, RandomOffsets]
 quick = settings(deadline=None, max_examples=60)
@@ -77,6 +87,116 @@ def test_bad_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     assert str(error.value).startswith(f"{bad}: ")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+KINDS = {
+    "gzip": (gzip.compress(b"text" * 99), "it is a gzip file: unpack it first (gunzip)"),
+    "bzip2": (bz2.compress(b"text" * 99), "it is a bzip2 file"),
+    "xz": (lzma.compress(b"text" * 99), "it is an xz file"),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "it is a PDF: take the text out of it first"),
+    "PNG": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it is a PNG image"),
+    "JPEG": (b"\xff\xd8\xff\xe0\0\x10JFIF", "it is a JPEG image"),
+    "UTF-16": ("text".encode("utf-16"), "it is UTF-16: convert it"),
+    "UTF-16 of letters alone": (codecs.BOM_UTF16_LE + "\u4e00\u4e01".encode("utf-16-le"), "it is UTF-16"),
+    "UTF-16, big endian": (codecs.BOM_UTF16_BE + "text".encode("utf-16-be"), "it is UTF-16"),
+    "UTF-32": ("text".encode("utf-32"), "it is UTF-32: convert it"),
+    "Parquet": (b"PAR1\x15\x04\x15\0", "it is a Parquet file"),
+    "NumPy": (b"\x93NUMPY\x01\0v\0{", "it is an array of NumPy"),
+    "SentencePiece": (b"\n\x0e\n\x05<unk>\x15\0\0", "a tokenizer's .model is no text to read"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [8, 1 << 16])
+def test_what_is_no_text_is_named_for_what_it_is(kind: str, block: int) -> None:
+    content, words = KINDS[kind]
+    with pytest.raises(InputError) as error:
+        list(text_of(io.BytesIO(content), "x.model" if kind == "SentencePiece" else "x.txt", block))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_archives_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with zipfile.ZipFile(tmp_path / "zip.txt", "w") as archive:
+        archive.write(tmp_path / "a.txt")
+    with tarfile.open(tmp_path / "tar.txt", "w") as tar:
+        tar.add(tmp_path / "a.txt")
+    for name in ("zip", "tar"):
+        with pytest.raises(InputError, match=f"it is a {name} archive"):
+            read_text(tmp_path / f"{name}.txt")
+
+
+@pytest.mark.parametrize(
+    "text", ["BZh, GIF8, %PDF and PAR1 are magic", "%PDF-1.4 begins a PDF", "RIFF", "PK"]
+)
+def test_a_text_that_begins_like_another_file_is_a_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    assert read_text(tmp_path / "a.txt") == text
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_a_byte_order_mark_is_dropped_and_bytes_are_named_wherever_a_block_ends(size: int) -> None:
+    content = b"\xef\xbb\xbf\xc3\xa9\xef\xbb\xbfab"
+    assert "".join(text_of(io.BytesIO(content), "x", size)) == "\xe9\ufeffab"
+    for bad, position in ((content + b"\xff", 10), (b"\xef\xbb\xbf\xff", 3), (b"\xc3\xa9\xf0\x9f", 2)):
+        with pytest.raises(InputError, match=f"at byte {position}$|at byte {position};"):
+            list(text_of(io.BytesIO(bad), "x", size))
+
+
+def test_what_a_folder_holds_and_what_was_left_out_is_said(tmp_path: Path) -> None:
+    for name in (
+        "a.txt",
+        "b/c.md",
+        "b/d.png",
+        "e.PNG",
+        "f.png",
+        "g.png",
+        ".hidden.txt",
+        ".git/h.txt",
+        "README",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "here").symlink_to(tmp_path / "b")
+    said: list[str] = []
+    assert read_text(tmp_path, said.append) == "text\ntext"
+    assert said == [
+        "2 files, 9 characters; left out: 4 .png (d.png, e.PNG, f.png, ...), 2 hidden (.git, .hidden.txt), "
+        "1 link to a folder (here), 1 without an ending (README), 1 empty (empty.txt)"
+    ]
+    said.clear()
+    read_text([tmp_path / "a.txt"], said.append)
+    assert said == ["1 file, 4 characters"]
+    (tmp_path / ".git/h.txt").rename(tmp_path / ".git/.h")
+    with pytest.raises(InputError, match=r"no text in this folder: .*; it holds 1 hidden \(\.h\)"):
+        read_text(tmp_path / ".git")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.NDJSON"])
+def test_json_lines_are_no_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    with pytest.raises(InputError, match=r"JSON lines, whose syntax would be learned as text") as error:
+        read_text(tmp_path / name)
+    # What the error says to do.
+    command = str(error.value).partition("first: ")[2].replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    assert read_text(tmp_path / "a.txt") == "one\ntwo\n"
+
+
+def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbft\xc3\xa9xt\r\n")))
+    assert read_text("-") == "t\xe9xt\r\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfet\0")))
+    with pytest.raises(InputError, match=r"standard input: .*it is UTF-16"):
+        read_text(["-"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(InputError, match="-: the file is empty"):
+        read_text("-")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        read_text("-")
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
@@ -287,11 +407,12 @@ def test_resume(cls: type[BatchSampler]) -> None:
     [
         ({"seed": 1}, "seed was 1 and is 0"),
         ({"num_tokens": 99}, "num_tokens was 99 and is 100"),
-        ({"context_length": 9, "batch_size": 1}, "context_length was 9 and is 8, batch_size was 1"),
+        ({"context_length": 9, "batch_size": 1}, "context_length was 9 and is 8;"),
         ({"sampler": "RandomOffsets"}, "sampler was 'RandomOffsets' and is 'RandomWindows'"),
         ({"seed": None}, "seed was None"),
         ({"step": -1}, "step must be 0 or more, got -1"),
         ({"step": "3"}, "step must be 0 or more, got '3'"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
     ],
 )
 def test_resume_refuses_another_run(change: dict[str, Any], words: str) -> None:
@@ -340,3 +461,25 @@ def test_numbers_out_of_range() -> None:
 def test_tokens_must_be_integers_in_one_dimension(tokens: Any) -> None:
     with pytest.raises(TypeError, match="tokens must be integers"):
         SlidingWindows(tokens, 2)
+
+
+@pytest.mark.parametrize("before", [2, 3, 7])
+@pytest.mark.parametrize("after", [1, 3, 5, 20])
+def test_with_another_batch_size_no_window_of_an_epoch_comes_twice(before: int, after: int) -> None:
+    first = RandomWindows(np.arange(400), 4, before, seed=3)
+    shown = [row[0] for _ in range(4) for row in next(first)[0].tolist()]
+    second = RandomWindows(np.arange(400), 4, after, seed=3)
+    second.load_state_dict(first.state_dict())
+    left = second.windows_per_epoch - second.step * after
+    rest = [row[0] for _ in range(left // after) for row in next(second)[0].tolist()]
+    assert len(set(shown + rest)) == len(shown) + len(rest)
+    # Fewer than a batch are passed over where the first of the new batches begins.
+    assert 0 <= second.windows_per_epoch - left - len(shown) < after
+
+
+def test_with_another_batch_size_offsets_are_drawn_anew() -> None:
+    first = RandomOffsets(np.arange(10**6), 4, 5, seed=3)
+    shown = {row[0] for _ in range(6) for row in next(first)[0].tolist()}
+    second = RandomOffsets(np.arange(10**6), 4, 10, seed=3)
+    second.load_state_dict(first.state_dict())
+    assert not shown & {row[0] for _ in range(6) for row in next(second)[0].tolist()}

@@ -460,7 +460,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "too large": (
         ["--preset", "char", "--hidden-size", "1000000"],
-        r"a model of this shape needs .* GiB to train",
+        r"this run would take about .* GiB of memory",
     ),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm import gradients, ops
+from tinyllm import gradients, jvp, ops
 from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import Tensor
 
@@ -114,6 +114,24 @@ def test_second_derivative(name: str) -> None:
     (their_first,) = torch.autograd.grad((theirs(peer) ** 2).sum(), peer, create_graph=True)
     (their_second,) = torch.autograd.grad((their_first * torch.tensor(direction)).sum(), peer)
     np.testing.assert_allclose(second, their_second.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode(name: str) -> None:
+    """Column by column the Jacobian of PyTorch's backward, but for NaN: zero cotangents of what is infinitely steep."""
+    ours, theirs, values = CASES[name]
+    x = np.array(values)
+    units = np.eye(x.size).reshape((-1, *x.shape))
+    with np.errstate(all="ignore"):
+        columns = [jvp(ours, [x], [unit])[1].data.reshape(-1) for unit in units]
+    expected = (
+        torch.func.jacrev(theirs)(torch.tensor(values, dtype=torch.float64)).numpy().reshape(-1, x.size)
+    )
+    found = np.stack(columns, axis=-1)
+    assert not np.isnan(found)[np.isfinite(expected)].any()
+    np.testing.assert_allclose(
+        np.where(np.isnan(expected), 0, found), np.nan_to_num(expected, posinf=INF), rtol=1e-14
+    )
 
 
 def test_ignored_rows_may_hold_anything() -> None:

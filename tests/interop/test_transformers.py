@@ -3,13 +3,15 @@
 import errno
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from tinyllm import no_grad
+from tinyllm import generate, no_grad
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.tokenizer import CharTokenizer
+from tinyllm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
+from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
 from tinyllm.training.checkpoints import checkpoint, keeping
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
@@ -78,6 +80,85 @@ def test_transformers_opens_the_tokenizer(tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs.encode(TEXT, add_special_tokens=False) == tokenizer.encode(TEXT)
     assert theirs.decode(tokenizer.encode(TEXT), clean_up_tokenization_spaces=False) == TEXT
+
+
+def pieces() -> SentencePieceTokenizer:
+    """A tokenizer of bytes and a few pieces, with control pieces."""
+    special = [Piece("<unk>", kind=Kind.UNKNOWN), Piece("</s>", kind=Kind.CONTROL)]
+    as_bytes = [Piece(f"<0x{byte:02X}>", kind=Kind.BYTE) for byte in range(256)]
+    return SentencePieceTokenizer(
+        [*special, *as_bytes, Piece("▁fox", -1.0), *(Piece(c, -3.0) for c in "▁fox")]
+    )
+
+
+PADDED = {
+    "characters": (CharTokenizer.train(TEXT), None),
+    "bytes": (ByteTokenizer(), None),
+    "separator": (BPETokenizer.train([TEXT * 9], 265, special_tokens=["<|endoftext|>"]), "<|endoftext|>"),
+    "padding token": (BPETokenizer.train([TEXT * 9], 265, special_tokens=["<s>", "[PAD]"]), "[PAD]"),
+    "control pieces": (pieces(), "<unk>"),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_transformers_pads_batches_and_nothing_else_changes(name: str, tmp_path: Path) -> None:
+    """Ids, vocabulary and decoded text stay; the logits of each row are those of the row alone."""
+    tokenizer: Tokenizer
+    tokenizer, pad = PADDED[name]
+    model = TransformerLM(
+        ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, num_heads=2, hidden_size=16), seed=2
+    )
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs.pad_token == pad
+    if pad is None:  # README's way
+        theirs.pad_token = theirs.convert_ids_to_tokens(0)
+    assert len(theirs) == tokenizer.vocab_size
+    texts = [TEXT, "fox", " dog. fox"]
+    batch = theirs(texts, padding=True, padding_side="right", return_tensors="pt")
+    logits = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")(**batch).logits
+    for text, ids, mask, row in zip(texts, batch["input_ids"], batch["attention_mask"], logits, strict=True):
+        expected = tokenizer.encode(text)
+        assert ids[mask.bool()].tolist() == expected
+        assert theirs.decode(expected, skip_special_tokens=True) == tokenizer.decode(expected)
+        with no_grad():
+            ours = model.eval()(np.array([expected])).data[0]
+        # Two float32 evaluations of sums of some 50 terms.
+        found = row[: len(expected)].detach().numpy()
+        np.testing.assert_allclose(found, ours, rtol=0, atol=2e-5 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("window", ["all", "slide"])
+@pytest.mark.parametrize("length", [5, 16, 40])
+def test_transformers_goes_on_in_the_same_way_past_the_context(
+    window: Literal["all", "slide"], length: int, tmp_path: Path
+) -> None:
+    """Greedy text of 80 tokens, of a context of 16; slide: with a sliding window of 16 in every layer there."""
+    tokenizer = CharTokenizer.train(TEXT)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=16,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        hidden_size=32,
+    )
+    model = TransformerLM(config, seed=4)
+    model.head.weight.data *= 10  # so that no two tokens are equally likely but for rounding
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    other = {} if window == "all" else {
+        "use_sliding_window": True, "sliding_window": 16, "layer_types": ["sliding_attention"] * 3,
+    }  # fmt: skip
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", **other)
+    prompt = np.random.default_rng(length).integers(0, tokenizer.vocab_size, length)
+    seen = prompt if window == "all" else prompt[-16:]
+    ours = list(generate(model, prompt, 80, temperature=0, window=window))
+    ids = torch.from_numpy(seen)[None]
+    # It would take the ids of the padding token for padding.
+    whole = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
+    expected = whole[0, len(seen) :].tolist()
+    assert ours == expected
+    assert len(set(ours)) > 5
 
 
 def test_what_transformers_saves_opens_here(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tinyllm import InputError, generate, generate_text, no_grad
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.generation.sampling import next_token
+from tinyllm.models.generation.sampling import next_token, until
 from tinyllm.nn import KeyValueCache
+from tinyllm.nn.cache import EndlessCache
 from tinyllm.tokenizer import CharTokenizer
 
 CONFIG = ModelConfig(
@@ -106,6 +107,80 @@ def test_temperature_zero_is_greedy_and_the_window_goes_on_from_its_newest_half(
         if len(window) > 16:
             window = window[-8:]
     assert list(generate(model, [1, 2, 3], 40, temperature=0, use_cache=use_cache)) == expected
+
+
+PROMPTS = {"short": [1, 2, 3], "longer than the context": list(range(13)) * 3}
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+def test_each_token_sees_all_before_it_if_asked(
+    model: TransformerLM, prompt: list[int], watched: bool
+) -> None:
+    """Against the model called on all tokens; past its context, and past twice the room of the cache."""
+    seen, config = list(prompt), model.config
+    model.config = replace(config, context_length=200)  # or the model would refuse them
+    for _ in range(90):
+        with no_grad():
+            seen.append(int(model(np.array([seen])).numpy()[0, -1].argmax()))
+    model.config = config
+    expected = seen[len(prompt) :]
+    remove = model.norm.register_forward_hook(lambda *_: None) if watched else None
+    assert list(generate(model, prompt, 90, temperature=0, window="all")) == expected
+    if remove is not None:
+        remove()
+    assert list(generate(model, prompt, 90, temperature=0, window="all", use_cache=False)) == expected
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+def test_a_window_slides_if_asked(prompt: list[int], watched: bool) -> None:
+    """With one layer keys depend on their own token alone, so the model called on the newest tokens says the same."""
+    model = make(replace(CONFIG, num_layers=1))
+    seen = list(prompt)
+    for _ in range(90):
+        with no_grad():
+            seen.append(int(model(np.array([seen[-16:]])).numpy()[0, -1].argmax()))
+    if watched:
+        model.norm.register_forward_hook(lambda *_: None)
+    assert list(generate(model, prompt, 90, temperature=0, window="slide")) == seen[len(prompt) :]
+
+
+def test_windows_that_cannot_be(model: TransformerLM) -> None:
+    with pytest.raises(InputError, match="'slide' is of what the cache holds"):
+        generate(model, [1], 5, window="slide", use_cache=False)
+    with pytest.raises(InputError, match="it must be one of restart, slide, all"):
+        generate(model, [1], 5, window="newest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_an_endless_cache_gives_the_newest(window: int | None) -> None:
+    rng = np.random.default_rng(0)
+    cache = EndlessCache(6, window)
+    keys, values = rng.standard_normal((2, 3, 40, 4)), rng.standard_normal((2, 3, 40, 7))
+    for start, end in [
+        (0, 1 if window == 1 else 4),
+        *((i, i + 1) for i in range(1 if window == 1 else 4, 40)),
+    ]:
+        k, v = cache.append(keys[:, :, start:end], values[:, :, start:end])
+        first = 0 if window is None else max(0, end - window)
+        assert np.array_equal(k, keys[:, :, first:end])
+        assert np.array_equal(v, values[:, :, first:end])
+        assert cache.length == end
+    if window is not None:
+        assert cache.capacity <= 12
+
+
+@settings(deadline=None, max_examples=200)
+@given(pieces=st.lists(st.text("ab", max_size=3), max_size=12), stop=st.text("ab", min_size=1, max_size=4))
+def test_text_ends_before_the_stop(pieces: list[str], stop: str) -> None:
+    assert "".join(until(pieces, stop)) == "".join(pieces).partition(stop)[0]
+
+
+def test_what_cannot_belong_to_the_stop_is_given_at_once() -> None:
+    pieces = until(iter(["xy", "ab", "c", "END!", "never"]), "bcEND")
+    assert [next(pieces) for _ in range(2)] == ["xy", "a"]
+    assert "".join(pieces) == ""
 
 
 def test_long_prompt_is_cut_to_the_newest_context(model: TransformerLM) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -758,3 +759,37 @@ def walk(tensor: Tensor) -> Iterator[Tensor]:
             seen.add(id(current))
             yield current
             stack.extend(current.op.inputs if current.op is not None else ())
+
+
+# ---- In a notebook -----------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_the_parameters_by_part() -> None:
+    """Counted from the config: V D for the embedding, 2 D^2 + 2 D G K and two norms of K for attention, 3 D F."""
+    html = TransformerLM(replace(TINY, tie_embeddings=True))._repr_html_()
+    rows = dict(re.findall(r"<tr><th>([\w.]+)</th><td>([\d,]+)</td></tr>", html))
+    V, D, K, G, L, F = 11, 16, 4, 2, 2, TINY.intermediate_size
+    by_hand = {
+        "embedding": V * D,
+        "blocks.attention_norm": L * D,
+        "blocks.attention": L * (2 * D * D + 2 * D * G * K + 2 * K),
+        "blocks.feed_forward_norm": L * D,
+        "blocks.feed_forward": L * 3 * D * F,
+        "norm": D,
+    }
+    assert rows == {name: f"{size:,}" for name, size in (*by_hand.items(), ("all", sum(by_hand.values())))}
+    assert "<caption>TransformerLM</caption>" in html
+
+
+def test_a_notebook_shows_any_module() -> None:
+    class Own(Module):
+        def __init__(self) -> None:
+            self.scale = Parameter(np.ones(3))
+            self.layers = [Linear(2, 3, rng()), Linear(3, 1, rng())]
+            setattr(self, "<b>", Linear(1, 1, rng()))
+
+    html = Own()._repr_html_()
+    assert re.findall(r"<th>([^<]+)</th><td>(\d+)</td>", html) == [
+        ("scale", "3"), ("layers", "9"), ("&lt;b&gt;", "1"), ("all", "13")
+    ]  # fmt: skip
+    assert "<th>all</th><td>0</td>" in Module()._repr_html_()

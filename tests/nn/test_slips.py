@@ -63,10 +63,13 @@ def test_more_tokens_than_the_context_are_refused(position: str) -> None:
     for call in (model, model.infer, model.hidden, model.infer_hidden):
         with pytest.raises(ValueError, match=r"9 tokens are more than context_length=8.*tokens\[:, -8:\]"):
             call(tokens)
-        cache = [KeyValueCache(20) for _ in model.blocks]
+        cache = model.new_cache()
         call(tokens[:, :5], cache)
-        with pytest.raises(ValueError, match="10 tokens are more than context_length=8"):
+        with pytest.raises(ValueError, match="the cache has room for 8 tokens; got 10"):
             call(tokens[:, :5], cache)
+        assert call(tokens, [KeyValueCache(20) for _ in model.blocks]).shape[0] == 2, (
+            "a cache says how much room it has"
+        )
         assert call(tokens[:, :8]).shape[:2] == (2, 8)
     # What the message says to do.
     assert model(tokens[:, -8:]).shape == (2, 8, 11)

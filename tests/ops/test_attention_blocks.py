@@ -33,7 +33,7 @@ def in_tiles_less_the_maximum(patch: pytest.MonkeyPatch, rows: int) -> None:
 
 
 def kept_in_blocks(patch: pytest.MonkeyPatch, rows: int) -> None:
-    patch.setattr(attention, "_CAUSAL_ROWS", rows)
+    patch.setattr(attention, "CAUSAL_ROWS", rows)
 
 
 def probabilities(q: Any, k: Any, causal: bool, mask: Any) -> Any:

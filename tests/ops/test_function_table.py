@@ -136,12 +136,16 @@ def test_numpys_function_on_tensors_is_ours(entry: Entry, shapes: tuple[tuple[in
 
 
 PAIR = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "remainder", "floor_divide", "matmul",
-        "dot", "inner", "outer", "tensordot", "isclose", "allclose", "array_equal", "linear", "swiglu")  # fmt: skip
+        "dot", "inner", "outer", "tensordot", "isclose", "allclose", "array_equal", "linear", "swiglu",
+        "logaddexp", "mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "kl_div",
+        "binary_cross_entropy_with_logits")  # fmt: skip
 CALLS: dict[str, Callable[[Any, Any], Any]] = {
     **{name: lambda f, x: f(x, x) for name in PAIR},
     **{name: lambda f, x: f([x, x]) for name in ("concatenate", "stack", "vstack", "hstack")},
     "astype": lambda f, x: f(x, x.dtype), "broadcast_to": lambda f, x: f(x, (2, 2, 2)), "chunk": lambda f, x: f(x, 2),
-    "clip": lambda f, x: f(x, 0, 1), "cross_entropy": lambda f, x: f(x, [0, 1]), "pad": lambda f, x: f(x, 1),
+    "clip": lambda f, x: f(x, 0, 1), "cross_entropy": lambda f, x: f(x, [0, 1]),
+    "nll_loss": lambda f, x: f(x, [0, 1]), "cumprod": lambda f, x: f(x, 0), "one_hot": lambda f, x: f([0, 1], 2),
+    "scatter_add": lambda f, x: f(x, 0, np.array([[0, 1]]), x), "pad": lambda f, x: f(x, 1),
     "dropout": lambda f, x: f(x, 0.5, Key(1, 2)), "einsum": lambda f, x: f("ij,jk->ik", x, x),
     "embedding": lambda f, x: f(x, [0]), "expand_dims": lambda f, x: f(x, 0),
     "gather": lambda f, x: f(x, 0, np.array([[0, 1]])), "getitem": lambda f, x: f(x, 0),
@@ -212,6 +216,7 @@ TAKING_AN_AXIS = [
 ]
 AXIS_CALLS: dict[str, Callable[..., Any]] = {
     "take_along_axis": lambda f, **words: f(X, np.array([[0], [1]]), **words),
+    "scatter_add": lambda f, **words: f(X, index=np.array([[0], [1]]), src=X, **words),
     "gather": lambda f, **words: f(X, indices=np.array([[0], [1]]), **words),
     "topk": lambda f, **words: f(X, 2, **words),
     "chunk": lambda f, **words: f(X, 2, **words),

@@ -419,8 +419,6 @@ class StrictDevice:
 
     def _require_kernel(self, function: Callable[..., Any], arguments: tuple[Any, ...], where: Any) -> None:
         """Refuse what does not become one kernel whose outputs have one shape."""
-        if any(isinstance(x, DeviceArray) and x.dtype.kind == "c" for x in arguments):
-            return
         key = (function, where is None, *map(kernel_sources.describe, arguments))
         if key not in self.sources:
             self.sources[key] = kernel_sources.trace(function, key[2:], where is not None)

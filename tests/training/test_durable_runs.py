@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -187,7 +188,8 @@ def test_signals_save_and_say_how_to_go_on(tmp_path: Path, number: int, code: in
     assert process.returncode == code, err
     found = keeping.find_valid(tmp_path / "run", training=True)
     step = keeping.step_of(found.folder)
-    assert last == f"stopped; go on from step {step} with: tinyllm train --resume --out run"
+    again = f"{shlex.quote(sys.executable)} -m tinyllm train --resume --out run"
+    assert last == f"stopped; go on from step {step} with: {again}"
     assert step == max(line["step"] for line in metrics(tmp_path / "run")) > 0
 
 

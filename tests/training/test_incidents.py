@@ -248,7 +248,8 @@ def test_what_is_said_and_logged(broken_weight: Path, tmp_path: Path) -> None:
     assert "NaN" not in text
     stream = io.StringIO()
     run_with(nan_in_a_weight, tmp_path / "run", [Progress(line_every=1000, stream=stream)])
-    lines = stream.getvalue().splitlines()
+    first, *lines = stream.getvalue().splitlines()
+    assert first.startswith("step 1/60 ")
     folder = tmp_path / "run/incidents/00000051-00000050"
     assert lines[0] == (
         f"step 51 is not made: the loss is nan; its batch is skipped; what led there is in {folder}"

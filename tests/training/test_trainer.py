@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from tinyllm.training import runs
 from tinyllm.training.callbacks import Callback, Progress, duration
 from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
-from tinyllm.training.events import Evaluation, StepMetrics
+from tinyllm.training.events import Changes, Evaluation, StepMetrics
 from tinyllm.training.loss_curve import LossCurve, running_mean
-from tinyllm.training.metrics import MetricsFile, read_metrics
+from tinyllm.training.metrics import METRICS, MetricsFile, read_metrics
 from tinyllm.training.trainer import Trainer
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -62,6 +62,9 @@ class Recorder(Callback):
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.events.append(("start", step, total_steps))
+
+    def on_changes(self, changes: Changes) -> None:
+        self.events.append(changes)
 
     def on_step(self, metrics: StepMetrics) -> None:
         self.events.append(metrics)
@@ -543,10 +546,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("config", "model", "parts"),
     [
         ({"seed": 2}, {}, ["seed was 1 and is 2"]),
-        ({"batch_size": 7, "learning_rate": 0.1}, {}, ["batch_size was 6 and is 7", "learning_rate was 0.005"]),
+        ({"sampling": "offsets", "z_loss": 0.1}, {}, ["sampling was 'windows' and is 'offsets'", "z_loss was 0.0"]),
         ({"optimizer": "muon"}, {}, ["optimizer was 'adamw' and is 'muon'"]),
         ({}, {"num_layers": 2}, ["num_layers was 1 and is 2"]),
-        ({}, {"dropout": 0.1}, ["dropout was 0.0 and is 0.1"]),
+        ({"beta2": 0.5, "steps": 9}, {"rope_theta": 9.0}, ["beta2 was 0.95 and is 0.5", "rope_theta was"]),
+        ({"steps": 2}, {}, ["has made 3 steps, more than the 2 asked for", "--steps"]),
     ],
 )  # fmt: skip
 def test_resuming_with_other_settings_is_refused(
@@ -554,7 +558,7 @@ def test_resuming_with_other_settings_is_refused(
 ) -> None:
     trainer = make(replace(TRAIN, **config), replace(MODEL, **model), run=finished)
     before = bits(trainer)
-    refused(trainer.resume, *parts, "another --out")
+    refused(trainer.resume, *parts)
     assert bits(trainer) == before
     assert trainer.step == 0
 
@@ -577,6 +581,146 @@ def test_what_does_not_change_the_steps_may_change(finished: Path) -> None:
     trainer = make(config, run=finished)
     trainer.resume()
     assert trainer.step == 3
+
+
+CHANGES: list[tuple[dict[str, Any], int]] = [
+    ({"learning_rate": 1e-3}, 3),
+    ({"schedule": "cosine"}, 3),
+    ({"final_factor": 0.3}, 3),
+    ({"warmup_steps": 6}, 3),
+    ({"steps": 40}, 3),
+    ({"weight_decay": 0.7}, 3),
+    ({"clip_norm": 0.01}, 3),
+    ({"clip_running": 0.1, "watch_loss": 20.0}, 3),
+    ({"dropout": 0.5}, 3),
+    ({"batch_size": 4}, 5),  # 18 windows were shown
+    ({"batch_size": 7, "gradient_accumulation": 2}, 2),
+    ({"muon_learning_rate": 0.1, "muon_weight_decay": 0.2}, 3),
+]
+
+
+def with_change(change: Mapping[str, Any], **others: Any) -> Trainer:
+    """A trainer with these settings, whichever config they are of."""
+    dropout = {name: value for name, value in change.items() if name == "dropout"}
+    rest = {name: value for name, value in change.items() if name != "dropout"}
+    base = replace(TRAIN, steps=10, optimizer="muon" if "muon_learning_rate" in change else "adamw")
+    return make(replace(base, **rest), replace(MODEL, **dropout), **others)
+
+
+@pytest.mark.parametrize(("change", "position"), CHANGES, ids=str)
+def test_a_run_goes_on_with_other_settings(tmp_path: Path, change: dict[str, Any], position: int) -> None:
+    """The next step is that of a trainer of the new settings, given parameters and optimizer state by hand."""
+    old = {name: value for name, value in vars(TRAIN).items() if name in change} | {"dropout": 0.0}
+    begun = with_change({name: old[name] for name in change}, run=tmp_path / "run", callbacks=[Recorder(3)])
+    with pytest.raises(KeyboardInterrupt):
+        begun.fit()
+    watched = [*begun.watch.losses.values]
+    assert (begun.step, len(watched)) == (3, 3)
+
+    recorder = Recorder(4)
+    resumed = with_change(change, run=tmp_path / "run", callbacks=[recorder, MetricsFile(tmp_path / "run")])
+    resumed.resume()
+    kept = [] if change.keys() & {"dropout", "batch_size"} else watched
+    assert [*resumed.watch.losses.values] == kept
+    by_hand = with_change(change)
+    by_hand.model.load_state_dict(begun.model.state_dict())
+    by_hand.optimizer.load_state_dict(begun.optimizer.state_dict(), 3)
+    by_hand.step, by_hand.sampler.step = 3, position
+    for loss, norm in zip(watched, begun.watch.norms.values, strict=True):
+        if kept:
+            by_hand.watch.accept(loss, norm)
+    with by_hand.engine:
+        next(by_hand.train_steps())
+    with pytest.raises(KeyboardInterrupt):
+        resumed.fit()
+    assert bits(resumed) == bits(by_hand)
+
+    (told,) = (event for event in recorder.events if isinstance(event, Changes))
+    assert told.step == 3
+    assert told.settings == {name: (old[name], value) for name, value in change.items()}
+    recorded = [line for line in read_metrics(tmp_path / "run" / METRICS) if line.get("event") == "changed"]
+    assert [(line["step"], line["setting"], line["now"]) for line in recorded] == [
+        (3, name, change[name]) for name in told.settings
+    ]
+
+
+def test_the_rate_before_and_after_is_told(tmp_path: Path) -> None:
+    make(run=tmp_path / "run").fit()
+    recorder, text = Recorder(), io.StringIO()
+    longer = make(replace(TRAIN, steps=30), run=tmp_path / "run", callbacks=[recorder, Progress(stream=text)])
+    longer.resume()
+    longer.fit()
+    (told,) = (event for event in recorder.events if isinstance(event, Changes))
+    # A line from 1 in the step after the warm-up of 2 to 0 beyond the last, of the rate 5e-3.
+    assert told.rates == pytest.approx((5e-3 * (1 - 7 / 8), 5e-3 * (1 - 8 / 28)))
+    assert recorder.lines()[0]["learning_rate"] == told.rates[1]
+    assert "other settings after step 10: steps was 10 and is 30\n" in text.getvalue()
+    assert "the learning rate rises from 0.000625 to 0.00357 in the next step" in text.getvalue()
+
+
+def test_nothing_is_told_where_nothing_is_changed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(run=tmp_path / "run", callbacks=[Recorder(3)]).fit()
+    recorder = Recorder()
+    same = make(run=tmp_path / "run", callbacks=[recorder])
+    same.resume()
+    assert same.changes is None
+    same.fit()
+    assert not [event for event in recorder.events if isinstance(event, Changes)]
+
+
+# ---- Early stopping ----------------------------------------------------------------------------
+
+
+def with_losses(monkeypatch: pytest.MonkeyPatch, losses: Mapping[int, float]) -> None:
+    """Let the evaluation after each of these steps find this loss."""
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda self: Evaluation(self.step, losses[self.step], losses[self.step])
+    )
+
+
+LOSSES = {2: 3.0, 4: 2.0, 6: 2.5, 8: 1.9, 10: 1.9, 12: 2.0, 14: 1.0, 16: 1.5}
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 6), (2, 12), (3, 16), (0, 16)])
+def test_training_stops_after_evaluations_without_gain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, last: int
+) -> None:
+    with_losses(monkeypatch, LOSSES)
+    config = replace(TRAIN, steps=16, eval_every=2, stop_after=patience)
+    trainer = make(config, run=tmp_path / "run")
+    trainer.fit()
+    assert trainer.step == last
+    assert keeping.step_of(keeping.find(tmp_path / "run")) == last
+    assert (trainer.evaluated_step, trainer.evaluated_loss) == (last, LOSSES[last])
+    assert trainer.best_loss == min(loss for step, loss in LOSSES.items() if step <= last)
+
+
+def test_a_run_that_has_stopped_stays_so_or_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_losses(monkeypatch, LOSSES)
+    config = replace(TRAIN, steps=16, eval_every=2)
+    make(config, run=tmp_path / "whole").fit()
+    make(replace(config, stop_after=2), run=tmp_path / "run").fit()
+    again = make(replace(config, stop_after=2), run=tmp_path / "run")
+    again.resume()
+    again.fit()
+    assert (again.step, again.without_gain, again.evaluated_loss) == (12, 2, 2.0)
+    on = make(config, run=tmp_path / "run")
+    on.resume()
+    on.fit()
+    assert (on.step, on.best_step) == (16, 14)
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        assert (tmp_path / "run/latest" / file).read_bytes() == (
+            tmp_path / "whole/latest" / file
+        ).read_bytes()
+
+
+def test_a_loss_that_rises_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_losses(monkeypatch, {2: math.nan, 4: math.nan, 6: 2.0, 8: 2.1, 10: 2.2, 12: 2.3, 14: 1.0})
+    text = io.StringIO()
+    make(replace(TRAIN, steps=14, eval_every=2), callbacks=[Progress(stream=text)]).fit()
+    (line,) = [line for line in text.getvalue().splitlines() if "has been above" in line]
+    assert line.startswith("validation has been above 2.0000 since step 6")
 
 
 @pytest.mark.parametrize(
@@ -701,9 +845,10 @@ def test_progress_is_plain_lines_without_a_terminal() -> None:
     lines = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
-    assert [line.split()[1] for line in lines] == ["4/10", "4", "8/10", "8", "10/10", "10"]
+    lines = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1/10", "4/10", "4", "8/10", "8", "10/10", "10"]
     assert all(word in lines[0] for word in ("loss", "tokens/s", "left"))
-    assert all(word in lines[1] for word in ("validation loss", "nats", "bits per character"))
+    assert all(word in lines[2] for word in ("validation loss", "nats", "bits per character"))
 
 
 def test_progress_is_a_bar_on_a_terminal() -> None:
@@ -722,14 +867,38 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert text.count("validation loss") == 3
 
 
-def test_loss_curve_is_written_where_matplotlib_is(tmp_path: Path) -> None:
-    make(callbacks=[MetricsFile(tmp_path), LossCurve(tmp_path)]).fit()
+def test_loss_curve_is_written_where_matplotlib_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("matplotlib") is None:
+        make(callbacks=[MetricsFile(tmp_path), LossCurve(tmp_path)]).fit()
         assert not (tmp_path / "loss.png").exists()
         return
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", _and_kept(Figure.savefig, drawn))
+    make(callbacks=[MetricsFile(tmp_path), LossCurve(tmp_path)]).fit()
+    lines = read_metrics(tmp_path / METRICS)
+    assert drawn[0].axes[1].lines[0].get_ydata() == pytest.approx(
+        [line["learning_rate"] for line in lines if "loss" in line]
+    )
+    evaluations = {line["val_loss"]: line["step"] for line in lines if "val_loss" in line}
+    marks = [
+        line.get_xdata()[0] for line in drawn[0].axes[0].lines if line.get_label().startswith("best: step ")
+    ]
+    assert marks == [evaluations[min(evaluations)]]
     content = (tmp_path / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) > 5000
+
+
+def _and_kept(function: Any, kept: list[Any]) -> Any:
+    """The function, with the first argument of each call kept."""
+
+    def called(first: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(first)
+        return function(first, *args, **kwargs)
+
+    return called
 
 
 def test_loss_curve_is_left_out_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -747,7 +916,12 @@ def test_loss_curve_is_left_out_without_matplotlib(tmp_path: Path, monkeypatch: 
 
 def test_running_mean_and_duration() -> None:
     assert running_mean([3.0] * 20) == pytest.approx([3.0] * 20)
-    assert running_mean([1.0, 2.0], span=2) == pytest.approx([1.0, (0.5 * 1 + 2) / 1.5])
+    line = [float(i) for i in range(100)]
+    assert running_mean(line, span=10)[:95] == pytest.approx(line[:95])  # it does not lag
+    assert running_mean(line, span=10)[-1] == pytest.approx(np.mean(line[-6:]))
+    assert running_mean(line[:40], span=10)[-1] == pytest.approx(np.mean(line[37:40]))
+    noise = np.random.default_rng(0).normal(size=1000)
+    assert running_mean(noise.tolist())[500] == pytest.approx(noise[475:526].mean())
     assert [duration(s) for s in (0, 59.6, 3599, 3600, 86399)] == [
         "0:00",
         "1:00",

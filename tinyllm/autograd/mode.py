@@ -17,6 +17,8 @@ class Mode(NamedTuple):
 
     gradient: bool = True
     formulas: bool = False
+    duals: bool = False
+    """Inside `jvp`, where Tensors may hold dual numbers, which only formulas compute with."""
     observers: tuple[Any, ...] = ()
     """Each an `observer.Observer`, outermost first."""
 
@@ -55,9 +57,9 @@ def use_formulas(enabled: bool = True) -> contextlib.AbstractContextManager[None
     """Within this context every op runs as its formula, and what was fused runs as the ops that it is made of.
 
     This is the mode for stepping through the mathematics, and the oracle of the fast forms' tests. Gradients of a graph
-    that was made before are computed by formula too.
+    that was made before are computed by formula too. Inside `jvp` formulas run always.
     """
-    return mode_set(formulas=enabled)
+    return mode_set(formulas=enabled or current_mode.get().duals)
 
 
 def is_grad_enabled() -> bool:

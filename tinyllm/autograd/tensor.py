@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, overload
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.forward_mode import Dual, level_of, primal, top
 from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
 from tinyllm.autograd.operators import Operators
 from tinyllm.backend import Array, current
@@ -189,7 +190,7 @@ class Tensor(Operators):
     def _values_text(self, prefix: str) -> str:
         """The values, cut in the middle where they are many, and to 4 digits where they are not a single number."""
         return np.array2string(
-            backend.to_numpy(self.data),
+            backend.to_numpy(primal(self.data)),
             separator=", ",
             prefix=prefix,
             threshold=100,
@@ -214,8 +215,8 @@ class Tensor(Operators):
         return backend.to_numpy(self.data)
 
     def detach(self) -> Tensor:
-        """A Tensor that shares these values and has no graph behind it."""
-        return Tensor(self.data)
+        """A Tensor that shares these values and has no graph behind it, nor inside `jvp` a tangent."""
+        return Tensor(primal(self.data))
 
     def retain_grad(self) -> None:
         """Keep the gradient of this Tensor in `.grad` although it is not a leaf."""
@@ -238,7 +239,7 @@ class Tensor(Operators):
         for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
             if tensor.op is None or tensor.retains_grad:
                 if tensor._grad is None:
-                    tensor._grad = value if tensor.op is None else current.xp.array(value)
+                    tensor._grad = value if tensor.op is None else _copied(value)
                 else:
                     tensor._grad += value
 
@@ -246,7 +247,7 @@ class Tensor(Operators):
 _PYTHON_NUMBERS = frozenset((bool, int, float))
 
 
-def numbers(values: Any, dtype: Any = None) -> Any:
+def numbers(values: Any, dtype: Any = None) -> Array:
     """`values` as an array of `dtype`, or of the dtype that they have; Python floats have float32.
 
     Raises TypeError for what is no number: None, strings and objects, alone or in a list; and for complex numbers that
@@ -255,20 +256,20 @@ def numbers(values: Any, dtype: Any = None) -> Any:
     if dtype is not None and type(values) in _PYTHON_NUMBERS:
         return backend.asarray(values, dtype)  # no need to look
     if isinstance(values, Tensor):
-        array = values.data
-    elif isinstance(values, (np.ndarray, np.generic)):
+        values = values.data
+    if isinstance(values, (np.ndarray, np.generic, Dual)):
         array = values
     else:
         array = backend.asarray(values)
         if dtype is None and array.dtype == np.float64 and not hasattr(values, "dtype"):
             dtype = np.float32
     wanted = array.dtype if dtype is None else np.dtype(dtype)
-    if array.dtype.kind not in "biufc" or wanted.kind not in ("c" if array.dtype.kind == "c" else "biufc"):
+    if not (array.dtype.kind in "biuf" and wanted.kind in "biuf"):
         raise TypeError(
             f"a Tensor holds real numbers; got {type(values).__name__} {shown(values)} with dtype {array.dtype}"
             + ("" if wanted == array.dtype else f", to be converted to {wanted}")
         )
-    return backend.asarray(array, wanted)
+    return array.astype(wanted) if isinstance(array, Dual) else backend.asarray(array, wanted)
 
 
 def _restored(
@@ -369,8 +370,9 @@ class Op:
         if not isinstance(inputs[0], Tensor):
             return self.forward(*inputs)
         mode = current_mode.get()
-        op = self if self.fast_form is None or mode.formulas else self.as_form(self.fast_form)
-        arrays = [x.data for x in inputs]
+        form = self.formula if mode.formulas else self.fast_form
+        op = self if form is None else self.as_form(form)
+        arrays = _with_duals(inputs) if mode.duals else [x.data for x in inputs]
         widened = arrays[0].dtype.char == "e" and not (op.moves or op.changes_dtype)
         if widened is not op.widened:
             op.widened = widened
@@ -387,7 +389,8 @@ class Op:
         if data.dtype != inputs[0].data.dtype and not self.changes_dtype:
             raise TypeError(f"{self.name}: forward made {data.dtype} out of {_describe(inputs)}")
         out: Tensor = Tensor.__new__(Tensor)
-        out.data = current.xp.asarray(data)  # NumPy reduces to scalars, which are not arrays
+        # NumPy reduces to scalars, which are not arrays.
+        out.data = _held(data) if mode.duals else current.xp.asarray(data)
         out._grad = None
         out.name = None
         out.retains_grad = False
@@ -456,8 +459,8 @@ def composite(name: str) -> Callable[[Callable[..., Tensor]], Composite]:
 
 
 def constant(x: Any) -> Any:
-    """x as a constant of the formula that it stands in: a Tensor leaves its graph, an array is itself."""
-    return x.detach() if isinstance(x, Tensor) else x
+    """x as a constant of the formula that it stands in: without a Tensor's graph or a Dual's tangent."""
+    return x.detach() if isinstance(x, Tensor) else primal(x)
 
 
 REGISTRY: dict[str, type[Op]] = {}
@@ -500,11 +503,8 @@ def fast_form_of(formula: type[Op] | Composite) -> Callable[[OpClass], OpClass]:
 
 
 def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
-    """`value` as a Tensor. A number or array that is none yet takes `dtype`, but keeps an imaginary part."""
-    if isinstance(value, Tensor):
-        return value
-    is_complex = isinstance(value, complex) or getattr(value, "dtype", np.dtype(bool)).kind == "c"
-    return Tensor(value, dtype=None if is_complex else dtype)
+    """`value` as a Tensor. A number or array that is none yet takes `dtype`."""
+    return value if isinstance(value, Tensor) else Tensor(value, dtype=dtype)
 
 
 def operands(*values: Any) -> tuple[Tensor, ...]:
@@ -529,7 +529,7 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
             f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floating)))}; nothing is promoted silently, "
             "so convert one of them with .astype(...)"
         )
-    dtype = next((dtype for dtype in given if dtype.kind == "c"), floating[0] if floating else None)
+    dtype = floating[0] if floating else None
     if dtype is not None and all(known == dtype for known in given):
         return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
     if dtype is None:
@@ -598,7 +598,7 @@ def gradients(
     found: dict[int, Any] = {}
     for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
         if id(tensor) in wanted:
-            found[id(tensor)] = value if create_graph or tensor.op is None else current.xp.array(value)
+            found[id(tensor)] = value if create_graph or tensor.op is None else _copied(value)
     results: list[Any] = []
     given: set[int] = set()
     for tensor in tensors:
@@ -606,7 +606,7 @@ def gradients(
         if value is None:
             value = current.xp.zeros_like(tensor.data)
         elif id(tensor) in given and not create_graph:
-            value = current.xp.array(value)  # asked for twice
+            value = _copied(value)  # asked for twice
         given.add(id(tensor))
         results.append(Tensor(value) if create_graph and not isinstance(value, Tensor) else value)
     return results
@@ -672,7 +672,7 @@ def propagate(
     for leaf in leaves.values():
         value = pending.pop(id(leaf))
         # NumPy makes scalars of sums of arrays with shape ().
-        yield leaf, value if isinstance(value, Tensor) else backend.asarray(value)
+        yield leaf, value if isinstance(value, (Tensor, Dual)) else backend.asarray(value)
 
 
 _sequence_numbers = itertools.count()
@@ -716,7 +716,7 @@ def _cotangent(output: Tensor, gradient: Any) -> Any:
             )
         return current.xp.ones_like(output.data)
     # A copy, because a leaf may keep this array as its gradient.
-    values = current.xp.array(numbers(gradient, output.data.dtype))
+    values = _copied(numbers(gradient, output.data.dtype))
     if values.shape != output.shape:
         raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
     return values
@@ -760,7 +760,7 @@ def _added(known: Any, value: Any) -> Any:
 
 def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:
     """`value` itself where nothing else can hold its memory, otherwise a copy: a leaf keeps what it gets."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, Dual)):
         return value
     shared = (
         value is gradient
@@ -768,6 +768,29 @@ def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -
         or any(value is other for other in results[:position])
     )
     return current.xp.array(value) if shared or not backend.is_array(value) else value
+
+
+def _copied(value: Any) -> Any:
+    """A copy of an array; nothing changes Tensors and dual numbers in place."""
+    return value if isinstance(value, (Tensor, Dual)) else current.xp.array(value)
+
+
+def _with_duals(inputs: tuple[Tensor, ...]) -> list[Any]:
+    """What an op computes with inside `jvp`: the dual numbers of the innermost level, and constants beside them.
+
+    A constant that requires a gradient comes as the Tensor that it is, so that value and tangent have its graph.
+    """
+    level, gradient = top(inputs), current_mode.get().gradient
+    return [
+        Dual(level, x, None) if level_of(x) < level and gradient and x.requires_grad else x.data
+        for x in inputs
+    ]
+
+
+def _held(data: Any) -> Any:
+    """What an op has computed inside `jvp`, as a Tensor holds it."""
+    data = data.data if isinstance(data, Tensor) else data
+    return data if isinstance(data, Dual) else current.xp.asarray(data)
 
 
 def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:

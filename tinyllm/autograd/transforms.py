@@ -1,26 +1,24 @@
 """Derivatives as functions: grad, vjp, jvp, hvp, hessian.
 
-`jvp` runs the function in complex arithmetic: f(x + i h v) = f(x) + i h J v + O(h^2), and with h = 1e-20 the
-square vanishes, so that J v is exact to rounding (Squire and Trapp, "Using complex variables to estimate
-derivatives of real functions", 1998). It uses the forwards of ops alone, and so is independent of their backwards:
-the dot product <u, J v> = <J^T u, v> checks the one against the other.
+`jvp` runs the function on dual numbers, x + v e with e^2 = 0, for which f(x + v e) = f(x) + J v e: exact to rounding,
+in the dtype of x. It uses the formulas of the ops' forwards alone and rules of its own (`forward_mode`), and so is
+independent of their backwards: the dot product <u, J v> = <J^T u, v> checks the one against the other.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from tinyllm import backend
-from tinyllm.autograd.mode import no_grad
+from tinyllm.autograd.forward_mode import Dual, level_of, tangent_of, value_of
+from tinyllm.autograd.mode import current_mode, enable_grad, mode_set
 from tinyllm.autograd.tensor import Tensor, floating, gradients
 from tinyllm.backend import current
 
 Function = Callable[..., Tensor]
-STEP = 1e-20
+_levels = itertools.count(1)
 
 
 def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
@@ -35,7 +33,8 @@ def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
 
     def gradient(*arguments: Any) -> Tensor:
         inputs = _tracked(arguments)
-        output = fn(*inputs)
+        with enable_grad():
+            output = fn(*inputs)
         if output.size != 1:
             raise ValueError(
                 f"grad needs a function with one output element; got shape {output.shape}. Use vjp"
@@ -51,7 +50,8 @@ def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
 def vjp(fn: Function, *arguments: Any) -> tuple[Tensor, Callable[[Any], tuple[Tensor, ...]]]:
     """The output of fn, and the function that takes a cotangent u to J^T u, one Tensor for each argument."""
     inputs = _tracked(arguments)
-    output = fn(*inputs)
+    with enable_grad():
+        output = fn(*inputs)
 
     def pull_back(cotangent: Any) -> tuple[Tensor, ...]:
         cotangent = cotangent if isinstance(cotangent, Tensor) else Tensor(cotangent, dtype=output.dtype)
@@ -64,40 +64,52 @@ def vjp(fn: Function, *arguments: Any) -> tuple[Tensor, Callable[[Any], tuple[Te
 def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """The output of fn at `inputs`, and J v for the `tangents` v, one for each input and of its shape.
 
-    Exact to rounding, by complex arithmetic (see the module). Where fn is kinked, it is the derivative of the piece
-    that forward took.
+    Both are those of the formulas, and can be differentiated again: backward, by another jvp, or by one around this.
+    fn may take derivatives itself. Where it is kinked, J is the one that backward takes. What is detached is constant,
+    and so is what becomes an integer or a boolean; `.data` carries its tangent along. Inputs of integers are taken as
+    float32.
 
-    Raises ValueError when a tangent does not have the shape of its input.
+    Raises:
+        ValueError: a tangent does not have the shape of its input. TypeError: an op's forward uses a function that has
+        no rule, or fn makes plain numbers of what carries a tangent.
 
     Example:
         >>> jvp(lambda x: x * x, [Tensor(3.0)], [1.0])[1].item()
         6.0
     """
     xs = [value if isinstance(value, Tensor) else Tensor(value) for value in inputs]
-    vs = [backend.asarray(v.data if isinstance(v, Tensor) else v) for v in tangents]
+    xs = [x.astype("float32") if x.dtype.kind in "iub" else x for x in xs]
+    vs = [value if isinstance(value, Tensor) else Tensor(value) for value in tangents]
     if len(xs) != len(vs) or any(x.shape != v.shape for x, v in zip(xs, vs, strict=False)):
         raise ValueError(
             f"jvp: inputs have shapes {[x.shape for x in xs]}, tangents {[v.shape for v in vs]}; they must be equal"
         )
-    with no_grad():
-        output = fn(*xs)
-        dual = fn(
-            *[Tensor(x.data.astype(np.complex128) + 1j * STEP * v) for x, v in zip(xs, vs, strict=True)]
-        )
-    slope = dual.data.imag / STEP if dual.data.dtype.kind == "c" else current.xp.zeros(dual.shape)
-    return output, Tensor(backend.asarray(slope, output.dtype))
+    level = next(_levels)
+    with mode_set(formulas=True, duals=True):
+        duals = [Dual(level, _part(x), _part(v.astype(x.dtype))) for x, v in zip(xs, vs, strict=True)]
+        output = _as_tensor(fn(*[Tensor(dual) for dual in duals]))
+        if level_of(output) != level:  # constant
+            return output, Tensor(current.xp.zeros(output.shape, dtype=output.dtype))
+        return _as_tensor(value_of(output, level)), _as_tensor(tangent_of(output, level))
+
+
+def _part(x: Tensor) -> Any:
+    """x as the value or tangent of a dual number: a Tensor where there is a graph to be kept, otherwise an array."""
+    return x if x.requires_grad and current_mode.get().gradient else x.data
 
 
 def hvp(fn: Function, inputs: Sequence[Any], vectors: Sequence[Any]) -> tuple[Tensor, ...]:
     """The Hessian of a scalar function times vectors: H v, one Tensor for each input, differentiable again."""
     xs = _tracked(inputs)
-    output = fn(*xs)
-    firsts = gradients(output, xs, create_graph=True)
-    vs = [v if isinstance(v, Tensor) else Tensor(v, dtype=x.dtype) for x, v in zip(xs, vectors, strict=True)]
-    parts = [(first * v).sum() for first, v in zip(firsts, vs, strict=True)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
+    with enable_grad():
+        firsts = gradients(fn(*xs), xs, create_graph=True)
+        vs = [
+            v if isinstance(v, Tensor) else Tensor(v, dtype=x.dtype) for x, v in zip(xs, vectors, strict=True)
+        ]
+        parts = [(first * v).sum() for first, v in zip(firsts, vs, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
     if not total.requires_grad:
         return tuple(Tensor(current.xp.zeros_like(x.data)) for x in xs)
     return tuple(_as_tensor(result) for result in gradients(total, xs, create_graph=True))
@@ -120,10 +132,17 @@ def hessian(fn: Function, x: Any) -> Tensor:
 
 
 def _tracked(arguments: Sequence[Any]) -> list[Tensor]:
-    """The arguments as floating-point Tensors that require a gradient; those that do already keep their graph."""
+    """The arguments as Tensors of their own that require a gradient, of floats; behind those that do is their graph.
+
+    Of their own, for where a function also uses the Tensor that it is called with, that one is a constant to it.
+    """
     inputs = []
     for tensor in floating(*arguments):
-        inputs.append(tensor if tensor.requires_grad else Tensor(tensor, requires_grad=True))
+        if tensor.requires_grad:
+            with enable_grad():
+                inputs.append(tensor.reshape(tensor.shape))
+        else:
+            inputs.append(Tensor(tensor, requires_grad=True))
     return inputs
 
 

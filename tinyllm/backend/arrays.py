@@ -15,11 +15,6 @@ FEW_ROWS = 256
 """Up to so many target rows, `scatter_add` is a product with a one-hot matrix."""
 
 
-def magnitude(x: Array) -> Array:
-    """|x| for real x. For complex x, the continuation x sign(Re x), which is what complex-step derivatives need."""
-    return current.xp.absolute(x) if x.dtype.kind != "c" else current.xp.where(x.real < 0, -x, x)
-
-
 def selected(condition: Array, x: Array) -> Array:
     """x where `condition` holds and 0 elsewhere, whatever x is there: as a product, infinity times 0 would be NaN."""
     if current.xp is not numpy or type(x) is not numpy.ndarray or x.dtype.char not in "efd":

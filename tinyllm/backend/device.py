@@ -76,10 +76,8 @@ class CuPy:
         return getattr(self.module, name)
 
     def elementwise(self, function: Callable[..., Any], arguments: tuple[Any, ...], where: Any) -> Any:
-        """`function` as one kernel; complex numbers, which only checks of derivatives have, go through it plainly."""
+        """`function` as one kernel."""
         arrays = [x for x in arguments if isinstance(x, self.ndarray)]
-        if any(x.dtype.kind == "c" for x in arrays):
-            return function(*arguments)
         key = (function, where is None, *map(kernel_sources.describe, arguments))
         if key not in self._kernels:
             source = kernel_sources.trace(function, key[2:], where is not None)

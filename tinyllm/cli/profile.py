@@ -30,6 +30,7 @@ from tinyllm.tokenizer import ByteTokenizer
 from tinyllm.training import runs
 from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.memory import require_memory
 from tinyllm.training.micro_batches import count_micro_batches
 from tinyllm.training.objectives import NextToken
 from tinyllm.training.optimization import build_optimizer
@@ -156,7 +157,7 @@ def _of_preset(name: str, shape: dict[str, Any], batch: dict[str, Any]) -> Subje
     config = from_mapping(ModelConfig, {**preset.get("model", {}), **shape}, f"preset {name} [model]")
     if config.vocab_size == 0:
         config = replace(config, vocab_size=_vocab_size(train))
-    runs.require_memory(config)
+    require_memory(config, train, train.threads or physical_cores())
     return Subject(f"preset {name}", TransformerLM(config, train.seed), train)
 
 
@@ -180,6 +181,7 @@ def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
     if folder.parent.name == "checkpoints" and saved.exists():
         settings = read_sections(saved, ("model", "train")).get("train", {})
     train = from_mapping(TrainConfig, {**settings, **batch}, f"{saved} [train]" if settings else "flags")
+    require_memory(model.config, train, train.threads or physical_cores())
     return Subject(str(path), model, train)
 
 

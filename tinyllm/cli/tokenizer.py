@@ -17,8 +17,9 @@ from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
+from tinyllm.system.progress import print_status
 from tinyllm.system.settings import check_bounds, field, from_mapping
-from tinyllm.system.text_files import blocks, find_text_files, text_of
+from tinyllm.system.text_files import STANDARD_INPUT, blocks, counted, find_text_files
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer import BPETokenizer, Tokenizer, VocabularyWarning, inspection, load_tokenizer
 from tinyllm.tokenizer.base import FILE_NAME, file_for
@@ -161,7 +162,7 @@ def train_command(args: argparse.Namespace) -> None:
                 progress=True,
             )
     except KeyboardInterrupt:
-        print("stopped; nothing is written", file=sys.stderr)
+        print_status("stopped; nothing is written")
         raise
     tokenizer.save(target)
     print(f"{target}: {tokenizer.vocab_size:,} tokens{_why_fewer(tokenizer, flags)}")
@@ -205,10 +206,15 @@ def _require_readable(paths: Sequence[Path]) -> None:
 
     Raises InputError that names the file.
     """
+    left_out: dict[str, list[Path]] = {}
     for path in paths:
-        for file in find_text_files(path):
+        for file in find_text_files(path, left_out):
+            if file == STANDARD_INPUT:
+                continue  # it can be read once
             if next(blocks(file, 1 << 12), None) is None and not path.is_dir():
                 raise InputError(f"{path}: the file is empty; give a file with text")
+    if left_out:
+        print_status(f"left out: {counted(left_out)}")
 
 
 def _require_text(argument: str, name: str) -> None:
@@ -273,9 +279,7 @@ def _ids(written: str, vocab_size: int) -> list[int]:
 
 def _standard_input() -> str:
     """All of standard input, read as a file is; raises InputError if it is no text, or closed."""
-    if sys.stdin is None:
-        raise InputError("standard input is closed; give the text as an argument")
-    return "".join(text_of(sys.stdin.buffer, "standard input"))
+    return "".join(blocks(STANDARD_INPUT))
 
 
 # ---- inspect -----------------------------------------------------------------------------------

@@ -55,8 +55,10 @@ def resolve(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
     require_known("preset", args.preset, PRESETS)
     flags = {name: given_flags(args, config) for name, config in SECTIONS.items()}
     in_file = read_sections(args.config, SECTIONS) if args.config else {}
-    if flags["train"].get("data") == ():
-        raise InputError("--data got no file; give a file or a folder, or leave --data out")
+    for name in ("data", "validation_data"):
+        if flags["train"].get(name) == ():
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} got no file; give a file or a folder, or leave {flag} out")
     # Read for its folder; what else is wrong with it is said below, when everything is merged.
     out = flags["train"].get("out") or in_file.get("train", {}).get("out") or f"runs/{args.preset}"
     if not isinstance(out, str):

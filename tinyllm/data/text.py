@@ -1,20 +1,21 @@
 """Text from files, from folders, or from Python's own help pages."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.storage import StrPath
-from tinyllm.system.text_files import blocks, find_text_files
+from tinyllm.system.text_files import blocks, counted, find_text_files
 
 
-def read_text(paths: StrPath | Iterable[StrPath]) -> str:
+def read_text(paths: StrPath | Iterable[StrPath], say: Callable[[str], None] | None = None) -> str:
     """The text of a file, of several, or of every text file below a folder, joined in order.
 
     Of a folder, the files ending in .txt, .md, .rst or .py are read, in sorted order, hidden files
     and folders left out. Text is UTF-8; a byte order mark is dropped, line ends stay as they are.
-    A newline goes between two files where the first does not end in one.
+    A newline goes between two files where the first does not end in one. `-` is standard input.
+    `say` is told in a line how many files and characters there are, and what was left out.
 
     Raises:
         InputError: a file is missing, empty, unreadable or not UTF-8 text (names the file and the
@@ -23,18 +24,25 @@ def read_text(paths: StrPath | Iterable[StrPath]) -> str:
     named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not named:
         raise InputError("no text: give a file or a folder")
-    texts = []
+    texts: list[str] = []
+    left_out: dict[str, list[Path]] = {}
     for path in map(Path, named):
         below = path.is_dir()
-        content = ["".join(blocks(file)) for file in find_text_files(path)]
+        content = {file: "".join(blocks(file)) for file in find_text_files(path, left_out)}
         # Empty files are common in a folder (__init__.py); a named one is a mistake.
-        content = [text for text in content if text]
-        if not content:
+        empty = [file for file, text in content.items() if not text]
+        if len(empty) == len(content):
             what = "no text in this folder" if below else "the file is empty; give a file with text"
             raise InputError(f"{path}: {what}")
-        texts += content
+        if empty:
+            left_out.setdefault("empty", []).extend(empty)
+        texts += filter(None, content.values())
     ended = [text if text.endswith("\n") else text + "\n" for text in texts[:-1]]
-    return "".join(ended) + texts[-1]
+    joined = "".join(ended) + texts[-1]
+    if say is not None:
+        others = f"; left out: {counted(left_out)}" if left_out else ""
+        say(f"{len(texts):,} file{'s' * (len(texts) > 1)}, {len(joined):,} characters{others}")
+    return joined
 
 
 def embedded_corpus() -> str:

@@ -246,7 +246,7 @@ class BatchSampler(ABC):
         return {**self._identity(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Go on from a saved position, which may be one of batches of another size.
 
         Raises:
             InputError: the state is of other data or settings, or is damaged; nothing is changed.
@@ -254,17 +254,25 @@ class BatchSampler(ABC):
         differing = [
             f"{name} was {state.get(name)!r} and is {here!r}"
             for name, here in self._identity().items()
-            if state.get(name) != here
+            if name != "batch_size" and state.get(name) != here
         ]
         if differing:
             raise InputError(
                 f"the saved data position belongs to another run: {', '.join(differing)}; "
                 "resume with the text and the settings of that run"
             )
-        step = state.get("step")
+        step, batch_size = state.get("step"), state.get("batch_size")
         if type(step) is not int or step < 0:
             raise InputError(f"the saved data position is damaged: step must be 0 or more, got {step!r}")
-        self.step = step
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(
+                f"the saved data position is damaged: batch_size must be 1 or more, got {batch_size!r}"
+            )
+        self.step = self._step_after(step, batch_size)
+
+    def _step_after(self, step: int, batch_size: int) -> int:
+        """The step to go on with after `step` batches of another size, so that no draw comes twice."""
+        return step
 
 
 class RandomOffsets(BatchSampler):
@@ -309,6 +317,10 @@ class RandomWindows(BatchSampler):
             self._order = offset + generator.permutation(self.windows_per_epoch) * (self.context_length)
             self._epoch = epoch
         return self._order
+
+    def _step_after(self, step: int, batch_size: int) -> int:
+        """The first whose windows were not shown; some of an epoch are left out where a batch begins among them."""
+        return -(-step * batch_size // self.batch_size)
 
     def _starts(self, step: int) -> Ids:
         positions = step * self.batch_size + np.arange(self.batch_size)

@@ -140,15 +140,14 @@ class TransformerLM(Module):
             tokens = np.asarray(tokens)
         if len(tokens.shape) != 2:
             raise ValueError(f"tokens have shape {tokens.shape}; the model takes (B, T)")
-        offset = cache[0].length if cache else 0
-        end, context_length = offset + tokens.shape[1], self.config.context_length
-        if end > context_length:
+        T, context_length = tokens.shape[1], self.config.context_length
+        if not cache and context_length < T:  # a cache has room for so many as it was made for
             raise ValueError(
-                f"{end} tokens are more than context_length={context_length}, beyond which the model was not trained; "
+                f"{T} tokens are more than context_length={context_length}, beyond which the model was not trained; "
                 f"give the last ones, tokens[:, -{context_length}:], or to go on all the same, set model.config = "
-                f"dataclasses.replace(model.config, context_length={end})"
+                f"dataclasses.replace(model.config, context_length={T})"
             )
-        return tokens, offset
+        return tokens, cache[0].length if cache else 0
 
     def new_cache(self, capacity: int | None = None) -> list[KeyValueCache]:
         """An empty cache for each block, with room for `capacity` tokens; None: context_length."""

@@ -56,3 +56,35 @@ class KeyValueCache:
     def first(self, count: int) -> tuple[Any, Any]:
         """Views of the keys and values of the first `count` tokens, each (B, G, count, K)."""
         return self.keys[:, :, :count], self.values[:, :, :count]
+
+
+class EndlessCache(KeyValueCache):
+    """The keys and values of a sequence of any length, of which a single new token sees the newest `window`; None: all.
+
+    Positions go on, so the keys stay as they were rotated. capacity: room to begin with, for the prompt at least, which
+    may have `window` tokens at most.
+    """
+
+    def __init__(self, capacity: int, window: int | None = None) -> None:
+        super().__init__(capacity)
+        self.window = window
+        self.forgotten = 0
+        """How many tokens came before those in the arrays."""
+
+    def write(self, start: int, keys: Array, values: Array) -> None:
+        here = start - self.forgotten
+        if here + keys.shape[2] > self.capacity:
+            kept = slice(0 if self.window is None else max(0, here - self.window + 1), here)
+            before = self.keys[:, :, kept], self.values[:, :, kept]
+            self.forgotten += kept.start
+            here -= kept.start
+            self.capacity = 2 * here + keys.shape[2]
+            self.keys = None
+            super().write(0, *before)
+        super().write(here, keys, values)
+
+    def first(self, count: int) -> tuple[Any, Any]:
+        """As those of KeyValueCache, without the tokens that the newest of them does not see."""
+        end = count - self.forgotten
+        seen = slice(0 if self.window is None else max(0, end - self.window), end)
+        return self.keys[:, :, seen], self.values[:, :, seen]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import html
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -255,6 +257,17 @@ class Module:
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""
         return sum(parameter.size for parameter in self.parameters())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how many parameters each part has, the blocks of a list taken together."""
+        sizes: Counter[str] = Counter()
+        for name, parameter in self.named_parameters():
+            *path, leaf = (part for part in name.split(".") if not part.isdigit())
+            sizes[".".join(path[:2]) or leaf] += parameter.size
+        rows = [*sizes.items(), ("all", sizes.total())]
+        cells = "".join(f"<tr><th>{html.escape(part)}</th><td>{size:,}</td></tr>" for part, size in rows)
+        head = "<tr><th>part</th><th>parameters</th></tr>"
+        return f"<table><caption>{type(self).__name__}</caption>{head}{cells}</table>"
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters, or with False fill them with zeros."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, relu, square, unary_cases, where
 
@@ -59,14 +59,16 @@ class GeluTanh(Op):
     cases = unary_cases()
     scale = math.sqrt(2 / math.pi)
     cubic = 0.044715
+    saturation = 10.0
+    """From here on the tanh is 1 to the last bit, and x^3 might be infinite."""
 
     def forward(self, x: Array) -> Array:
-        self.x = x
-        self.tanh = np.tanh(self.scale * (x + self.cubic * x * x * x))
+        self.x, self.z = x, np.clip(x, -self.saturation, self.saturation)
+        self.tanh = np.tanh(self.scale * (self.z + self.cubic * self.z * self.z * self.z))
         return x * (1 + self.tanh) / 2
 
     def backward(self, gradient: Array) -> Any:
-        slope = self.scale * (1 + 3 * self.cubic * self.x * self.x)
+        slope = self.scale * (1 + 3 * self.cubic * self.z * self.z)
         return gradient * (1 + self.tanh + self.x * (1 - self.tanh * self.tanh) * slope) / 2
 
 
@@ -114,7 +116,7 @@ def leaky_relu(x: Any, slope: float = 0.01) -> Tensor:
 
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, elsewhere alpha (e^x - 1) (Clevert, Unterthiner, Hochreiter, "ELU", 2016, equation 15)."""
-    x = as_tensor(x)
+    (x,) = floating(x)
     return where(x > 0, x, expm1(where(x > 0, 0, x)) * alpha)
 
 

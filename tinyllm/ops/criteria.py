@@ -67,7 +67,7 @@ def _difference(name: str, x: Any, target: Any) -> Tensor:
 
 
 def _of_one_shape(name: str, x: Any, target: Any) -> tuple[Tensor, ...]:
-    x, target = operands(x, own(target))
+    x, target = floating(*operands(x, own(target)))
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: the first argument has shape {x.shape} and the target {target.shape}; they need one shape, and "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.forward_mode import Dual, primal
 from tinyllm.autograd.tensor import (
     Case,
     Op,
@@ -271,13 +272,14 @@ class Tanh(Op):
 
 @register
 class Sigmoid(Op):
-    """1 / (1 + e^-x). Shapes: x: (...) -> (...)."""
+    """1 / (1 + e^-x), which is e^x / (1 + e^x). Shapes: x: (...) -> (...)."""
 
     cases = unary_cases()
 
     def forward(self, x: Array) -> Array:
-        with backend.ignore_overflow():  # e^-x may be infinite, and 1 / (1 + infinity) is the right 0
-            self.y = 1 / (1 + current.xp.exp(-x))
+        xp, is_negative = current.xp, x < 0
+        e = xp.exp(xp.where(is_negative, x, -x))  # the one of e^x and e^-x that cannot be infinite
+        self.y = xp.where(is_negative, e, 1) / (1 + e)
         return self.y
 
     def backward(self, gradient: Array) -> Any:
@@ -318,8 +320,10 @@ class Erf(Op):
 
     cases = unary_cases()
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Any:
         self.x = x
+        if isinstance(x, Dual):  # its pieces of rational functions are no formula to differentiate
+            return x.through(lambda part: Erf()(part), lambda x: np.exp(-x * x) * (2 / math.sqrt(math.pi)))
         return _erf(x)
 
     def backward(self, gradient: Array) -> Any:
@@ -334,7 +338,7 @@ class Absolute(Op):
 
     def forward(self, x: Array) -> Array:
         self.x = x
-        return backend.magnitude(x)
+        return current.xp.absolute(x)
 
     def backward(self, gradient: Array) -> Any:
         return gradient * current.xp.sign(self.x)
@@ -609,7 +613,7 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where `condition` (boolean array or Tensor) holds, otherwise b, with broadcasting."""
-    return Where(condition.data if isinstance(condition, Tensor) else condition)(*operands(a, b))
+    return Where(primal(condition))(*operands(a, b))
 
 
 def masked_fill(x: Any, mask: Any, value: Any) -> Tensor:

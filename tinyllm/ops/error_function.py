@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm import backend
 from tinyllm.backend import current
 
 NEAR_NUMERATOR = (
@@ -50,7 +49,7 @@ def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
 def erf(x: Any) -> Any:
     """erf(x) element by element, in the dtype of x. x: (...) -> (...)."""
     xp = current.xp
-    magnitude = xp.minimum(backend.magnitude(x), 6.0)  # erf(6) rounds to 1
+    magnitude = xp.minimum(xp.absolute(x), 6.0)  # erf(6) rounds to 1
     near_square = xp.minimum(magnitude, 0.46875) ** 2
     near = x * _polynomial(NEAR_NUMERATOR, near_square) / _polynomial(NEAR_DENOMINATOR, near_square)
     middle_x = xp.clip(magnitude, 0.46875, 4.0)

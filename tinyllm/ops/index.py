@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.forward_mode import Dual
 from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import where
@@ -60,6 +61,8 @@ class Scatter(Op):
     def forward(self, values: Any) -> Any:
         if isinstance(values, Tensor):
             return values  # a replay: backward needs only the index
+        if isinstance(values, Dual):
+            return values.through(lambda part: Scatter(self.index, self.shape)(part))  # linear
         xp = current.xp
         result = xp.zeros(self.shape, dtype=values.dtype)
         index = self.index

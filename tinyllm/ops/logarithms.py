@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
 from tinyllm.backend import Array
 from tinyllm.ops.elementwise import Sigmoid, binary_cases, unary_cases
 
@@ -95,4 +95,5 @@ def softplus(x: Any) -> Tensor:
 
 def log_sigmoid(x: Any) -> Tensor:
     """ln(1 / (1 + e^-x)) = -softplus(-x), without forming the sigmoid."""
-    return -softplus(-as_tensor(x))
+    (x,) = floating(x)
+    return -softplus(-x)

@@ -57,8 +57,8 @@ def rotation_angles(shape: tuple[int, ...], offset: int, theta: float, axis: int
 
 
 def like(table: Any, x: Any) -> Any:
-    """A table beside x, in the real dtype of x."""
-    return current.xp.asarray(table, dtype=np.empty(0, x.dtype).real.dtype)
+    """A table beside x, in the dtype of x."""
+    return current.xp.asarray(table, dtype=x.dtype)
 
 
 def rope(x: Any, offset: int = 0, theta: float = 10000.0, axis: int = -2) -> Tensor:

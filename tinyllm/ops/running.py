@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, register, summable
 from tinyllm.backend import Array
 from tinyllm.ops.reduce import reduced_axes
 
@@ -44,6 +44,6 @@ class Cumprod(Op):
 
 def cumprod(x: Any, axis: int) -> Tensor:
     """The running product along `axis`."""
-    x = as_tensor(x)
+    x = summable(x)
     (axis,) = reduced_axes(axis, x.ndim)
     return Cumprod(axis)(x)

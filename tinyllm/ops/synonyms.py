@@ -14,13 +14,14 @@ ARGUMENTS = {
     "dim": "axis", "dims": "axis", "dim1": "axis1", "dim2": "axis2", "start_dim": "start_axis", "end_dim": "end_axis",
     "keepdim": "keepdims", "ddof": "correction", "unbiased": "correction", "min": "low", "max": "high",
     "a_min": "low", "a_max": "high", "index": "indices", "shifts": "shift", "p": "ord",
+    "src": "source",
 }  # fmt: skip
 """Other words for arguments: which argument each of them is."""
 
 FUNCTIONS = {
     "abs": "absolute", "add": "add", "amax": "max", "amin": "min", "cat": "concatenate", "clamp": "clip",
-    "clone": "copy", "div": "divide", "movedim": "moveaxis", "mul": "multiply", "neg": "negative",
-    "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
+    "clone": "copy", "div": "divide", "logsigmoid": "log_sigmoid", "movedim": "moveaxis", "mul": "multiply",
+    "neg": "negative", "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
     "unsqueeze": "expand_dims", "view": "reshape",
 }  # fmt: skip
 """Other names of functions: which function each of them is."""

@@ -11,8 +11,15 @@ from typing import Any, Self, TextIO
 
 def print_status(line: str, stream: TextIO | None = None) -> None:
     """Print a line on standard error; where nobody can read it (a full disk, a reader that has left), work goes on."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr if stream is None else stream, flush=True)
+    stream = sys.stderr if stream is None else stream
+    if stream is not None:  # pythonw has none
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            print(line, file=stream, flush=True)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person looks at a stream; False where there is none, or it is closed."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class Bar:
@@ -32,7 +39,7 @@ class Bar:
         self._done = 0
         self._last_shown = time.monotonic()
         self._bar: Any = None
-        if self._stream.isatty():
+        if is_terminal(self._stream):
             from tqdm import tqdm  # slow to import
 
             self._bar = tqdm(
@@ -53,7 +60,7 @@ class Bar:
         elif time.monotonic() - self._last_shown > self.seconds:
             self._last_shown = time.monotonic()
             of_total = f" of {self.total:,}" if self.total is not None else ""
-            print(f"{self.label}: {self._done:,}{of_total} {self.unit}", file=self._stream, flush=True)
+            print_status(f"{self.label}: {self._done:,}{of_total} {self.unit}", self._stream)
 
     def __enter__(self) -> Self:
         return self

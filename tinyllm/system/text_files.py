@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,36 @@ from tinyllm.system.storage import StrPath
 
 # In a folder, only these are taken; a file that is named directly may be called anything.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+
+JSON_LINES = (".jsonl", ".ndjson")
+STANDARD_INPUT = Path("-")
+
+_UNPACK = "unpack it first"
+_KINDS_OF_FILES = {
+    b"\x1f\x8b": f"a gzip file: {_UNPACK} (gunzip)",
+    b"PK\x03\x04": f"a zip archive, as .docx, .xlsx and .epub are too: {_UNPACK}, or export it as text",
+    b"BZh": f"a bzip2 file: {_UNPACK} (bunzip2)",
+    b"\xfd7zXZ\0": f"an xz file: {_UNPACK} (unxz)",
+    b"\x28\xb5\x2f\xfd": f"a zstd file: {_UNPACK} (unzstd)",
+    b"7z\xbc\xaf\x27\x1c": f"a 7z archive: {_UNPACK}",
+    b"Rar!": f"a rar archive: {_UNPACK}",
+    b"%PDF": "a PDF: take the text out of it first (pdftotext)",
+    b"\xd0\xcf\x11\xe0": "a document of an older Office: export it as text",
+    b"PAR1": "a Parquet file: write its texts to a text file first",
+    b"SQLite format 3\0": "an SQLite database: write its texts to a text file first",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "an image, a sound or a film (RIFF)",
+    b"\x7fELF": "a program",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\xff\xfe\0\0": "UTF-32: convert it (iconv -f UTF-32 -t UTF-8)",
+    b"\0\0\xfe\xff": "UTF-32: convert it (iconv -f UTF-32 -t UTF-8)",
+    b"\xff\xfe": "UTF-16: convert it (iconv -f UTF-16 -t UTF-8)",
+    b"\xfe\xff": "UTF-16: convert it (iconv -f UTF-16 -t UTF-8)",
+}
+"""What files that are taken for text begin with, the longer before the shorter, and what they are."""
+_NAMED = 3
 
 _BLOCK = 1 << 22
 LARGEST_FILE = 1 << 27
@@ -27,34 +58,58 @@ _NAME = re.compile(
 )
 
 
-def find_text_files(path: StrPath) -> list[Path]:
+def find_text_files(path: StrPath, left_out: dict[str, list[Path]] | None = None) -> list[Path]:
     """The file itself, or the text files of a folder and its folders, sorted; hidden names are left out.
 
+    Args:
+        path: "-": standard input. left_out: what is passed over is added to it, by reason.
+
     Raises:
-        InputError: a folder without text files, or one that cannot be read.
+        InputError: a folder without text files, one that cannot be read, or a file of JSON lines, which are no text.
     """
     path = Path(path)
     if not path.is_dir():
+        if path.suffix.lower() in JSON_LINES:
+            raise InputError(
+                f"{path}: JSON lines, whose syntax would be learned as text; write their texts to a file first: "
+                f"python -c \"import json, sys; [print(json.loads(s)['text']) for s in sys.stdin]\" < {path} > a.txt"
+            )
         return [path]
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
 
-    found = []
+    found, passed_over = [], {} if left_out is None else left_out
     for root, folders, names in os.walk(path, onerror=refuse):
+        for name in [*folders, *names]:
+            file, suffix = Path(root, name), Path(name).suffix.lower()
+            if name.startswith("."):
+                reason = "hidden"
+            elif name in folders:
+                reason = "link to a folder" if file.is_symlink() else ""
+            elif suffix not in TEXT_SUFFIXES:
+                reason = suffix or "without an ending"
+            else:
+                reason = "" if file.is_file() else "no plain file"
+                found += [] if reason else [file]
+            if reason:
+                passed_over.setdefault(reason, []).append(file)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".")
-            and name.lower().endswith(TEXT_SUFFIXES)
-            and Path(root, name).is_file()
-        ]
     if not found:
         suffixes = ", ".join(TEXT_SUFFIXES)
-        raise InputError(f"{path}: no text in this folder: no file that ends in {suffixes}")
+        others = f"; it holds {counted(passed_over)}" if passed_over else ""
+        raise InputError(f"{path}: no text in this folder: no file that ends in {suffixes}{others}")
     # By the parts of the path, so that the order is the same on every system.
     return sorted(found, key=lambda file: file.relative_to(path).parts)
+
+
+def counted(left_out: Mapping[str, Sequence[Path]]) -> str:
+    """What was left out, in words: how many for each reason, and the first names."""
+    parts = []
+    for reason, files in sorted(left_out.items(), key=lambda item: -len(item[1])):
+        names = [file.name for file in sorted(files)[:_NAMED]] + ["..."] * (len(files) > _NAMED)
+        parts.append(f"{len(files):,} {reason} ({', '.join(names)})")
+    return ", ".join(parts)
 
 
 def names_file(text: str) -> bool:
@@ -71,9 +126,16 @@ def looks_like_a_path(text: str) -> bool:
 def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of about `size` bytes, without a byte order mark; none if it is empty.
 
+    `-` is standard input.
+
     Raises:
         InputError: missing, unreadable, or not text (names the byte).
     """
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give a file")
+        yield from text_of(sys.stdin.buffer, "standard input", size)
+        return
     try:
         with storage.open_file(path) as file:
             yield from text_of(file, str(path), size)
@@ -85,34 +147,45 @@ def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
 
 def text_of(file: IO[bytes], name: str, size: int = _BLOCK) -> Iterator[str]:
     """The text of an open file, such as standard input, as blocks() gives it; `name` is what errors call it."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    # Said where a byte is found that no text has.
-    model = "; a tokenizer's .model is no text to read: give it as --tokenizer or PATH, or to load_tokenizer"
-    advice = model if name.endswith(".model") else ""
+    # Drops a byte order mark, wherever the first block ends.
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    advice = ""
     done = 0  # bytes read before this block
     while True:
         content = file.read(size)
+        advice = advice if done else _advice(content, name)
         zero = content.find(b"\0")
         if zero >= 0:
             raise InputError(
                 f"{name}: not text: a NUL byte at byte {done + zero}"
                 f"{advice or '; give UTF-8 text (UTF-16 must be converted first)'}"
             )
-        pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(content, final=not content)
         except UnicodeDecodeError as error:
+            # Its object begins with what was left of the block before, and without a byte order mark.
+            position = done + len(content) - len(error.object) + error.start
             raise InputError(
-                f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
-                f"{done - pending + error.start}{advice or '; convert it to UTF-8'}"
+                f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte {position}"
+                f"{advice or '; convert it to UTF-8'}"
             ) from None
-        if not done:
-            text = text.removeprefix("\ufeff")
         done += len(content)
         if text:
             yield text
         if not content:
             return
+
+
+def _advice(begin: bytes, name: str) -> str:
+    """What a file that turns out to be no text is by its first bytes, and what to do; "" where they do not tell."""
+    if name.endswith(".model"):
+        return (
+            "; a tokenizer's .model is no text to read: give it as --tokenizer or PATH, or to load_tokenizer"
+        )
+    for magic, what in _KINDS_OF_FILES.items():
+        if begin.startswith(magic):
+            return f"; it is {what}"
+    return "; it is a tar archive: unpack it first" if begin[257:262] == b"ustar" else ""
 
 
 def read_whole(path: Path) -> bytes:

@@ -1,8 +1,12 @@
-"""Pieces of error messages: what came, shortened, and what was most likely meant."""
+"""Pieces of messages: what came, shortened, what was most likely meant, and a command to type."""
 
 import difflib
 import reprlib
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from tinyllm.system.errors import InputError
 
@@ -38,3 +42,18 @@ def shown(value: object) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 60
     return shortener.repr(value)
+
+
+def command_line(*arguments: str | Path) -> str:
+    """A command line of this program as whoever started it would type it.
+
+    `tinyllm train` where the shell finds it, else as it was started: `.venv/bin/tinyllm train`, `python -m tinyllm
+    train`. From other programs, such as a notebook: `tinyllm train`.
+    """
+    script = Path(sys.argv[0] if sys.argv else "")
+    begin = ["tinyllm"]
+    if script.name == "__main__.py" and script.parent.name == "tinyllm":
+        begin = [sys.orig_argv[0], "-m", "tinyllm"]
+    elif script.stem == "tinyllm" and shutil.which("tinyllm") != str(script):
+        begin = [str(script)]
+    return shlex.join([*begin, *map(str, arguments)])

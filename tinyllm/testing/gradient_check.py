@@ -12,6 +12,7 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.autograd.mode import enable_grad, no_grad
 from tinyllm.autograd.tensor import Tensor, gradients
+from tinyllm.autograd.transforms import jvp
 from tinyllm.backend import Array
 from tinyllm.ops import concatenate
 from tinyllm.testing.compare import Comparison, GradcheckResult, Problem
@@ -61,6 +62,8 @@ def gradcheck(
 
     def evaluate(*values: Array) -> Any:
         with no_grad():
+            if any(x.dtype.kind == "c" for x in values):
+                return _complex_step(fn, values)
             return backend.to_numpy(_tensor(fn(*[Tensor(x) for x in values])).data)
 
     def analytic(cotangent: Array) -> list[Any]:
@@ -243,6 +246,21 @@ def _names(fn: Callable[..., Any], count: int) -> list[str]:
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             names.append(parameter.name)
     return (names + [f"input {i}" for i in range(len(names), count)])[:count]
+
+
+def _complex_step(fn: Callable[..., Tensor], values: Sequence[Array]) -> Array:
+    """fn at the real parts, and its derivative along the imaginary parts as imaginary part.
+
+    Tensors hold no complex numbers: what is infinitely small of them is a tangent of forward mode.
+    """
+    steps = [x for x in values if x.dtype.kind == "c"]
+
+    def of_steps(*moved: Tensor) -> Tensor:
+        rest = iter(moved)
+        return _tensor(fn(*[next(rest) if x.dtype.kind == "c" else Tensor(x) for x in values]))
+
+    output, slope = jvp(of_steps, [x.real for x in steps], [x.imag for x in steps])
+    return backend.to_numpy(output.data) + 1j * backend.to_numpy(slope.data)
 
 
 def _tensor(value: Any) -> Tensor:

@@ -90,7 +90,7 @@ def check_overfits_one_batch(
 def check_forward_mode(fn: Callable[..., Tensor], inputs: Sequence[Any], seed: int = 0) -> None:
     """<u, J v> = <J^T u, v> for random u and v: the backward of `fn` is the transpose of its derivative.
 
-    J v comes from complex arithmetic in the forward alone, and is exact; J^T u from the backward. Inputs are
+    J v comes from the formulas of the forward alone, by dual numbers, and is exact; J^T u from the backward. Inputs are
     taken in float64.
 
     Raises InvariantError with both products, and with the input whose share differs most.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any, TextIO
 
-from tinyllm.system.progress import print_status
-from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
+from tinyllm.system.progress import is_terminal, print_status
+from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 
 
 class Callback:
@@ -15,6 +16,9 @@ class Callback:
 
     def on_start(self, step: int, total_steps: int) -> None:
         """Training begins after `step` of `total_steps` steps."""
+
+    def on_changes(self, changes: Changes) -> None:
+        """Training goes on with other settings; comes after `on_start`."""
 
     def on_step(self, metrics: StepMetrics) -> None:
         """A step was made."""
@@ -49,21 +53,26 @@ class Callback:
 
 
 class Progress(Callback):
-    """A progress bar on a terminal, plain lines elsewhere: loss, tokens a second, time left."""
+    """A progress bar on a terminal, plain lines elsewhere: loss, tokens a second, time left.
 
-    def __init__(self, line_every: int = 100, stream: TextIO | None = None) -> None:
-        self.line_every = line_every
+    There, the first step has a line, then every `line_every`-th, and each that comes `seconds` after the last line.
+    """
+
+    def __init__(self, line_every: int = 100, stream: TextIO | None = None, seconds: float = 30.0) -> None:
+        self.line_every, self.seconds = line_every, seconds
         self.stream = sys.stderr if stream is None else stream
         self.bar: Any = None
         self.total_steps = 0
         self.begun = (0, 0.0)
+        self._last_line: float | None = None
         self.status = "starting"
         self.rejected_step = -1
 
     def on_start(self, step: int, total_steps: int) -> None:
         self.total_steps = total_steps
         self.begun = (step, time.monotonic())
-        if self.stream.isatty():
+        self._last_line = None
+        if is_terminal(self.stream):
             from tqdm import tqdm  # slow to import
 
             self.bar = tqdm(
@@ -77,23 +86,43 @@ class Progress(Callback):
                 desc=self.status,
             )
 
+    def on_changes(self, changes: Changes) -> None:
+        settings = [
+            f"{name} was {before!r} and is {now!r}" for name, (before, now) in changes.settings.items()
+        ]
+        self.on_message(f"other settings after step {changes.step}: {', '.join(settings)}")
+        if changes.rates is not None:
+            before, now = changes.rates
+            self.on_message(
+                f"the learning rate {'rises' if now > before else 'falls'} from {before:.3g} to {now:.3g} in the next "
+                "step, as the new settings say for it; --learning-rate, --schedule and --final-factor change that"
+            )
+
     def on_step(self, metrics: StepMetrics) -> None:
         if self.bar is not None:
             self.status = f"loss {metrics.loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s"
             self.bar.set_description_str(self.status, refresh=False)
             self.bar.update()
-        elif metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
-            done = metrics.step - self.begun[0]
-            left = (time.monotonic() - self.begun[1]) / max(done, 1) * (self.total_steps - metrics.step)
+            return
+        now = time.monotonic()
+        late = self._last_line is None or now - self._last_line >= self.seconds
+        if late or metrics.step % self.line_every == 0 or metrics.step == self.total_steps:
+            self._last_line = now
+            left = self._seconds_a_step(metrics.step) * (self.total_steps - metrics.step)
             print_status(
                 f"step {metrics.step}/{self.total_steps}  loss {metrics.loss:.4f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s  {duration(left)} left",
                 self.stream,
             )
 
+    def _seconds_a_step(self, step: int) -> float:
+        return (time.monotonic() - self.begun[1]) / max(step - self.begun[0], 1)
+
     def on_evaluation_start(self, step: int) -> None:
         if self.bar is not None:
             self.bar.set_description_str("evaluating")
+        elif self._seconds_a_step(step) >= 1:
+            print_status(f"step {step}  evaluating", self.stream)
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         if self.bar is not None:
@@ -126,7 +155,8 @@ class Progress(Callback):
 
     def on_message(self, line: str) -> None:
         if self.bar is not None:
-            self.bar.write(line, file=self.stream)
+            with contextlib.suppress(OSError):  # a terminal that has gone; the bar itself falls silent then
+                self.bar.write(line, file=self.stream)
         else:
             print_status(line, self.stream)
 

@@ -16,7 +16,7 @@ class TrainConfig:
     """How to train. Raises InputError when a number is out of range."""
 
     data: tuple[str, ...] = field(
-        (), "text to train on: files or folders; without it, Python's own help pages"
+        (), "text to train on: files or folders, -: standard input; without it, Python's own help pages"
     )
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
     tokenizer: str = field(
@@ -34,6 +34,9 @@ class TrainConfig:
         "windows", "windows: shuffled windows, none twice in an epoch; offsets: anywhere, with replacement"
     )
     validation_fraction: float = field(0.1, "last part of the text, kept for validation", above=0, below=1)
+    validation_data: tuple[str, ...] = field(
+        (), "text for validation: files or folders; then all of the other text is trained on"
+    )
     optimizer: str = field(
         "adamw", f"{', '.join(OPTIMIZERS)}; muon: for the matrices inside blocks, AdamW elsewhere"
     )
@@ -88,8 +91,14 @@ class TrainConfig:
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger", at_least=0)
     formulas: bool = field(False, "compute by the formulas, not by their fast forms: for a debugger")
     eval_every: int = field(500, "steps between evaluations of the whole validation split", at_least=1)
+    stop_after: int = field(
+        0, "stop after so many evaluations without a lower validation loss; 0: never", at_least=0
+    )
     eval_batch_size: int = field(64, "windows in a batch of the evaluation", at_least=1)
     checkpoint_every: int = field(500, "steps between checkpoints", at_least=1)
+    checkpoint_minutes: float = field(
+        10.0, "and minutes between them at most, where steps are slow; 0: by steps alone", at_least=0
+    )
     keep_checkpoints: int = field(2, "how many of these are kept, beside the best and the latest", at_least=1)
     log_every: int = field(
         1, "steps between lines of metrics.jsonl; a GPU is waited for at each of them", at_least=1

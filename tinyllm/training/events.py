@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tinyllm.training.objectives import Batch
 
@@ -29,6 +31,19 @@ class Evaluation:
     step: int
     val_loss: float
     val_bits_per_character: float
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is other than before in a run that goes on after `step`.
+
+    settings: what each was and is, by name. rates: of the last step, and of the next; None where no setting that they
+    depend on is another.
+    """
+
+    step: int
+    settings: Mapping[str, tuple[Any, Any]]
+    rates: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""loss.png: training and validation loss of a run, drawn from its metrics."""
+"""loss.png: training and validation loss and learning rate of a run, drawn from its metrics."""
 
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinyllm.system import storage
@@ -12,7 +14,7 @@ from tinyllm.training.metrics import METRICS, last_branch, read_metrics
 
 
 class LossCurve(Callback):
-    """Draws training and validation loss from metrics.jsonl into loss.png, where matplotlib is installed."""
+    """Draws the losses and the learning rate in metrics.jsonl into loss.png, where matplotlib is installed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,36 +30,31 @@ class LossCurve(Callback):
         evaluations = [line for line in lines if line.get("val_loss") is not None]
         if not steps:
             return
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure = Figure(figsize=(8, 5.5), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-        x = [line["step"] for line in steps]
-        axes.plot(
-            x,
-            [line["loss"] for line in steps],
-            color="C0",
-            alpha=0.25,
-            linewidth=0.8,
-            label="training, each batch",
-        )
-        axes.plot(
-            x, running_mean([line["loss"] for line in steps]), color="C0", label="training, running mean"
-        )
+        axes, rate_axes = figure.subplots(2, sharex=True, height_ratios=(5, 1))
+        axes.set_ylabel("loss (nats per token)")
+        x, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
+        axes.plot(x, losses, color="C0", alpha=0.25, linewidth=0.8, label="training, each batch")
+        axes.plot(x, running_mean(losses), color="C0", label="training, mean around each step")
         if evaluations:
-            values = [line["val_loss"] for line in evaluations]
-            axes.plot(
-                [line["step"] for line in evaluations],
-                values,
-                "o-",
-                color="C1",
-                label="validation, whole split",
-            )
+            at, values = ([line[key] for line in evaluations] for key in ("step", "val_loss"))
+            axes.plot(at, values, "o-", color="C1", label="validation, whole split")
+            best, best_loss = min(zip(at, values, strict=True), key=lambda point: point[1])
+            axes.axvline(best, color="C2", linestyle="--", label=f"best: step {best}, {best_loss:.3f}")
             axes.annotate(
-                f"{values[-1]:.3f}", (evaluations[-1]["step"], values[-1]), textcoords="offset points",
-                xytext=(0, 8), ha="right",
-            )  # fmt: skip
-        axes.grid(alpha=0.3)
+                f"{values[-1]:.3f}",
+                (at[-1], values[-1]),
+                textcoords="offset points",
+                xytext=(0, 8),
+                ha="right",
+            )
+        axes.margins(y=0.1)
         axes.legend()
+        rate_axes.plot(x, [line["learning_rate"] for line in steps], color="C3")
+        rate_axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+        for panel in (axes, rate_axes):
+            panel.grid(alpha=0.3)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=120)
         try:
@@ -67,13 +64,16 @@ class LossCurve(Callback):
             print_status(f"{self.folder / 'loss.png'}: cannot be written: {error.strerror or error}")
 
 
-def running_mean(values: list[float], span: int = 50) -> list[float]:
-    """The exponential running mean over about `span` values, without a bias at the start."""
-    keep = 1 - 1 / span
-    total = weight = 0.0
-    means = []
-    for value in values:
-        total = keep * total + value
-        weight = keep * weight + 1
-        means.append(total / weight)
-    return means
+def running_mean(values: Sequence[float], span: int = 50) -> list[float]:
+    """The mean of the values around each: half of `span` before it and as many after it; a tenth of all if less.
+
+    Where there are fewer before it, as few are taken after it, so that the steep begin of a run does not lag; in the
+    end, where a run is flat, those that there are.
+    """
+    sums = [0.0, *itertools.accumulate(values)]
+    halves = [min(span // 2, len(values) // 20, i) for i in range(len(values))]
+    ends = [min(i + half + 1, len(values)) for i, half in enumerate(halves)]
+    return [
+        (sums[end] - sums[i - half]) / (end - i + half)
+        for i, (half, end) in enumerate(zip(halves, ends, strict=True))
+    ]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the steps, evaluations, rejections and rollbacks of a run, one JSON object a line."""
+"""metrics.jsonl: the steps, evaluations, rejections, rollbacks and new settings of a run, a JSON object a line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.progress import print_status
 from tinyllm.system.wording import shown
 from tinyllm.training.callbacks import Callback
-from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
+from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 
 METRICS = "metrics.jsonl"
 
@@ -68,6 +68,12 @@ class MetricsFile(Callback):
     def on_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self.log_every == 0:
             self._append(vars(metrics))
+
+    def on_changes(self, changes: Changes) -> None:
+        for name, (before, now) in changes.settings.items():
+            self._append(
+                {"step": changes.step, "event": "changed", "setting": name, "before": before, "now": now}
+            )
 
     def on_rejected(self, rejection: Rejection) -> None:
         self._append(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from tinyllm import backend
@@ -21,7 +19,7 @@ def count_micro_batches(windows: int, length: int, workers: int, vocab_size: int
     most_tokens = backend.choose(MICRO_BATCH_TOKENS, on_device=1 << 20)
     most_logits = backend.choose(MICRO_BATCH_LOGITS, on_device=1 << 28)
     tokens = min(most_tokens, max(1, most_logits // vocab_size))
-    for_each = max(1, math.ceil(windows * length / (tokens * workers)))
+    for_each = max(1, -(-windows * length // (tokens * workers)))
     return min(windows, workers * for_each)
 
 

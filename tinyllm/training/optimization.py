@@ -31,6 +31,11 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     return schedule(step, config.steps, config.warmup_steps, config.final_factor)
 
 
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate in the step after `step`."""
+    return config.learning_rate * rate_factor(config, step)
+
+
 def clip_limit(config: TrainConfig, usual_norm: float) -> float:
     """To which gradient norm the next step is clipped; usual_norm: the median of the last steps."""
     if not config.clip_running:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +13,14 @@ from tinyllm.autograd import use_formulas
 from tinyllm.backend import use_backend
 from tinyllm.data import SequentialWindows, embedded_corpus, read_text, split_by_position
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.generation.sampling import generate_text
+from tinyllm.models.generation.sampling import Window, generate_text, until
 from tinyllm.system import storage
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, WorkerEndedError
 from tinyllm.system.lock import FolderLock
 from tinyllm.system.progress import print_status
 from tinyllm.system.toml_files import write_toml
+from tinyllm.system.wording import command_line
 from tinyllm.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -35,8 +34,8 @@ from tinyllm.training.checkpoints import checkpoint, keeping, resuming
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.evaluation import mean_loss
 from tinyllm.training.loss_curve import LossCurve
+from tinyllm.training.memory import estimate_memory, require_memory
 from tinyllm.training.metrics import MetricsFile
-from tinyllm.training.micro_batches import count_micro_batches
 from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.trainer import Trainer
@@ -60,11 +59,13 @@ def train(
     if train_config.out is None:
         raise InputError("the run needs a folder; give --out DIR")
     folder = Path(train_config.out)
+    notes: list[str] = []  # said once all that was given has been found good
+    train_config = _with_fitting_warmup(train_config, notes)
     use_backend(train_config.backend, train_config.precision, train_config.device_memory)
     _check_folder(folder, resume, overwrite)
     with RunFolder(folder) as run_folder:
         found = keeping.find_valid(folder, training=True) if resume else None
-        trainer = _build(model_config, train_config, found)
+        trainer = _build(model_config, train_config, found, notes)
         metrics = MetricsFile(folder, train_config.log_every)
         trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
         if found is not None:
@@ -76,10 +77,11 @@ def train(
             keeping.remove_run(folder)
         run_folder.write({"model": trainer.model.config, "train": train_config})
         with use_formulas(train_config.formulas):
-            _fit(trainer, resume)
+            _fit(trainer, resume, notes)
     if train_config.sample_tokens:
+        at_hand = trainer.best_step == trainer.step
         pieces = generate_text(
-            trainer.model,
+            trainer.model if at_hand else keeping.load(folder)[0],
             trainer.tokenizer,
             first_prompt(trainer.tokenizer),
             train_config.sample_tokens,
@@ -88,6 +90,17 @@ def train(
         )
         print("".join(pieces).strip("\n"))
     return folder
+
+
+def _with_fitting_warmup(config: TrainConfig, notes: list[str]) -> TrainConfig:
+    """The config, with a warm-up of half the steps where that has as many as there are: the rate would never fall."""
+    if config.warmup_steps < config.steps or not config.warmup_steps:
+        return config
+    fitting = config.steps // 2
+    notes.append(
+        f"a warm-up of {config.warmup_steps} steps does not fit into {config.steps}: it has {fitting} (--warmup-steps)"
+    )
+    return replace(config, warmup_steps=fitting)
 
 
 class RunFolder(Callback):
@@ -124,13 +137,23 @@ class RunFolder(Callback):
 
 
 def _build(
-    model_config: ModelConfig, train_config: TrainConfig, found: checkpoint.Checkpoint | None
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    found: checkpoint.Checkpoint | None,
+    notes: list[str],
 ) -> Trainer:
-    """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume."""
+    """The Trainer of a run, with its text and tokenizer, which byte-pair encoding takes from the run to resume.
+
+    notes: lines about the text are added to it.
+    """
     assert train_config.out is not None
-    text = read_text(train_config.data) if train_config.data else embedded_corpus()
-    # Split as text, so that runs with different tokenizers are validated on the same characters.
-    texts = split_by_position(text, train_config.validation_fraction)
+    text = read_text(train_config.data, notes.append) if train_config.data else embedded_corpus()
+    if train_config.validation_data:
+        texts = text, read_text(train_config.validation_data, notes.append)
+        text = "".join(texts)
+    else:
+        # Split as text, so that runs with different tokenizers are validated on the same characters.
+        texts = split_by_position(text, train_config.validation_fraction)
     if found is not None and train_config.tokenizer == "bpe":
         tokenizer = found.tokenizer()
     else:
@@ -148,21 +171,29 @@ def _build(
     train_tokens, validation_tokens = (
         tokenizer.encode_document(part, train_config.special_tokens) for part in texts
     )
-    require_memory(model_config)
+    require_memory(model_config, train_config, train_config.threads or physical_cores())
     model = TransformerLM(model_config, train_config.seed)
     return Trainer(model, tokenizer, train_tokens, validation_tokens, train_config, Path(train_config.out))
 
 
-def _fit(trainer: Trainer, resumed: bool) -> None:
-    """Train, and say what is trained, how it ended, and how to go on when it was stopped."""
+def _fit(trainer: Trainer, resumed: bool, notes: Sequence[str]) -> None:
+    """Train, and say what was read (`notes`), what is trained, how it ended, and how to go on when it was stopped."""
     tokenizer, folder, steps = trainer.tokenizer, trainer.run, trainer.config.steps
     assert folder is not None
+    for line in notes:
+        print_status(line)
     print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} threads"
     )
-    if resumed and trainer.step < steps:
+    print_status(_step_in_words(trainer))
+    if resumed and trainer.stops_early:
+        print_status(
+            f"the run has stopped: {trainer.without_gain} evaluations without a lower validation loss; --stop-after N, "
+            "with a larger N or 0, goes on"
+        )
+    elif resumed and trainer.step < steps:
         print_status(f"going on from step {trainer.step}")
     elif resumed:
         print_status(
@@ -185,11 +216,26 @@ def _fit(trainer: Trainer, resumed: bool) -> None:
         raise
     if not math.isfinite(trainer.best_loss):
         raise InputError(f"no evaluation gave a finite loss, so the run in {folder} has no best checkpoint")
+    print_status(_summary(trainer))
+
+
+def _summary(trainer: Trainer) -> str:
+    """How the run ended, and which of its models is the best."""
     bits = trainer.best_loss / math.log(2) * trainer.tokens_per_character
-    print_status(
-        f"best validation loss {trainer.best_loss:.4f} nats a {_unit(tokenizer)}, {bits:.4f} bits per character; "
-        f"the run is in {folder}"
-    )
+    best = "the last step" if trainer.best_step == trainer.step else f"step {trainer.best_step}"
+    if trainer.best_step < 0:
+        best = "a step before it went back"
+    lines = [
+        f"best validation loss {trainer.best_loss:.4f} nats a {_unit(trainer.tokenizer)}, {bits:.4f} bits "
+        f"per character, in {best}"
+    ]
+    if trainer.best_step != trainer.step and math.isfinite(trainer.evaluated_loss):
+        since = f", no lower in {trainer.without_gain} evaluations since" if trainer.without_gain > 1 else ""
+        lines.append(f"the last, in step {trainer.evaluated_step}, is {trainer.evaluated_loss:.4f}{since}")
+    lines.append(f"the run is in {trainer.run}")
+    if trainer.config.sample_tokens:
+        lines.append(f"a sample of the model of {best}:")
+    return "; ".join(lines)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -215,40 +261,26 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{folder}: cannot be written: {reason or error}; give another --out") from None
 
 
-def require_memory(config: ModelConfig) -> None:
-    """Refuse a model that cannot be trained in the memory of this machine, before the machine grinds to a halt."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # a system that does not tell
-        return
-    needed = 16 * config.num_parameters  # float32 weights, gradients and two moments of AdamW
-    if needed > memory:
-        raise InputError(
-            f"a model of this shape needs {needed / 2**30:,.0f} GiB to train, this machine has "
-            f"{memory / 2**30:,.0f} GiB; make hidden_size or num_layers smaller"
-        )
+def _step_in_words(trainer: Trainer) -> str:
+    """How large a step is, and what memory the run takes, said before the first."""
+    windows, tokens = trainer.sampler.batch_size, len(trainer.sampler.tokens)
+    step = windows * trainer.model.config.context_length
+    times = f", {step / tokens:,.0f} times the text," if step >= 2 * tokens else ""
+    memory = estimate_memory(trainer.model.config, trainer.config, trainer.threads)
+    return f"a step of {step:,} tokens{times} takes {memory.in_words()}"
 
 
 def _out_of_memory(trainer: Trainer, error: MemoryError) -> str:
     """What took the memory, and what takes less."""
-    model, config = trainer.model.config, trainer.config
-    fixed = 16 * model.num_parameters  # float32 weights, gradients and two moments of AdamW
-    windows = config.batch_size * config.gradient_accumulation
-    parts = count_micro_batches(windows, model.context_length, trainer.threads, model.vocab_size)
-    tokens = trainer.threads * -(-windows // parts) * model.context_length
-    # What a block keeps for the backward pass: of width D the inputs and outputs of norms, projections, rotation and
-    # attention, and in the feed-forward layer gate, up, sigmoid and product. Of logits, themselves and their gradient.
-    block = 16 * model.hidden_size + 4 * model.intermediate_size
-    kept = 4 * tokens * (model.num_layers * block + 2 * model.vocab_size)
+    needed = estimate_memory(trainer.model.config, trainer.config, trainer.threads)
     return (
-        f"out of memory ({str(error).partition(chr(10))[0] or 'no more said'}); weights, gradients and optimizer take "
-        f"{fixed / 2**30:.2f} GiB, and {tokens:,} tokens at once about {kept / 2**30:.2f} GiB: make context_length, "
-        "batch_size or the model smaller"
+        f"out of memory ({str(error).partition(chr(10))[0] or 'no more said'}); a run of these settings takes "
+        f"{needed.in_words()}: make context_length, batch_size or the model smaller"
     )
 
 
 def _resume_command(folder: Path) -> str:
-    return f"tinyllm train --resume --out {shlex.quote(str(folder))}"
+    return command_line("train", "--resume", "--out", folder)
 
 
 def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, workers: int = 1) -> Tokenizer:
@@ -275,7 +307,8 @@ def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, wo
         return learned
     if not Path(choice).exists():
         raise InputError(
-            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; `tinyllm tokenizer train` makes one"
+            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; "
+            f"`{command_line('tokenizer', 'train')}` makes one"
         )
     return load_tokenizer(choice)
 
@@ -310,20 +343,68 @@ def evaluate(
     if threads < 0:
         raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
     model, tokenizer = keeping.load(path)
-    tokens = tokenizer.encode_document(read_text(data), special_tokens)
+    read: list[str] = []
+    tokens = tokenizer.encode_document(read_text(data, read.append), special_tokens)
     if len(tokens) < 2:
         raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)
     loss = mean_loss(model, NextToken(), windows, threads or physical_cores())
     tokens_per_character = windows.num_targets / tokenizer.characters_predicted(tokens)
+    for line in read:
+        print_status(line)
     return Score(windows.num_targets, loss, loss / math.log(2) * tokens_per_character)
 
 
-def sample(path: Path, prompt: str | None, max_new_tokens: int, **settings: Any) -> Iterator[str]:
-    """The prompt and its continuation by the model at `path`, piece by piece; see `generate`."""
+def sample(
+    path: Path,
+    prompt: str | None,
+    max_new_tokens: int,
+    samples: int = 1,
+    stop: str | None = None,
+    seed: int = 0,
+    window: Window = "restart",
+    special_tokens: bool = True,
+    **settings: Any,
+) -> Iterator[str]:
+    """The prompt and its continuation by the model at `path`, piece by piece; see `generate`.
+
+    samples: how many, with seeds that follow each other. stop: a sample ends before this text.
+    """
+    if samples < 1 or stop == "":
+        raise InputError(
+            f"samples={samples}, stop={stop!r}; give at least 1, and a text of one character at least"
+        )
     model, tokenizer = keeping.load(path)
     if prompt is None:
         prompt = first_prompt(tokenizer)
-    pieces = generate_text(model, tokenizer, prompt, max_new_tokens, **settings)
-    yield prompt.lstrip("\n")
-    yield from pieces
+    settings.update(window=window, special_tokens=special_tokens)
+    streams = [
+        generate_text(model, tokenizer, prompt, max_new_tokens, seed=seed + number, **settings)
+        for number in range(samples)
+    ]
+    _say_what_is_seen(
+        len(tokenizer.encode_document(prompt, special_tokens)),
+        max_new_tokens,
+        model.config.context_length,
+        window,
+    )
+    for number, pieces in enumerate(streams):
+        if samples > 1:
+            yield f"{'' if number == 0 else chr(10)}---- sample {number + 1} of {samples}\n"
+        yield prompt.lstrip("\n")
+        yield from pieces if stop is None else until(pieces, stop)
+
+
+def _say_what_is_seen(prompt: int, new: int, context: int, window: Window) -> None:
+    """Say it where the model does not see all tokens of the prompt, or later not all of the text."""
+    if prompt > context and window != "all":
+        print_status(
+            f"the prompt has {prompt:,} tokens, the model sees its newest {context:,}; --window all: all"
+        )
+    if min(prompt, context) + new > context + 1:
+        then = {
+            "restart": "the text goes on from its newest half (--window slide or all: see --help)",
+            "slide": f"each token sees the newest {context:,}",
+            "all": "each token sees all before it, more than the model was trained on",
+        }[window]
+        print_status(f"past the context of {context:,} tokens {then}")

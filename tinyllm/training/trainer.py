@@ -24,12 +24,15 @@ from tinyllm.training.checkpoints.resuming import Numbers, Part, RunState, TextD
 from tinyllm.training.checkpoints.run_checkpoints import RunCheckpoints
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines import build_engine
-from tinyllm.training.events import Evaluation, Rejection, Rollback, StepMetrics
+from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 from tinyllm.training.objectives import NextToken, Objective
 from tinyllm.training.optimization import build_optimizer, clip_limit, rate_factor
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.safeguards.recovery import Recovery, Remedy
 from tinyllm.training.safeguards.watch import Watch
+
+_OFTEN = 2
+"""Evaluations in a row without gain that are more than noise, and are said."""
 
 SAMPLERS: dict[str, type[BatchSampler]] = {"windows": RandomWindows, "offsets": RandomOffsets}
 
@@ -47,8 +50,9 @@ class Trainer:
         callbacks: told of every step and evaluation. objective: the loss; None: of the next token, as `config` says.
 
     Attributes:
-        step: how many steps were made. evaluated_step: the step of the last evaluation. best_loss, best_step: of the
-            evaluation with the lowest loss whose checkpoint could be written.
+        step: how many steps were made. evaluated_step, evaluated_loss: of the last evaluation. best_loss, best_step: of
+            the evaluation with the lowest loss whose checkpoint could be written. without_gain: evaluations since then.
+        changes: what is other than before in a run that was resumed.
 
     Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
@@ -82,11 +86,21 @@ class Trainer:
         )
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(saves=run is not None)
+        self.seconds = 0.0
+        """What the last steps took that were made without a look."""
         self.step, self.evaluated_step = 0, -1
+        self.evaluated_loss, self.without_gain = math.nan, 0
         self.best_loss, self.best_step = math.inf, -1
+        self.changes: Changes | None = None
         self.checkpoints = RunCheckpoints(
-            run, model, tokenizer, config.checkpoint_every, config.keep_checkpoints, self._notify
+            run,
+            model,
+            tokenizer,
+            config.checkpoint_every,
+            config.keep_checkpoints,
+            self._notify,
+            60 * config.checkpoint_minutes,
         )
         text = TextDigests(run, {"training": self.sampler.tokens, "validation": self.validation.tokens})
         parts: dict[str, Part] = {
@@ -103,7 +117,13 @@ class Trainer:
         self.threads = 1 if backend.is_asynchronous() else threads
         before = self.state.parts.get("loss_scale")
         self.engine = build_engine(
-            self.model, self.optimizer, self.objective, self.threads, self.config.seed, self.validation
+            self.model,
+            self.optimizer,
+            self.objective,
+            self.threads,
+            self.config.seed,
+            self.validation,
+            self.interrupts,
         )
         if before is not None:
             self.engine.load_state_dict(before.state_dict())
@@ -114,8 +134,9 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current step to `config.steps`, evaluating and saving on the way.
 
-        Ctrl-C and SIGTERM wait for the end of the step, and save a checkpoint before they go on as KeyboardInterrupt
-        (SIGTERM as its subclass Terminated). A second one does not wait, and saves nothing.
+        Ctrl-C and SIGTERM drop the step under way, unless the optimizer is changing parameters already, and save a
+        checkpoint before they go on as KeyboardInterrupt (SIGTERM as its subclass Terminated). A second one does not
+        wait, and saves nothing.
 
         A checkpoint on the way that cannot be written is told to the callbacks, and tried again at the next one.
         Steps that the watch rejects are not made; see `recovery`. Raises InputError when no way is found past them, and
@@ -126,8 +147,8 @@ class Trainer:
                 # Whether a step is finite is checked once, on its loss and its gradient norm.
                 with backend.ignore_non_finite(), self.engine:
                     self._begin()
-                    while self.step < self.config.steps:
-                        with self.interrupts.put_off():
+                    while self.step < self.config.steps and not self.stops_early:
+                        with self.interrupts.put_off("this step", self.seconds):
                             before = self.step
                             for made in self.train_steps():
                                 match made:
@@ -146,10 +167,18 @@ class Trainer:
             finally:
                 self._notify("on_end")
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether so many evaluations came without gain that training stops."""
+        return 0 < self.config.stop_after <= self.without_gain
+
     def _begin(self) -> None:
         self._notify("on_start", self.step, self.config.steps)
+        if self.changes is not None:
+            self._notify("on_changes", self.changes)
+            self.changes = None
         if self.checkpoints.saved is None:
-            with self.interrupts.put_off():
+            with self.interrupts.put_off("the first checkpoint"):
                 self.save()  # so that there is always one
         if self.step and self.evaluated_step < self.step:
             self._after_step()  # what an interrupt came before
@@ -164,7 +193,8 @@ class Trainer:
         begun = time.perf_counter()
         position = self.sampler.step
         count = min(self.engine.most_steps, self._steps_to_next_look())
-        batches = [self.sampler.batch(position + number) for number in range(count)]
+        with self.interrupts.droppable():
+            batches = [self.sampler.batch(position + number) for number in range(count)]
         factors = [rate_factor(self.config, self.step + number) for number in range(count)]
         largest_norm = clip_limit(self.config, self.watch.usual_norm)
         outcomes = self.engine.run(position, batches, factors, largest_norm, self.watch.limits)
@@ -173,7 +203,8 @@ class Trainer:
             for outcome in outcomes
         ]
         losses = sum(map(self.objective.count, batches))
-        rate = losses / max(time.perf_counter() - begun, 1e-9)
+        self.seconds = time.perf_counter() - begun
+        rate = losses / max(self.seconds, 1e-9)
         for number, (outcome, reason) in enumerate(zip(outcomes, reasons, strict=True)):
             self.sampler.step += 1
             if outcome.made:
@@ -221,7 +252,7 @@ class Trainer:
             raise InputError(
                 f"training diverged in step {rejection.step}: {rejection.reason}; {remedy.tried}; lower "
                 f"--learning-rate (now {self.config.learning_rate}) or raise --warmup-steps "
-                f"(now {self.config.warmup_steps}), in a new run: --out DIR or --overwrite{report}"
+                f"(now {self.config.warmup_steps}), with --resume or in a new run{report}"
             )
         return remedy
 
@@ -257,24 +288,31 @@ class Trainer:
         if due:
             self._notify("on_evaluation_start", self.step)
             evaluation = self.evaluate()
-        with self.interrupts.put_off():
-            before = self.best_loss, self.best_step
+        with self.interrupts.put_off("what follows the step"):
+            before = self.best_loss, self.best_step, self.without_gain
             improved = False
             if evaluation is not None:
                 self._notify("on_evaluation", evaluation)
                 if not math.isfinite(evaluation.val_loss):
                     line = "the last step has spoiled the parameters; lower --learning-rate or raise --warmup-steps"
                     self._notify("on_message", f"the validation loss is {evaluation.val_loss}: {line}")
-                self.evaluated_step = self.step
+                self.evaluated_step, self.evaluated_loss = self.step, evaluation.val_loss
                 improved = evaluation.val_loss < self.best_loss
+                self.without_gain = 0 if improved else self.without_gain + 1
                 if improved:
                     self.best_loss, self.best_step = evaluation.val_loss, self.step
-            if last:
+                elif self.without_gain == _OFTEN and math.isfinite(self.best_loss):
+                    since = (
+                        f"since step {self.best_step}" if self.best_step >= 0 else "since before it went back"
+                    )
+                    line = (
+                        f"validation has been above {self.best_loss:.4f} {since}: learning the text by heart?"
+                    )
+                    self._notify("on_message", line)
+            if last or self.stops_early:
                 self.save(best=improved)
-            elif (improved or self.step % self.config.checkpoint_every == 0) and not self._try_to_save(
-                improved
-            ):
-                self.best_loss, self.best_step = before
+            elif (improved or self.checkpoints.is_due(self.step)) and not self._try_to_save(improved):
+                self.best_loss, self.best_step, self.without_gain = before
 
     def _try_to_save(self, best: bool) -> bool:
         """Save on the way, which is not the end when it fails."""
@@ -293,12 +331,16 @@ class Trainer:
 
     def _collect(self) -> TrainingState:
         """What a checkpoint of this moment holds beside the model."""
-        numbers = Numbers(self.step, self.evaluated_step, self.best_loss, self.best_step, self.threads)
+        numbers = Numbers(
+            self.step, self.evaluated_step, self.best_loss, self.best_step, self.threads, self.evaluated_loss,
+            self.without_gain,
+        )  # fmt: skip
         return self.state.collect(numbers, self.callbacks)
 
     def _apply(self, numbers: Numbers) -> None:
         """Go on counting from the numbers of a checkpoint."""
         self.step, self.evaluated_step = numbers.step, numbers.evaluated_step
+        self.evaluated_loss, self.without_gain = numbers.evaluated_loss, numbers.without_gain
         self.best_loss, self.best_step = numbers.best_loss, numbers.best_step
 
     def resume(self, found: Checkpoint | None = None) -> None:
@@ -312,6 +354,7 @@ class Trainer:
         keeping.report_passed_over(found)
         numbers = self.state.restore(found, self.callbacks)
         self._apply(numbers)
+        self.changes = self.state.changes(found)
         threads = numbers.threads
         if self.threads != (self.config.threads or threads):
             self.use_threads(threads)

@@ -32,6 +32,7 @@ class Decoder:
 
     Args:
         model: one with an `infer` of its own. capacity: tokens that there is room for; None: context_length.
+        caches: for each block, instead of new ones.
 
     Example:
         >>> model = tinyllm.TransformerLM(tinyllm.ModelConfig(vocab_size=10), seed=1)
@@ -40,13 +41,15 @@ class Decoder:
         ((10,), (10,), 4)
     """
 
-    def __init__(self, model: TransformerLM, capacity: int | None = None) -> None:
+    def __init__(
+        self, model: TransformerLM, capacity: int | None = None, caches: Sequence[KeyValueCache] | None = None
+    ) -> None:
         self.model = model
         self.is_packed = False
         self.capacity = model.config.context_length if capacity is None else capacity
         self.length = 0
         """How many tokens it has seen; set it to 0 to begin anew."""
-        self.caches = model.new_cache(self.capacity)
+        self.caches = model.new_cache(self.capacity) if caches is None else list(caches)
 
     def pack(self) -> None:
         """Copy the matrices into the layout that single tokens are fastest with, worth it from some 30 of them on."""

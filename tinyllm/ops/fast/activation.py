@@ -77,22 +77,26 @@ class FastGeluTanh(GeluTanh):
 
     def forward(self, x: Array) -> Array:
         self.x = x
-        y, self.tanh = _gelu_tanh(x, self.scale, self.cubic)
+        y, self.tanh = _gelu_tanh(x, self.scale, self.cubic, self.saturation)
         return y
 
     def backward(self, gradient: Array) -> Any:
-        return _gelu_tanh_backward(gradient, self.x, self.tanh, self.scale, self.cubic)
+        return _gelu_tanh_backward(gradient, self.x, self.tanh, self.scale, self.cubic, self.saturation)
 
 
 @backend.elementwise
-def _gelu_tanh(x: Any, scale: float, cubic: float) -> tuple[Any, Any]:
-    tanh = current.xp.tanh(scale * (x + cubic * x * x * x))
+def _gelu_tanh(x: Any, scale: float, cubic: float, saturation: float) -> tuple[Any, Any]:
+    z = current.xp.clip(x, -saturation, saturation)
+    tanh = current.xp.tanh(scale * (z + cubic * z * z * z))
     return x * (1 + tanh) / 2, tanh
 
 
 @backend.elementwise
-def _gelu_tanh_backward(gradient: Any, x: Any, tanh: Any, scale: float, cubic: float) -> Any:
-    slope = scale * (1 + 3 * cubic * x * x)
+def _gelu_tanh_backward(
+    gradient: Any, x: Any, tanh: Any, scale: float, cubic: float, saturation: float
+) -> Any:
+    z = current.xp.clip(x, -saturation, saturation)
+    slope = scale * (1 + 3 * cubic * z * z)
     return gradient * (1 + tanh + x * (1 - tanh * tanh) * slope) / 2
 
 

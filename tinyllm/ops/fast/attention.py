@@ -21,7 +21,7 @@ from tinyllm.system.cores import each_on_a_core
 KEPT_SCORES = 1 << 22
 """With more scores than this, and without dropout, no probabilities are kept: backward computes them again."""
 # Queries of a block under a causal mask: fewer compute fewer scores in vain, in thinner products.
-_CAUSAL_ROWS = 64
+CAUSAL_ROWS = 64
 
 _MASK = np.array([[True, False, True], [True, True, True]])
 _UNSEEN = np.array([[True, True, False], [False, False, False]])
@@ -101,7 +101,7 @@ class ScaledDotProductAttention(FusedOp):
         if self.dropout_p > 0:
             assert self.dropout_key is not None
             mask = keep_mask((B, H, T, S), self.dropout_p, self.dropout_key)
-            self.keep = mask.astype(q.real.dtype) * (1 / (1 - self.dropout_p))
+            self.keep = mask.astype(q.dtype) * (1 / (1 - self.dropout_p))
         self._forward_blocks()
         return self.out
 
@@ -139,7 +139,7 @@ class ScaledDotProductAttention(FusedOp):
     def _blocks(self) -> list[Block]:
         """The blocks whose probabilities are kept, without those that hold no key that a query sees."""
         T, S = self.q.shape[2], self.k.shape[2]
-        step = backend.choose(_CAUSAL_ROWS, on_device=max(T, 1)) if self.causal else max(T, 1)
+        step = backend.choose(CAUSAL_ROWS, on_device=max(T, 1)) if self.causal else max(T, 1)
         blocks = []
         for start in range(0, T, step):
             end = min(start + step, T)

@@ -33,8 +33,7 @@ def rotation_tables(x: Any, offset: int, theta: float, axis: int) -> tuple[Any, 
     x: (..., T, ..., K) with positions along `axis` (negative) -> two arrays (T, ..., K). The first half of the last
     axis of sin is negative: y = x cos + swap(x) sin, where swap exchanges the halves.
     """
-    real_dtype = x.real.dtype if x.dtype.kind == "c" else x.dtype
-    return _tables(x.shape[axis:], offset, theta, real_dtype.name, current.xp)
+    return _tables(x.shape[axis:], offset, theta, x.dtype.name, current.xp)
 
 
 @fast_form_of(Rope)

@@ -73,7 +73,7 @@ def save(
         CONFIG: _config_bytes(model),
         MODEL: _safetensors_bytes(parameters),
         TOKENIZER: _json_bytes(tokenizer.to_json()),
-        "tokenizer_config.json": _json_bytes({"tokenizer_class": "PreTrainedTokenizerFast"}),
+        "tokenizer_config.json": _json_bytes(_tokenizer_config(tokenizer)),
     }
     if training is not None:
         files[OPTIMIZER] = _safetensors_bytes(training.arrays)
@@ -168,6 +168,18 @@ def _require_replaceable(folder: Path) -> None:
         raise InputError(
             f"{folder}: holds {others[0]}, which is no part of a checkpoint; give another folder"
         )
+
+
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, str]:
+    """What transformers reads beside tokenizer.json: its class, and the token that fills up the shorter of a batch.
+
+    A special token has to serve, because transformers takes the padding token for a special one: text that has it would
+    get other ids, and it would be left out of decoded text. Its model has no row for one that is added.
+    """
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    special = list(tokenizer.special_tokens)
+    meant = [token for token in special if "pad" in token.lower()] or special
+    return {**config, "pad_token": meant[0]} if meant else config
 
 
 def _config_bytes(model: TransformerLM) -> bytes:

@@ -20,6 +20,7 @@ from tinyllm.system import storage
 from tinyllm.system.errors import InputError, UnreadableError
 from tinyllm.system.progress import print_status
 from tinyllm.system.storage import StrPath
+from tinyllm.system.wording import command_line
 from tinyllm.training.checkpoints.checkpoint import (
     ELSEWHERE,
     Checkpoint,
@@ -109,8 +110,12 @@ def _candidates(folder: Path, links: tuple[str, ...]) -> list[Path]:
     if wanted:
         return wanted
     if not folder.exists():
-        raise InputError(f"{folder}: no such folder; give a run or a checkpoint that `tinyllm train` wrote")
-    raise InputError(f"{folder}: no checkpoint here; give a run or a checkpoint that `tinyllm train` wrote")
+        raise InputError(
+            f"{folder}: no such folder; give a run or a checkpoint that `{command_line('train')}` wrote"
+        )
+    raise InputError(
+        f"{folder}: no checkpoint here; give a run or a checkpoint that `{command_line('train')}` wrote"
+    )
 
 
 def folder_of(run: Path, step: int, interrupted: bool = False) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -23,13 +23,21 @@ from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpoints.checkpoint import Checkpoint, TrainingState
 from tinyllm.training.config import TrainConfig
+from tinyllm.training.events import Changes
+from tinyllm.training.optimization import learning_rate
 
-# These may differ when a run is resumed: none changes what a step computes, but for the rounding with other threads, by
-# formula or on another backend; the watch's decide which steps are made from then on.
+OF_THE_RATE = {"learning_rate", "steps", "schedule", "warmup_steps", "final_factor"}
+"""What the learning rate of a step depends on."""
+OF_THE_LOSS = {"batch_size", "gradient_accumulation", "dropout"}
+"""With others of these, losses and gradient norms are not comparable with those before."""
+PATHS = {"data", "validation_data", "out"}
+# These may differ when a run is resumed. What the weights and the state of the optimizer mean depends on none of them,
+# and the text is compared by its tokens.
 CHANGEABLE = {
-    "data", "special_tokens", "out", "steps", "threads", "formulas", "eval_every", "eval_batch_size",
-    "checkpoint_every", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature", "watch_loss",
-    "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
+    *OF_THE_RATE, *OF_THE_LOSS, *PATHS, "muon_learning_rate", "weight_decay", "muon_weight_decay", "clip_norm",
+    "clip_running", "special_tokens", "threads", "formulas", "eval_every", "stop_after", "eval_batch_size",
+    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature",
+    "watch_loss", "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
 }  # fmt: skip
 OPTIONAL = {"loss_scale"}
 """Parts that a checkpoint may lack."""
@@ -79,6 +87,8 @@ class Numbers:
     best_loss: float
     best_step: int
     threads: int
+    evaluated_loss: float = math.nan
+    without_gain: int = 0
 
 
 @dataclass
@@ -103,6 +113,8 @@ class RunState:
             "evaluated_step": numbers.evaluated_step,
             "best_loss": numbers.best_loss if math.isfinite(numbers.best_loss) else None,
             "best_step": numbers.best_step,
+            "evaluated_loss": numbers.evaluated_loss if math.isfinite(numbers.evaluated_loss) else None,
+            "without_gain": numbers.without_gain,
             "optimizer_steps": self.optimizer.steps,
             "threads": numbers.threads,
             **{name: part.state_dict() for name, part in self.parts.items()},
@@ -134,6 +146,8 @@ class RunState:
                 _refuse(self.run, [f"the weights were {before} and are {now}"])
             # The text first: of a position in another one there is less to say.
             for name, part in sorted(self.parts.items(), key=lambda item: item[0] != "data"):
+                if name == "watch" and OF_THE_LOSS & self._differences(values).keys():
+                    continue
                 part.load_state_dict(values.get(name) if name in OPTIONAL else values[name])
             self.optimizer.load_state_dict(state.arrays, values["optimizer_steps"])
         except InputError:
@@ -148,15 +162,43 @@ class RunState:
     def _check_same_settings(self, found: Checkpoint, saved: Mapping[str, Any]) -> None:
         """Raise InputError naming all settings that differ from the saved run and matter."""
         check_tokenizer(self.run, self.tokenizer, self.config.tokenizer, found)
-        now = {**to_mapping(self.model.current_config), **to_mapping(self.config)}
-        before = {**saved["model"], **saved["train"]}
         differing = [
-            f"{name} was {before.get(name)!r} and is {value!r}"
-            for name, value in now.items()
-            if name not in CHANGEABLE and before.get(name) != value
+            f"{name} was {before!r} and is {now!r}"
+            for name, (before, now) in self._differences(saved).items()
+            if name not in CHANGEABLE
         ]
         if differing:
             _refuse(self.run, differing)
+        if _checked_numbers(saved).step > self.config.steps:
+            raise InputError(
+                f"{self.run} has made {saved['step']} steps, more than the {self.config.steps} asked for; give --steps "
+                "a larger number, or leave it out"
+            )
+
+    def _differences(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What each setting that is another was, and is."""
+        now = {**to_mapping(self.model.current_config), **to_mapping(self.config)}
+        before = {**saved["model"], **saved["train"]}
+        return {
+            name: (before.get(name), value)
+            for name, value in now.items()
+            if before.get(name) != (list(value) if isinstance(value, tuple) else value)
+        }
+
+    def changes(self, found: Checkpoint) -> Changes | None:
+        """What is other than in the run that `found` is of, once it is restored; None: nothing.
+
+        A setting that the run did not have, of an older version, is none, and other paths to the same are none.
+        """
+        values = found.training().values
+        before, step = values["train"], values["step"]
+        known = {*values["model"], *before} - PATHS
+        settings = {name: both for name, both in self._differences(values).items() if name in known}
+        rates = None
+        if OF_THE_RATE & settings.keys() and 0 < step < self.config.steps:
+            earlier = replace(self.config, **{name: before[name] for name in OF_THE_RATE})
+            rates = learning_rate(earlier, step - 1), learning_rate(self.config, step)
+        return Changes(step, settings, rates) if settings else None
 
 
 def _checked_numbers(values: Mapping[str, Any]) -> Numbers:
@@ -165,11 +207,21 @@ def _checked_numbers(values: Mapping[str, Any]) -> Numbers:
     numbers = {name: values[name] for name in names}
     if not all(type(number) is int and number >= -1 for number in numbers.values()):
         raise ValueError(f"{numbers} must be whole numbers")
+    without_gain = values.get("without_gain", 0)
+    if type(without_gain) is not int or without_gain < 0:
+        raise ValueError(f"without_gain={without_gain!r} must be a whole number")
     if numbers["step"] < 0 or numbers["optimizer_steps"] < 0 or not 1 <= numbers["threads"] <= MOST_THREADS:
         raise ValueError(f"{numbers} are out of range")
     best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
+    evaluated_loss = values.get("evaluated_loss")
     return Numbers(
-        numbers["step"], numbers["evaluated_step"], best_loss, numbers["best_step"], numbers["threads"]
+        numbers["step"],
+        numbers["evaluated_step"],
+        best_loss,
+        numbers["best_step"],
+        numbers["threads"],
+        math.nan if evaluated_loss is None else float(evaluated_loss),
+        without_gain,
     )
 
 

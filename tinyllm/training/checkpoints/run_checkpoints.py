@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class RunCheckpoints:
     Args:
         run: the folder of the run; None: nothing is written.
         model, tokenizer: what is saved. every: steps between checkpoints. keep: how many of these are kept.
-        notify: told of the name of an event and its values (see Callback).
+        notify: told of the name of an event and its values (see Callback). seconds: between checkpoints, beside those
+            by steps; 0: no others.
 
     Attributes:
         saved: the last checkpoint that was written, or gone on from.
@@ -34,11 +36,15 @@ class RunCheckpoints:
         every: int,
         keep: int,
         notify: Callable[..., None],
+        seconds: float = 0.0,
     ) -> None:
         self.run, self.model, self.tokenizer = run, model, tokenizer
         self.every, self.keep = every, keep
         self.notify = notify
+        self.seconds = seconds
         self.saved: Path | None = None
+        self._tried = time.monotonic()
+        """When a checkpoint was last written, or could not be."""
 
     @property
     def saved_step(self) -> int:
@@ -48,6 +54,13 @@ class RunCheckpoints:
     def scheduled(self) -> list[Path]:
         """Those that do not depend on interrupts and on the best loss, oldest first."""
         return [] if self.run is None else keeping.scheduled(self.run, self.every)[-self.keep :]
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint, by steps or by the clock.
+
+        One by the clock changes nothing else: it is no place that training goes back to, and the next one replaces it.
+        """
+        return step % self.every == 0 or 0 < self.seconds <= time.monotonic() - self._tried
 
     def save(
         self, step: int, collect: Callable[[], TrainingState], best: bool = False, interrupted: bool = False
@@ -59,6 +72,7 @@ class RunCheckpoints:
         """
         if self.run is None or (interrupted and step == self.saved_step):
             return
+        self._tried = time.monotonic()
         checkpoint.require_loadable(self.model, self.tokenizer)
         folder = keeping.folder_of(self.run, step, interrupted)
         there = (

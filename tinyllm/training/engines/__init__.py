@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from tinyllm import backend
 from tinyllm.models import TransformerLM
 from tinyllm.optim import OptimizerGroup
+from tinyllm.system.interrupts import Interrupts
 from tinyllm.training.engines.device import DeviceSteps
 from tinyllm.training.engines.engine import Engine
 from tinyllm.training.engines.processes import Processes
@@ -27,11 +28,15 @@ def build_engine(
     threads: int,
     seed: int = 0,
     validation: Iterable[Batch] = (),
+    interrupts: Interrupts | None = None,
 ) -> Engine:
-    """The engine for the current backend and so many threads; `seed` is of dropout, `validation` what is evaluated."""
+    """The engine for the current backend and so many threads.
+
+    seed: of dropout. validation: what is evaluated. interrupts: whose signals cut a step before anything is changed.
+    """
     if backend.is_asynchronous():
-        return DeviceSteps(model, optimizer, objective, seed, validation)
-    return build_host_engine(model, optimizer, objective, threads, seed, validation)
+        return DeviceSteps(model, optimizer, objective, seed, validation, interrupts)
+    return build_host_engine(model, optimizer, objective, threads, seed, validation, interrupts)
 
 
 def build_host_engine(
@@ -41,8 +46,9 @@ def build_host_engine(
     threads: int,
     seed: int = 0,
     validation: Iterable[Batch] = (),
+    interrupts: Interrupts | None = None,
 ) -> Serial:
     """The same on this machine's cores: Serial for one thread, otherwise Processes."""
     if threads == 1:
-        return Serial(model, optimizer, objective, seed, validation)
-    return Processes(model, optimizer, objective, threads, seed, validation)
+        return Serial(model, optimizer, objective, seed, validation, interrupts)
+    return Processes(model, optimizer, objective, threads, seed, validation, interrupts)

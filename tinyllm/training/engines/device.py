@@ -7,6 +7,7 @@ go there in one transfer before it, and all figures come back in one transfer af
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from tinyllm.backend import Array, current
 from tinyllm.models import TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.optim import OptimizerGroup
+from tinyllm.system.interrupts import Interrupts
 from tinyllm.training.evaluation import batch_losses, mean_of
 from tinyllm.training.events import Limits, Outcome
 from tinyllm.training.micro_batches import split_batch
@@ -69,6 +71,7 @@ class DeviceSteps:
 
     Args:
         model, optimizer: what is trained. objective: the loss. seed: of dropout. validation: what `evaluate` is about.
+        interrupts: whose signals cut a first step before anything is changed.
 
     Attributes:
         loss_scale: where products are of float16, otherwise None.
@@ -83,9 +86,11 @@ class DeviceSteps:
         objective: Objective,
         seed: int = 0,
         validation: Iterable[Batch] = (),
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.seed, self.validation = seed, validation
+        self.interrupts = interrupts or Interrupts()
         self.parameters = dict(model.named_parameters())
         self.loss_scale = LossScale() if backend.products_underflow() else None
         self.total: dict[str, Array] = {}
@@ -136,7 +141,9 @@ class DeviceSteps:
         first = self.optimizer.steps + 1
         figures = xp.empty((len(factors), 3), dtype="float32")
         for number, factor in enumerate(factors):
-            loss, found = self._gradients(position + number, batches[number], counts[number])
+            # Later steps are not cut: those before them are made, and nobody knows yet with what outcome.
+            with self.interrupts.droppable() if number == 0 else contextlib.nullcontext():
+                loss, found = self._gradients(position + number, batches[number], counts[number])
             norm = _norm(list(found.values())) / self._loss_scale
             # False for what is not a number.
             made = (loss <= limits.loss) & (norm <= limits.norm) & (loss < math.inf) & (norm < math.inf)

@@ -16,6 +16,7 @@ from tinyllm.nn import dropout_position
 from tinyllm.optim import OptimizerGroup, squared_norm
 from tinyllm.parallel.team import Task, Team, is_shared, is_watched, share
 from tinyllm.system.cores import physical_cores, threads_allowed
+from tinyllm.system.interrupts import Interrupts
 from tinyllm.training.engines.serial import Serial, measured_norm
 from tinyllm.training.evaluation import Sum, batch_losses, mean_of
 from tinyllm.training.micro_batches import split_batch
@@ -35,7 +36,7 @@ class Processes(Serial):
 
     Args:
         model, optimizer: what is trained. objective: the loss. size: how many workers. seed: of dropout.
-        validation: what `evaluate` is about.
+        validation: what `evaluate` is about. interrupts: as for Serial; cut off, the workers are ended on leaving.
 
     Example:
         >>> with Processes(model, optimizer, NextToken(), size=2) as workers:  # doctest: +SKIP
@@ -52,8 +53,9 @@ class Processes(Serial):
         size: int,
         seed: int = 0,
         validation: Iterable[Batch] = (),
+        interrupts: Interrupts | None = None,
     ) -> None:
-        super().__init__(model, optimizer, objective, seed, validation)
+        super().__init__(model, optimizer, objective, seed, validation, interrupts)
         self.size = size
         self.shares = _balanced({name: parameter.size for name, parameter in self.parameters.items()}, size)
         self.by_worker: list[dict[str, Array]] = []
@@ -132,7 +134,7 @@ class Processes(Serial):
         # Where some workers have nothing to do, the others may use their cores.
         threads = min(self.size // len(micro_batches), physical_cores())
         with threads_allowed(threads) if threads > 1 else contextlib.nullcontext():
-            for number in map(int, mine):
+            for number in self.interrupts.between(map(int, mine)):
                 with dropout_position(self.seed, position, number):
                     loss, _ = self.objective(self.model, micro_batches[number])
                 total += loss.item()
@@ -166,7 +168,8 @@ class Processes(Serial):
         self.optimizer.step(self.total, factor, self.shares[rank], number)
 
     def _losses(self, rank: int) -> list[Sum]:
-        return batch_losses(self.model, self.objective, self.validation, rank, self.size)
+        batches = self.interrupts.between(self.validation)
+        return batch_losses(self.model, self.objective, batches, rank, self.size)
 
 
 def _balanced(sizes: dict[str, int], parts: int) -> list[frozenset[str]]:

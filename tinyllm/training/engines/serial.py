@@ -15,6 +15,7 @@ from tinyllm.nn import dropout_position
 from tinyllm.optim import NonFiniteNormError, OptimizerGroup, clip_scale, global_norm
 from tinyllm.system.allocator import keep_freed_memory
 from tinyllm.system.cores import threads_allowed
+from tinyllm.system.interrupts import Interrupts
 from tinyllm.training.evaluation import batch_losses, mean_of
 from tinyllm.training.events import Limits, Outcome
 from tinyllm.training.micro_batches import split_batch
@@ -26,6 +27,7 @@ class Serial:
 
     Args:
         model, optimizer: what is trained. objective: the loss. seed: of dropout. validation: what `evaluate` is about.
+        interrupts: whose signals cut a step before anything is changed.
     """
 
     most_steps = 1
@@ -37,9 +39,11 @@ class Serial:
         objective: Objective,
         seed: int = 0,
         validation: Iterable[Batch] = (),
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.seed, self.validation = seed, validation
+        self.interrupts = interrupts or Interrupts()
         self.parameters = dict(model.named_parameters())
         self.sums: dict[str, Array] = {}
         self._context = ExitStack()
@@ -60,8 +64,9 @@ class Serial:
         """Steps on these batches in turn; see `Engine.run`."""
         outcomes = []
         for number, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
-            loss = self.gradients(position + number, batch)
-            norm = self.gradient_norm()
+            with self.interrupts.droppable():
+                loss = self.gradients(position + number, batch)
+                norm = self.gradient_norm()
             made = math.isfinite(loss) and math.isfinite(norm) and loss <= limits.loss and norm <= limits.norm
             if made:
                 self.update(factor, clip_scale(norm, largest_norm))
@@ -73,7 +78,7 @@ class Serial:
         self.model.train()
         count = self.objective.count(batch)
         loss_sum = 0.0
-        for number, micro_batch in enumerate(split_batch(batch, 1, self.model)):
+        for number, micro_batch in enumerate(self.interrupts.between(split_batch(batch, 1, self.model))):
             with dropout_position(self.seed, position, number):
                 loss, _ = self.objective(self.model, micro_batch)
             loss_sum += loss.item()
@@ -98,7 +103,7 @@ class Serial:
 
     def evaluate(self) -> float:
         """The mean loss of the validation batches, with dropout off."""
-        return mean_of(batch_losses(self.model, self.objective, self.validation))
+        return mean_of(batch_losses(self.model, self.objective, self.interrupts.between(self.validation)))
 
     def __enter__(self) -> Self:
         keep_freed_memory()

@@ -30,6 +30,7 @@ from tinyllm.nn import dropout_position
 from tinyllm.optim import OptimizerGroup
 from tinyllm.system import storage
 from tinyllm.system.text_files import write_text
+from tinyllm.system.wording import command_line
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.checkpoints import checkpoint
 from tinyllm.training.checkpoints.checkpoint import TrainingState
@@ -263,7 +264,7 @@ def report_text(report: Mapping[str, Any], folder: Path) -> str:
             for line in report["parameters"]
         ),
         "",
-        f"To run this step again: tinyllm replay {folder}  (--debug stops where it goes wrong)",
+        f"To run this step again: {command_line('replay', folder)}  (--debug stops where it goes wrong)",
     ]
     return "\n".join(lines) + "\n"
 
