@@ -785,8 +785,8 @@ def test_a_notebook_shows_any_module() -> None:
     class Own(Module):
         def __init__(self) -> None:
             self.scale = Parameter(np.ones(3))
-            self.layers = [Linear(2, 3, rng()), Linear(3, 1, rng())]
-            setattr(self, "<b>", Linear(1, 1, rng()))
+            self.layers = [Linear(2, 3, bias=False, rng=rng()), Linear(3, 1, bias=False, rng=rng())]
+            setattr(self, "<b>", Linear(1, 1, bias=False, rng=rng()))
 
     html = Own()._repr_html_()
     assert re.findall(r"<th>([^<]+)</th><td>(\d+)</td>", html) == [
