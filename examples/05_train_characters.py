@@ -21,7 +21,7 @@ config = ModelConfig(
 )
 model = TransformerLM(config, seed=0)
 parameters = dict(model.named_parameters())
-optimizer = AdamW(parameters.items(), learning_rate=4e-3)
+optimizer = AdamW(parameters.items(), lr=4e-3, betas=(0.9, 0.95))
 batches = data.RandomWindows(train, config.context_length, batch_size=8, seed=0)
 print(
     f"{model.num_parameters():,} parameters, {len(train):,} characters, {tokenizer.vocab_size} of them different"

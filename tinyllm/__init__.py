@@ -9,11 +9,52 @@ from tinyllm.autograd import Tensor, gradients, no_grad, use_formulas
 from tinyllm.system.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy import bool_ as bool
+    from numpy import float16, float32, float64, int32, int64
+
     from tinyllm import data, debug, nn, optim, testing, tokenizer
     from tinyllm.autograd import grad, hessian, hvp, jvp, vjp
-    from tinyllm.backend import use_backend
+    from tinyllm.autograd.creation import (
+        arange,
+        eye,
+        full,
+        linspace,
+        long,
+        multinomial,
+        ones,
+        ones_like,
+        rand,
+        randint,
+        randn,
+        randperm,
+        tensor,
+        zeros,
+        zeros_like,
+    )
+    from tinyllm.backend import manual_seed, use_backend
     from tinyllm.models import ModelConfig, TransformerLM
+    from tinyllm.models.formats.state_file import save
     from tinyllm.models.generation.sampling import generate, generate_text
+    from tinyllm.ops import concatenate as cat
+    from tinyllm.ops import (
+        cos,
+        einsum,
+        exp,
+        log,
+        matmul,
+        mean,
+        relu,
+        sigmoid,
+        sin,
+        softmax,
+        sqrt,
+        stack,
+        sum,
+        tanh,
+        tril,
+        triu,
+        where,
+    )
     from tinyllm.training.checkpoints.keeping import load
     from tinyllm.training.config import TrainConfig
     from tinyllm.training.trainer import Trainer
@@ -21,51 +62,53 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "InputError",
-    "ModelConfig",
-    "Tensor",
-    "TrainConfig",
-    "Trainer",
-    "TransformerLM",
-    "data",
-    "debug",
-    "generate",
-    "generate_text",
-    "grad",
-    "gradients",
-    "hessian",
-    "hvp",
-    "jvp",
-    "load",
-    "nn",
-    "no_grad",
-    "ops",
-    "optim",
-    "testing",
-    "tokenizer",
-    "use_backend",
-    "use_formulas",
-    "vjp",
-]
+    "InputError", "ModelConfig", "Tensor", "TrainConfig", "Trainer", "TransformerLM", "arange", "bool", "cat",
+    "cos", "data", "debug", "einsum", "exp", "eye", "float16", "float32", "float64", "full", "generate",
+    "generate_text", "grad", "gradients", "hessian", "hvp", "int32", "int64", "jvp", "linspace", "load", "log",
+    "long", "manual_seed", "matmul", "mean", "multinomial", "nn", "no_grad", "ones", "ones_like", "ops", "optim",
+    "rand", "randint", "randn", "randperm", "relu", "save", "sigmoid", "sin", "softmax", "sqrt", "stack", "sum", "tanh",
+    "tensor", "testing", "tokenizer", "tril", "triu", "use_backend", "use_formulas", "vjp", "where", "zeros",
+    "zeros_like",
+]  # fmt: skip
 
-# What is imported when it is first used, so that a program pays for what it uses: name -> module.
+# What is imported when it is first used, so that a program pays for what it uses: name -> module, or module:name there.
 _LATER = {
     **{name: f"tinyllm.{name}" for name in ("data", "debug", "nn", "optim", "testing", "tokenizer")},
     **dict.fromkeys(("grad", "hessian", "hvp", "jvp", "vjp"), "tinyllm.autograd"),
-    "use_backend": "tinyllm.backend",
+    **dict.fromkeys(("manual_seed", "use_backend"), "tinyllm.backend"),
     **dict.fromkeys(("ModelConfig", "TransformerLM"), "tinyllm.models"),
     **dict.fromkeys(("generate", "generate_text"), "tinyllm.models.generation.sampling"),
+    "save": "tinyllm.models.formats.state_file",
     "load": "tinyllm.training.checkpoints.keeping",
     "TrainConfig": "tinyllm.training.config",
     "Trainer": "tinyllm.training.trainer",
-}
+    # What a program for torch calls its library for.
+    **dict.fromkeys(
+        (
+            "arange", "eye", "full", "linspace", "long", "multinomial", "ones", "ones_like", "rand", "randint", "randn",
+            "randperm", "tensor", "zeros", "zeros_like",
+        ),
+        "tinyllm.autograd.creation",
+    ),
+    **dict.fromkeys(
+        (
+            "cos", "einsum", "exp", "log", "matmul", "mean", "relu", "sigmoid", "sin", "softmax", "sqrt", "stack",
+            "sum", "tanh", "tril", "triu", "where",
+        ),
+        "tinyllm.ops",
+    ),
+    "cat": "tinyllm.ops:concatenate",
+    **dict.fromkeys(("float16", "float32", "float64", "int32", "int64"), "numpy"),
+    "bool": "numpy:bool_",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'tinyllm' has no attribute {name!r}")
-    module = importlib.import_module(_LATER[name])
-    value = module if _LATER[name] == f"tinyllm.{name}" else getattr(module, name)
+    path, _, other = _LATER[name].partition(":")
+    module = importlib.import_module(path)
+    value = module if path == f"tinyllm.{name}" else getattr(module, other or name)
     globals()[name] = value
     return value
 

@@ -62,7 +62,7 @@ def test_a_tensor_in_a_graph_is_not_copied(form: str) -> None:
 
 
 def test_shared_tensors_stay_shared_in_a_copy() -> None:
-    layer = nn.Linear(2, 2, np.random.default_rng(0))
+    layer = nn.Linear(2, 2, bias=False, rng=np.random.default_rng(0))
     tied = {"a": layer, "b": layer.weight}
     for form in ("deepcopy", "pickle"):
         other = COPIES[form](tied)

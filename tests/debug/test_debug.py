@@ -568,7 +568,7 @@ class Everything(Observer):
 
 def test_an_observer_is_told_everything_in_order_and_only_within_its_context() -> None:
     layer, x, watch = (
-        Linear(2, 3, np.random.default_rng(0)),
+        Linear(2, 3, bias=False, rng=np.random.default_rng(0)),
         Tensor(np.ones((1, 2), np.float32)),
         Everything(),
     )

@@ -197,7 +197,7 @@ class Twice(Module):
     """One layer, used before and after a nonlinearity."""
 
     def __init__(self) -> None:
-        self.layer = Linear(3, 3, np.random.default_rng(0), bias=True)
+        self.layer = Linear(3, 3, rng=np.random.default_rng(0))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(ops.tanh(self.layer(x)))
@@ -218,7 +218,7 @@ def test_a_module_that_is_called_twice_is_two_nodes_without_a_cycle() -> None:
 def test_several_models_in_one_graph_are_told_apart() -> None:
     x = Tensor(np.ones((2, 3), np.float32))
     rng = np.random.default_rng(0)
-    loss = Linear(3, 3, rng)(Linear(3, 3, rng)(x)).sum() + Twice()(x).sum()
+    loss = Linear(3, 3, bias=False, rng=rng)(Linear(3, 3, bias=False, rng=rng)(x)).sum() + Twice()(x).sum()
     drawn = graph(loss)
     assert {node.label for node in drawn.nodes if node.kind == "module"} == {"Linear", "Linear#2", "Twice"}
     assert labels(graph(loss, expand="Twice.layer"), "g0")[:1] == ["tanh"]

@@ -92,7 +92,7 @@ def test_flops_of_the_char_model_by_hand() -> None:
 
 
 def test_a_product_counts_a_gradient_only_where_one_is_needed() -> None:
-    layers = nn.Linear(4, 6, np.random.default_rng(0), bias=True)
+    layers = nn.Linear(4, 6, rng=np.random.default_rng(0))
     x = np.ones((5, 4), dtype=np.float32)
     result = profile_step(layers, Tensor(x), np.zeros(5, dtype=int), steps=1)
     row = by_name(result.ops)["linear"]
@@ -157,7 +157,7 @@ def test_an_op_that_a_hook_runs_is_not_counted_twice(monkeypatch: pytest.MonkeyP
     def hook(*_: Any) -> None:
         ops.exp(Tensor([1.0]))
 
-    model = nn.Linear(3, 3, np.random.default_rng(0))
+    model = nn.Linear(3, 3, bias=False, rng=np.random.default_rng(0))
     model.register_full_backward_hook(hook)
     watch = Profiler()
     with observe(watch):
@@ -186,7 +186,7 @@ def test_memory_of_a_small_model_by_hand() -> None:
 
     class Layer(nn.Module):
         def __init__(self) -> None:
-            self.linear = nn.Linear(100, 50, np.random.default_rng(0))
+            self.linear = nn.Linear(100, 50, bias=False, rng=np.random.default_rng(0))
 
         def forward(self, x: Any) -> Tensor:
             return ops.tanh(self.linear(x)).reshape(-1)

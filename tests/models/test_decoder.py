@@ -189,7 +189,7 @@ class LowRankLinear(Linear):
         outputs, inputs = base.weight.shape
         rng = np.random.default_rng(4)
         self.weight, self.bias = base.weight, base.bias
-        self.down, self.up = Linear(inputs, 2, rng), Linear(2, outputs, rng)
+        self.down, self.up = Linear(inputs, 2, bias=False, rng=rng), Linear(2, outputs, bias=False, rng=rng)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.up(self.down(x))
@@ -222,7 +222,7 @@ class Learned(PositionEncoding):
     """A table of positions, added to embeddings."""
 
     def __init__(self) -> None:
-        self.table = Embedding(600, 16, np.random.default_rng(5), std=1.0)
+        self.table = Embedding(600, 16, rng=np.random.default_rng(5), std=1.0)
 
     def embed(self, hidden: Tensor, offset: int) -> Tensor:
         return hidden + self.table(np.arange(offset, offset + hidden.shape[1]))

@@ -25,7 +25,7 @@ class First(Module):
 
 
 def double_module() -> Linear:
-    layer = Linear(2, 2, np.random.default_rng(0))
+    layer = Linear(2, 2, bias=False, rng=np.random.default_rng(0))
     layer.weight.data = np.array([[2.0, 0.0], [0.0, 3.0]])
     return layer
 
@@ -162,7 +162,7 @@ def test_an_input_that_the_output_does_not_depend_on_is_not_waited_for() -> None
 
 
 def test_hooks_run_where_no_input_requires_a_gradient() -> None:
-    table, seen = Embedding(5, 2, np.random.default_rng(0)), []
+    table, seen = Embedding(5, 2, rng=np.random.default_rng(0)), []
     table.register_full_backward_hook(lambda module, inputs, outputs: seen.append((inputs, outputs)))
     table(np.array([1, 1])).sum().backward()
     ((inputs, (output_gradient,)),) = seen

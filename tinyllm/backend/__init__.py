@@ -3,7 +3,8 @@
 `current.xp` is the module whose functions compute; write `current.xp.exp(...)`, since a value import of `xp` would
 freeze the choice. `device` is CuPy, which nothing else imports; `arrays` has what neither library has a fast function
 for. `kernels` makes one kernel of an elementwise function, through its source (`kernel_sources`), which comes from
-running it on symbols (`tracing`). `philox` makes random masks that have the same bits everywhere.
+running it on symbols (`tracing`). `philox` makes random masks that have the same bits everywhere; `drawing` has the
+generator of those who give none.
 """
 
 from tinyllm.backend.arrays import (
@@ -34,6 +35,7 @@ from tinyllm.backend.current import (
     use_backend,
     use_library,
 )
+from tinyllm.backend.drawing import default_generator, manual_seed
 from tinyllm.backend.kernels import elementwise, masked_updates
 
 __all__ = [
@@ -47,11 +49,13 @@ __all__ = [
     "choose",
     "clear_rows",
     "concatenate_last",
+    "default_generator",
     "elementwise",
     "ignore_non_finite",
     "ignore_overflow",
     "is_array",
     "is_asynchronous",
+    "manual_seed",
     "masked_updates",
     "products_underflow",
     "read",

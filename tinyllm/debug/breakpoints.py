@@ -80,7 +80,7 @@ class _ModuleBreakpoints(Observer):
         if len(module_stack.get()) > 1 or id(module) in self.prepared:
             return
         self.prepared.add(id(module))
-        modules = dict(module.named_modules())
+        modules = dict(module.named_modules(remove_duplicate=False))
         for path in self.paths:
             if path not in modules:
                 hint = did_you_mean(path, [*modules, *REGISTRY], "see dict(model.named_modules())")

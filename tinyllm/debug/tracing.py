@@ -128,7 +128,7 @@ def summary(model: Module, tokens: Array | None = None) -> str:
     lines: list[tuple[str, ...]] = [("module", "class", "parameters", "numbers", "bytes")]
     seen: set[int] = set()
     for path, module in model.named_modules():
-        own = [(name, item) for name, item in module.children() if isinstance(item, Tensor)]
+        own = [(name, item) for name, item in module.members() if isinstance(item, Tensor)]
         fresh = [(name, item) for name, item in own if id(item) not in seen]
         fresh_ids = {id(item) for _, item in fresh}
         seen.update(id(item) for _, item in own)

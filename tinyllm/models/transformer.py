@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
 from tinyllm.models.config import POSITION_ENCODINGS, ModelConfig
@@ -42,16 +44,16 @@ class TransformerBlock(Module):
             position,
             config.qk_norm,
             eps,
-            Dropout(p, 3 * layer + 1),
+            Dropout(p, stream=3 * layer + 1),
             config.init_scale,
             config.residual_init_scale,
         )
-        self.attention_dropout = Dropout(p, 3 * layer + 2)
+        self.attention_dropout = Dropout(p, stream=3 * layer + 2)
         self.feed_forward_norm = RMSNorm(D, eps)
         self.feed_forward = FeedForward(
             D, config.intermediate_size, rng, config.init_scale, config.residual_init_scale
         )
-        self.feed_forward_dropout = Dropout(p, 3 * layer + 3)
+        self.feed_forward_dropout = Dropout(p, stream=3 * layer + 3)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache))
@@ -87,14 +89,14 @@ class TransformerLM(Module):
         D, V, tied = config.hidden_size, config.vocab_size, config.tie_embeddings
         # A tied matrix begins as a head does, because its rows are dot products with hidden states too.
         embedding_std = config.head_scale / math.sqrt(D) if tied else config.embedding_std
-        self.embedding = Embedding(V, D, rng, embedding_std)
-        self.embedding_dropout = Dropout(config.dropout, 0)
+        self.embedding = Embedding(V, D, rng=rng, std=embedding_std)
+        self.embedding_dropout = Dropout(config.dropout, stream=0)
         self.position = POSITION_ENCODINGS[config.position_encoding](config)
         self.blocks = [
             TransformerBlock(config, self.position, rng, layer) for layer in range(config.num_layers)
         ]
         self.norm = RMSNorm(D, config.norm_eps)
-        self.head = Linear(D, V, rng, config.head_scale)
+        self.head = Linear(D, V, False, rng=rng, init_scale=config.head_scale)
         if tied:
             self.head.weight = self.embedding.weight
 
@@ -104,37 +106,62 @@ class TransformerLM(Module):
         tied = getattr(self.head, "weight", None) is self.embedding.weight
         return replace(self.config, tie_embeddings=tied)
 
-    def forward(self, tokens: Array, cache: Sequence[LayerCache] | None = None) -> Tensor:
-        """Logits for the token after each. tokens: (B, T) integers -> (B, T, V).
+    def forward(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
+        """Logits for the token after each. tokens: (B, T) integers, an array, Tensor or lists -> (B, T, V).
 
-        With a cache, `tokens` continue those that the cache has seen, and it is extended.
+        With a cache, `tokens` continue those that the cache has seen, and it is extended. Raises ValueError for more
+        than `context_length` of them.
         """
         return self.head(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Array, cache: Sequence[LayerCache] | None = None) -> Tensor:
+    def hidden(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """What the head sees: tokens (B, T) -> (B, T, D)."""
-        if len(tokens.shape) != 2:
-            raise ValueError(f"tokens have shape {tokens.shape}; the model takes (B, T)")
-        offset = cache[0].length if cache else 0
+        tokens, offset = self._taken(tokens, cache)
         x = self.position.embed(self.embedding(tokens), offset)
         x = self.embedding_dropout(x)
         for i, block in enumerate(self.blocks):
             x = block(x, cache[i] if cache else None)
         return self.norm(x)
 
+    def _taken(self, tokens: Any, cache: Sequence[LayerCache] | None) -> tuple[Array, int]:
+        """The tokens as an array (B, T), and the position of the first; raises ValueError for what cannot be one."""
+        if isinstance(tokens, Tensor):
+            tokens = tokens.data
+        elif not backend.is_array(tokens):
+            lengths = (
+                {len(row) for row in tokens if isinstance(row, Sequence)}
+                if isinstance(tokens, Sequence)
+                else ()
+            )
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"tokens are rows of {sorted(lengths)} ids; the model takes (B, T), all of one length"
+                )
+            tokens = np.asarray(tokens)
+        if len(tokens.shape) != 2:
+            raise ValueError(f"tokens have shape {tokens.shape}; the model takes (B, T)")
+        T, context_length = tokens.shape[1], self.config.context_length
+        if not cache and context_length < T:  # a cache has room for so many as it was made for
+            raise ValueError(
+                f"{T} tokens are more than context_length={context_length}, beyond which the model was not trained; "
+                f"give the last ones, tokens[:, -{context_length}:], or to go on all the same, set model.config = "
+                f"dataclasses.replace(model.config, context_length={T})"
+            )
+        return tokens, cache[0].length if cache else 0
+
     def new_cache(self, capacity: int | None = None) -> list[KeyValueCache]:
         """An empty cache for each block, with room for `capacity` tokens; None: context_length."""
         capacity = self.config.context_length if capacity is None else capacity
         return [KeyValueCache(capacity) for _ in self.blocks]
 
-    def infer(self, tokens: Array, cache: Sequence[LayerCache] | None = None, newest: bool = False) -> Array:
+    def infer(self, tokens: Any, cache: Sequence[LayerCache] | None = None, newest: bool = False) -> Array:
         return self.head.infer(self.infer_hidden(tokens, cache, newest))
 
     def infer_hidden(
-        self, tokens: Array, cache: Sequence[LayerCache] | None = None, newest: bool = False
+        self, tokens: Any, cache: Sequence[LayerCache] | None = None, newest: bool = False
     ) -> Array:
         """`hidden` on arrays: (B, T) -> (B, T, D), or with `newest`, for the last token alone: (B, 1, D)."""
-        offset = cache[0].length if cache else 0
+        tokens, offset = self._taken(tokens, cache)
         x = self.position.embed(Tensor(self.embedding.infer(tokens)), offset).data
         x = self.embedding_dropout.infer(x)
         last = len(self.blocks) - 1

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from tinyllm import ops
+from tinyllm import backend, ops
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array, current
 from tinyllm.nn.cache import LayerCache
@@ -39,7 +39,7 @@ class MultiHeadAttention(Module):
 
     Args:
         hidden_size: D. num_heads: H, of queries. num_kv_heads: G, of keys and values; it divides H. head_dim: K.
-        rng: draws the initial weights.
+        rng: draws the initial weights; None: the generator of `tinyllm.manual_seed`.
         position: puts positions into queries and keys; None: no positions.
         qk_norm: RMSNorm on the queries and keys of each head, with norm_eps.
         dropout: of the probabilities; None: none.
@@ -52,7 +52,7 @@ class MultiHeadAttention(Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None = None,
         position: PositionEncoding | None = None,
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
@@ -63,13 +63,14 @@ class MultiHeadAttention(Module):
         D, H, G, K = hidden_size, num_heads, num_kv_heads, head_dim
         self.head_dim = K
         self.position = position or PositionEncoding()
-        self.query = Linear(D, H * K, rng, init_scale)
-        self.key = Linear(D, G * K, rng, init_scale)
-        self.value = Linear(D, G * K, rng, init_scale)
-        self.output = Linear(H * K, D, rng, output_init_scale)
+        rng = rng or backend.default_generator()
+        self.query = Linear(D, H * K, False, rng=rng, init_scale=init_scale)
+        self.key = Linear(D, G * K, False, rng=rng, init_scale=init_scale)
+        self.value = Linear(D, G * K, False, rng=rng, init_scale=init_scale)
+        self.output = Linear(H * K, D, False, rng=rng, init_scale=output_init_scale)
         self.query_norm = HeadNorm(K, norm_eps) if qk_norm else None
         self.key_norm = HeadNorm(K, norm_eps) if qk_norm else None
-        self.dropout = dropout or Dropout(0.0, 0)
+        self.dropout = dropout or Dropout(0.0)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         offset = 0 if cache is None else cache.length

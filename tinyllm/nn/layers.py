@@ -7,7 +7,7 @@ import contextvars
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from tinyllm import backend, ops
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
+from tinyllm.nn import functional
 from tinyllm.nn.module import Module, Parameter
 from tinyllm.ops.fast.norm import FastRootMeanSquareNorm, FastStandardisation
 from tinyllm.ops.fast.products import product, rows
@@ -30,11 +31,19 @@ def normal_parameter(rng: np.random.Generator, shape: tuple[int, ...], std: floa
     return Parameter(backend.asarray(rng.standard_normal(shape, dtype=np.float32) * np.float32(std)))
 
 
+def uniform_parameter(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> Parameter:
+    """A float32 parameter drawn from [-bound, bound) on the host."""
+    return Parameter(backend.asarray((rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(bound)))
+
+
 class Linear(Module):
     """y = x W^T + b. x: (..., in_features) -> (..., out_features); weight: (out_features, in_features).
 
-    Weights begin with standard deviation scale / sqrt(in_features), which keeps the variance of x (LeCun et
-    al., "Efficient backprop", 1998, section 4.6); the bias begins at zero.
+    Args:
+        rng: draws the initial numbers; None: the generator of `tinyllm.manual_seed`.
+        init_scale: weights begin with deviation init_scale / sqrt(in_features); 1 keeps the variance of x (LeCun
+            et al., "Efficient backprop", 1998, section 4.6). None: as in torch, uniformly within 1 / sqrt(in_features)
+            of zero. The bias always begins so.
     """
 
     declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -45,12 +54,36 @@ class Linear(Module):
         self,
         in_features: int,
         out_features: int,
-        rng: np.random.Generator,
-        scale: float = 1.0,
-        bias: bool = False,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | None = None,
+        init_scale: float | None = None,
     ) -> None:
-        self.weight = normal_parameter(rng, (out_features, in_features), scale / math.sqrt(in_features))
-        self.bias = Parameter(current.xp.zeros(out_features, dtype=np.float32)) if bias else None
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias={bias!r}; it is True or False (a generator is given as rng=)")
+        rng = rng or backend.default_generator()
+        root = math.sqrt(max(1, in_features))
+        shape = (out_features, in_features)
+        if init_scale is None:
+            self.weight = uniform_parameter(rng, shape, 1 / root)
+        else:
+            self.weight = normal_parameter(rng, shape, init_scale / root)
+        self.bias = uniform_parameter(rng, (out_features,), 1 / root) if bias else None
+
+    @property
+    def in_features(self) -> int:
+        """The length of the last axis of x."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """The length of the last axis of y."""
+        return self.weight.shape[0]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -117,34 +150,77 @@ def _are_plain(layers: tuple[Any, ...]) -> bool:
 
 
 class Embedding(Module):
-    """Rows of a table. indices: (...) in [0, num_embeddings) -> (..., width); weight: (num_embeddings, width)."""
+    """Rows of a table. indices: (...) in [0, num_embeddings) -> (..., width); weight: (num_embeddings, width).
+
+    Args:
+        num_embeddings, embedding_dim: the shape of the table.
+        padding_idx: a row that begins at zero and gets no gradient.
+        rng: draws the initial numbers; None: the generator of `tinyllm.manual_seed`. std: their standard deviation.
+    """
 
     declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def __init__(self, num_embeddings: int, width: int, rng: np.random.Generator, std: float = 0.02) -> None:
-        self.weight = normal_parameter(rng, (num_embeddings, width), std)
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+        std: float = 1.0,
+    ) -> None:
+        if not isinstance(padding_idx, int | None):
+            raise TypeError(
+                f"padding_idx={padding_idx!r}; it is a row or None (a generator is given as rng=)"
+            )
+        self.weight = normal_parameter(
+            rng or backend.default_generator(), (num_embeddings, embedding_dim), std
+        )
+        self.padding_idx = padding_idx
+        if padding_idx is not None:
+            self.weight.data[padding_idx] = 0
 
-    def forward(self, indices: Array) -> Tensor:
-        return ops.embedding(self.weight, indices)
+    def forward(self, indices: Any) -> Tensor:
+        return functional.embedding(indices, self.weight, self.padding_idx)
 
     def infer(self, indices: Array) -> Array:
         weight = self.weight.data
         return weight[row_numbers(indices, weight.shape[0])]
 
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return ", ".join(map(str, self.weight.shape)) + padding
+
 
 class RMSNorm(Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., width)."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis. x: (..., normalized_shape).
+
+    Args:
+        eps: None: as in torch, the spacing of floating-point numbers at 1.
+        elementwise_affine: without it there is no weight.
+    """
 
     declared_parameters: ClassVar[tuple[str, ...]] = ("weight",)
+    weight: Any
+    eps: Any
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
-        self.weight = Parameter(current.xp.ones(width, dtype=np.float32))
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float | None = None, elementwise_affine: bool = True
+    ) -> None:
+        self.normalized_shape = (functional.norm_width(normalized_shape),)
+        self.weight = (
+            Parameter(current.xp.ones(self.normalized_shape, dtype=np.float32))
+            if elementwise_affine
+            else None
+        )
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps)
+        return functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def infer(self, x: Array) -> Array:
+        if self.weight is None or self.eps is None:
+            return super().infer(x)
         if x.size != x.shape[-1]:
             return FastRootMeanSquareNorm(self.eps).forward(x, self.weight.data)
         # The same for a single row, without arrays of one element, which cost more than the row does.
@@ -153,22 +229,43 @@ class RMSNorm(Module):
         y *= self.weight.data
         return y
 
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.weight is not None}"
+
 
 class LayerNorm(Module):
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., width)."""
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis. x: (..., normalized_shape).
+
+    elementwise_affine: without it there are no weight and no bias. bias: whether there is a bias.
+    """
 
     declared_parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
-        self.weight = Parameter(current.xp.ones(width, dtype=np.float32))
-        self.bias = Parameter(current.xp.zeros(width, dtype=np.float32))
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        self.normalized_shape = shape = (functional.norm_width(normalized_shape),)
+        self.weight = Parameter(current.xp.ones(shape, dtype=np.float32)) if elementwise_affine else None
+        self.bias = (
+            Parameter(current.xp.zeros(shape, dtype=np.float32)) if elementwise_affine and bias else None
+        )
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def infer(self, x: Array) -> Array:
+        if self.weight is None or self.bias is None:
+            return super().infer(x)
         return FastStandardisation(self.eps).forward(x, self.weight.data, self.bias.data)
+
+    def extra_repr(self) -> str:
+        affine, bias = self.weight is not None, self.bias is not None
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={affine}, bias={bias}"
 
 
 _dropout_position: contextvars.ContextVar[Key | None] = contextvars.ContextVar(
@@ -189,12 +286,17 @@ def dropout_position(seed: int, step: int = 0, micro_batch: int = 0) -> Iterator
 class Dropout(Module):
     """In training, each element is zero with probability p, otherwise divided by 1 - p.
 
-    `stream` tells the dropout modules of a model apart. The masks depend on it and on `dropout_position`,
-    which training sets for each step.
+    Args:
+        inplace: is there for torch's sake; nothing is changed in place.
+        stream: a number that tells the dropout modules of a model apart. The masks depend on it and on
+            `dropout_position`, which training sets for each step. None: each call draws a mask from the generator of
+            `tinyllm.manual_seed`.
     """
 
-    def __init__(self, p: float, stream: int) -> None:
-        self.p, self.stream = p, stream
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, stream: int | None = None) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p={p}; it is a probability, from 0 to 1")
+        self.p, self.inplace, self.stream = p, inplace, stream
 
     @property
     def active(self) -> bool:
@@ -202,7 +304,9 @@ class Dropout(Module):
         return self.training and self.p > 0
 
     def key(self) -> Key:
-        """What the mask is a function of; raises RuntimeError outside `dropout_position`."""
+        """What the mask is a function of; raises RuntimeError for a stream outside `dropout_position`."""
+        if self.stream is None:
+            return functional.fresh_key()
         position = _dropout_position.get()
         if position is None:
             raise RuntimeError(
@@ -212,7 +316,10 @@ class Dropout(Module):
         return position._replace(stream=self.stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.dropout(x, self.p, self.key()) if self.active else x
+        return functional.dropped(x, self.p, self.key()) if self.active else x
 
     def infer(self, x: Array) -> Array:
         return x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, inplace={self.inplace}"

@@ -9,32 +9,31 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from tinyllm import backend
 from tinyllm.autograd.mode import module_stack, no_grad
 from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn.hooks import Boundary, Hook
+from tinyllm.nn.state import LoadResult, listed, require_fit
 from tinyllm.system.errors import InputError
-from tinyllm.system.wording import nearest, shown
-
-_LISTED = 3
-"""Faults of a kind that an error names; it counts the others."""
 
 
 class Parameter(Tensor):
-    """A Tensor that an optimizer changes: a leaf that requires a gradient."""
+    """A Tensor that an optimizer changes: a leaf that requires a gradient, unless it is frozen."""
 
     __slots__ = ()
 
-    def __init__(self, values: Any, dtype: Any = None) -> None:
-        super().__init__(values, requires_grad=True, dtype=dtype)
+    def __init__(self, values: Any, requires_grad: bool = True, dtype: Any = None) -> None:
+        super().__init__(values, requires_grad=requires_grad, dtype=dtype)
 
 
 class Module:
-    """A part of a model. Parameters and submodules are plain attributes, or lists of them.
+    """A part of a model. Parameters and submodules are plain attributes, or lists or dictionaries of them.
 
-    Names are attribute paths, such as `blocks.0.attention.query.weight`. A parameter that is reached twice
-    (tied weights) is listed once, under its first name.
+    Names are attribute paths, such as `blocks.0.attention.query.weight`. A parameter or module that is reached twice
+    (tied weights) is listed once, under its first name. Other Tensors that belong to the state are buffers.
 
     Beside `forward` a class may have `infer`, the same on arrays, which decoding runs. It belongs to the class that
     defines it alone: a subclass without its own infers by its `forward`, which may be another.
@@ -42,7 +41,11 @@ class Module:
 
     declared_parameters: ClassVar[tuple[str, ...]] = ()
     """The attributes that must be Parameters or None: what else stood there would be neither trained nor saved."""
+    folds_children: ClassVar[bool] = False
+    """Whether equal neighbours among the submodules are shown once in `repr`."""
     training: bool = True
+    _buffers: tuple[tuple[str, bool], ...] = ()
+    """The names of the attributes that are buffers, each with whether it is saved."""
     _forward_hooks: tuple[Hook, ...] = ()
     _backward_hooks: tuple[Hook, ...] = ()
 
@@ -92,7 +95,7 @@ class Module:
             for name in self.declared_parameters:
                 value = getattr(self, name)
                 # Tensors pass: whoever differentiates with respect to a weight puts one there for the time of a call.
-                if value is not None and not isinstance(value, Tensor):
+                if value is not None and not (isinstance(value, Tensor) and _is_array(value.data)):
                     raise _not_a_parameter(path_of(module_stack.get()), name, value)
             for observer in observers():
                 observer.enter_module(self)
@@ -140,43 +143,116 @@ class Module:
 
         return remove
 
-    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
-        """The submodules and parameters that are attributes of this module, with their names."""
+    def members(self) -> Iterator[tuple[str, Module | Parameter]]:
+        """The submodules and parameters that this module holds itself, with their names."""
         for name, value in vars(self).items():
-            if isinstance(value, (Module, Parameter)):
-                yield name, value
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    if isinstance(item, (Module, Parameter)):
-                        yield f"{name}.{i}", item
+            yield from _found(name, value)
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each with its path from here."""
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The submodules that this module holds itself, each once, with their names."""
+        seen: set[int] = set()
+        for name, member in self.members():
+            if isinstance(member, Module) and id(member) not in seen:
+                seen.add(id(member))
+                yield name, member
+
+    def children(self) -> Iterator[Module]:
+        """The submodules that this module holds itself, each once."""
+        for _, child in self.named_children():
+            yield child
+
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each with its path from here, and once unless `remove_duplicate` is False.
+
+        memo: modules that are passed over.
+        """
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        else:
+            memo = memo | {self}  # those above it, so that a circle ends
         yield prefix, self
-        for name, child in self.children():
-            if isinstance(child, Module):
-                yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+        for name, member in self.members():
+            if isinstance(member, Module):
+                path = f"{prefix}.{name}" if prefix else name
+                yield from member.named_modules(memo, path, remove_duplicate)
 
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters with their paths, each once.
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        for _, module in self.named_modules():
+            yield module
 
-        Raises InputError where something else stands in the place of a declared parameter.
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
+        """Call `fn` with every module below this one, and with this one last."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with their paths, each once unless `remove_duplicate` is False.
+
+        recurse: those of submodules too. Raises InputError where something else stands in the place of a declared
+        parameter, or of the array of one.
         """
         seen: set[int] = set()
-        for path, module in self.named_modules():
+        walked = self.named_modules(None, prefix, remove_duplicate) if recurse else [(prefix, self)]
+        for path, module in walked:
             for name in module.declared_parameters:
                 value = getattr(module, name)
                 if value is not None and not isinstance(value, Parameter):
                     raise _not_a_parameter(path, name, value)
-            for name, child in module.children():
-                if isinstance(child, Parameter) and id(child) not in seen:
-                    seen.add(id(child))
-                    yield (f"{path}.{name}" if path else name), child
+            for name, member in module.members():
+                if isinstance(member, Parameter) and not (remove_duplicate and id(member) in seen):
+                    if not _is_array(member.data):
+                        raise _not_a_parameter(path, name, member)
+                    seen.add(id(member))
+                    yield (f"{path}.{name}" if path else name), member
 
-    def parameters(self) -> Iterator[Parameter]:
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """All parameters, each once."""
-        for _, parameter in self.named_parameters():
+        for _, parameter in self.named_parameters(recurse=recurse):
             yield parameter
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Make `tensor` the attribute `name`, and a part of the state that no optimizer changes, such as a mask.
+
+        persistent: whether `state_dict` has it. Raises KeyError where there is such an attribute already.
+        """
+        if hasattr(self, name):
+            raise KeyError(f"{type(self).__name__} has an attribute {name!r} already")
+        setattr(self, name, tensor if tensor is None or isinstance(tensor, Tensor) else Tensor(tensor))
+        self._buffers = (*self._buffers, (name, persistent))
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, *, persistent_only: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """All buffers with their paths; raises InputError where something else than a Tensor stands in the place."""
+        for path, module in self.named_modules(prefix=prefix) if recurse else [(prefix, self)]:
+            for name, persistent in module._buffers:
+                value = getattr(module, name)
+                name = f"{path}.{name}" if path else name
+                if value is not None and not isinstance(value, Tensor):
+                    raise InputError(f"{name} is of class {type(value).__name__}, where a Tensor must stand")
+                if value is not None and (persistent or not persistent_only):
+                    yield name, value
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """All buffers."""
+        for _, buffer in self.named_buffers(recurse=recurse):
+            yield buffer
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze all parameters (False), so that backward computes no gradients for them, or free them again."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""
@@ -193,14 +269,17 @@ class Module:
         head = "<tr><th>part</th><th>parameters</th></tr>"
         return f"<table><caption>{type(self).__name__}</caption>{head}{cells}</table>"
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or with False fill them with zeros."""
         for parameter in self.parameters():
-            parameter.grad = None
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad[...] = 0
 
     def train(self, mode: bool = True) -> Self:
         """Switch this module and all below it to training (dropout on), or with False to evaluation."""
-        for _, module in self.named_modules():
+        for module in self.modules():
             module.training = mode
         return self
 
@@ -209,70 +288,125 @@ class Module:
         return self.train(False)
 
     def astype(self, dtype: Any) -> Self:
-        """Convert all parameters in place: float64 for checks of gradients, float32 for training."""
+        """Convert parameters and floating-point buffers in place: float64 to check gradients, float32 to train."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
             parameter.grad = None
+        for buffer in self.buffers():
+            if buffer.dtype.kind == "f":
+                buffer.data = buffer.data.astype(dtype)
         return self
 
+    def double(self) -> Self:
+        """Convert parameters and buffers to float64."""
+        return self.astype("float64")
+
+    def float(self) -> Self:
+        """Convert parameters and buffers to float32."""
+        return self.astype("float32")
+
     def state_dict(self) -> dict[str, Any]:
-        """The arrays of all parameters by name; they share memory with the parameters."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """The arrays of all parameters and persistent buffers by name; they share memory with them."""
+        return {name: tensor.data for name, tensor in self._state().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays into the parameters of the same names.
+    def _state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        named = dict(self.named_parameters())  # each once
+        for path, module in self.named_modules():
+            own = dict(module.named_parameters(path, recurse=False))
+            state |= {name: parameter for name, parameter in own.items() if name in named}
+            state |= module.named_buffers(path, recurse=False, persistent_only=True)
+        return state
 
-        Raises InputError, with all that does not fit (see `require_fit`), and what NumPy raises for values that it
-        cannot convert; nothing is changed then.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy arrays into the parameters and buffers of the same names; returns what was passed over.
+
+        A tied parameter may come under each of its names. Without `strict`, names that are missing or unknown are
+        passed over. Raises InputError, with all that does not fit (see `require_fit`), and what NumPy raises for values
+        that it cannot convert; nothing is changed then.
         """
-        parameters = dict(self.named_parameters())
-        require_fit({name: parameter.shape for name, parameter in parameters.items()}, state)
-        fixed = [name for name, p in parameters.items() if not getattr(p.data.flags, "writeable", True)]
+        state, tensors = state_dict, self._state()
+        first = {id(tensor): name for name, tensor in tensors.items()}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if name in state and name not in tensors:
+                state = _under_one_name(state, name, first[id(parameter)])
+        passed_over = LoadResult(
+            [name for name in tensors if name not in state], [name for name in state if name not in tensors]
+        )
+        if not strict:
+            state = {name: value for name, value in state.items() if name in tensors}
+            tensors = {name: tensor for name, tensor in tensors.items() if name in state}
+        buffers = [name for name, tensor in tensors.items() if not isinstance(tensor, Parameter)]
+        require_fit({name: tensor.shape for name, tensor in tensors.items()}, state, buffers)
+        fixed = [name for name, p in tensors.items() if not getattr(p.data.flags, "writeable", True)]
         if fixed:
-            raise InputError(
-                f"the arrays of {_listed(fixed)} are read-only; assign copies of them to `.data`"
-            )
+            raise InputError(f"the arrays of {listed(fixed)} are read-only; assign copies of them to `.data`")
         values = {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
         # All are converted before the first is copied, because any of them may fail.
-        arrays = {name: backend.asarray(values[name], p.dtype) for name, p in parameters.items()}
-        for name, parameter in parameters.items():
-            parameter.data[...] = arrays[name]
+        arrays = {name: backend.asarray(values[name], p.dtype) for name, p in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.data[...] = arrays[name]
+        return passed_over
+
+    def extra_repr(self) -> str:
+        """What `repr` says of this module beside its submodules, such as sizes."""
+        return ""
+
+    def __repr__(self) -> str:
+        children = [(name, repr(child).replace("\n", "\n  ")) for name, child in self.named_children()]
+        lines = [f"({name}): {text}" for name, text in _folded(children, self.folds_children)]
+        if not lines:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        extra = self.extra_repr()
+        return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *lines]) + "\n)"
 
 
-def require_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> None:
-    """Raise InputError, with all faults in one line, unless `arrays` are of floating point and of these shapes."""
-    missing = [name for name in shapes if name not in arrays]
-    unknown = [name for name in arrays if name not in shapes]
-    faults = [f"missing: {_listed(missing)}"] if missing else []
-    if unknown:
-        near = nearest(unknown[0], missing or shapes)
-        faults.append(f"unknown: {_listed(unknown)}" + (f" (did you mean {near!r}?)" if near else ""))
-    unfit = []
-    for name, shape in shapes.items():
-        if name not in arrays:
-            continue
-        array = arrays[name]
-        dtype = getattr(array, "dtype", None)
-        if dtype is None:
-            unfit.append(f"{name!r} is {shown(array)}, not an array")
-        elif tuple(array.shape) != shape:
-            unfit.append(f"{name!r} has shape {shown(tuple(array.shape))}, the model needs {shape}")
-        elif "float" not in getattr(dtype, "name", str(dtype)):
-            unfit.append(f"{name!r} is of {dtype}; weights must be floating-point numbers")
-    faults += unfit[:_LISTED]
-    if len(unfit) > _LISTED:
-        faults.append(f"{len(unfit) - _LISTED:,} more that do not fit")
-    if faults:
-        raise InputError("; ".join(faults))
+def _is_array(data: Any) -> bool:
+    """Whether this is an array, of whatever library: a number of NumPy has a dtype too, and cannot be written into."""
+    return type(data) is np.ndarray or (
+        hasattr(data, "dtype") and hasattr(data, "__setitem__") and not isinstance(data, Tensor)
+    )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(map(shown, names[:_LISTED])) + more
+def _found(name: str, value: Any) -> Iterator[tuple[str, Module | Parameter]]:
+    """The modules and parameters that an attribute is, or that are in a list or a dictionary there."""
+    if isinstance(value, (Module, Parameter)):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _found(f"{name}.{i}", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _found(f"{name}.{key}", item)
+
+
+def _folded(children: Sequence[tuple[str, str]], all_of_them: bool) -> Iterator[tuple[str, str]]:
+    """Names and texts, those of equal neighbours in a list as one: ("blocks.0-3", "4 x Block(...)")."""
+    for text, run in itertools.groupby(children, key=lambda child: child[1]):
+        names = [name for name, _ in run]
+        if len(names) > 1 and (all_of_them or all("." in name for name in names)):
+            yield f"{names[0]}-{names[-1].rpartition('.')[2]}", f"{len(names)} x {text}"
+        else:
+            yield from ((name, text) for name in names)
+
+
+def _under_one_name(state: Mapping[str, Any], other: str, name: str) -> dict[str, Any]:
+    """The state with the array of `other` under `name`, which is the same parameter in this model."""
+    values = {name: state[other], **{key: value for key, value in state.items() if key != other}}
+    one, two = (x.data if isinstance(x, Tensor) else x for x in (values[name], state[other]))
+    if not np.array_equal(backend.to_numpy(one), backend.to_numpy(two)):
+        raise InputError(f"{name!r} and {other!r} are one parameter here, and their arrays differ")
+    return values
 
 
 def _not_a_parameter(path: str, name: str, value: Any) -> InputError:
     name = f"{path}.{name}" if path else name
+    if isinstance(value, Tensor) and not _is_array(value.data):
+        name, value = f"{name}.data", value.data
+        return InputError(
+            f"{name} is of class {type(value).__name__}, where an array must stand; write `{name}[...] = values`, or "
+            "assign an array"
+        )
     return InputError(
         f"{name} is of class {type(value).__name__}, where a Parameter must stand; change its values with "
         f"`{name}.data[...] = values`, or assign Parameter(values)"
@@ -288,8 +422,10 @@ def _is_floating(value: Any) -> bool:
 
 
 def path_of(modules: Sequence[Module]) -> str:
-    """The path of the last of `modules`, each an attribute of the one before: `blocks.2.attention`."""
+    """The path of the last of `modules`, each called by the one before: `blocks.2.attention`."""
     names = []
     for parent, child in itertools.pairwise(modules):
-        names.append(next((name for name, item in parent.children() if item is child), type(child).__name__))
+        # Mostly a member, and otherwise in a container, which is not called.
+        candidates = itertools.chain(parent.members(), parent.named_modules())
+        names.append(next((name for name, item in candidates if item is child), type(child).__name__))
     return ".".join(names)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 
 from tinyllm.autograd.tensor import Case, Op, Tensor, floating, register
 from tinyllm.backend import Array, current
+from tinyllm.system.wording import shown
 
 
 @register
@@ -62,9 +64,16 @@ def like(table: Any, x: Any) -> Any:
 def rope(x: Any, offset: int = 0, theta: float = 10000.0, axis: int = -2) -> Tensor:
     """Rotary position embedding at positions offset, offset + 1, ... along `axis`.
 
-    x: (..., T, K), or (..., T, H, K) with axis=-3; K must be even. Raises ValueError for other shapes.
+    x: (..., T, K), or (..., T, H, K) with axis=-3; K must be even. Raises ValueError for other shapes, TypeError
+    for several offsets.
     """
     (x,) = floating(x)
     if not -x.ndim <= axis < -1 or x.shape[-1] % 2:
         raise ValueError(f"rope: x has shape {x.shape} and axis={axis}; it needs (..., T, K) with an even K")
+    try:
+        offset = operator.index(offset)
+    except TypeError:
+        raise TypeError(
+            f"rope: offset={shown(offset)}; it is one integer, the position of the first token"
+        ) from None
     return Rope(offset, float(theta), axis)(x)

@@ -1,14 +1,23 @@
 """Optimizers, schedules of the learning rate, and clipping of gradients.
 
-Gradients come in by name, parameters are changed in place, and the state that a checkpoint keeps goes out by name. In a
-training step: `clipping` finds the norm and the scale of the gradients, `schedules` the factor of the rate, and an
-`optimizer` (`sgd`, `adamw`, `muon`, or several in an `OptimizerGroup`) makes the step.
+Optimizers are called as torch's. In training, gradients come in by name, parameters are changed in place, and what a
+checkpoint keeps goes out by name: `clipping` finds the norm and the scale of the gradients, `schedules` the factor of
+the rate, and an `optimizer` (`sgd`, `adamw`, `muon`, or several in an `OptimizerGroup`) makes the step. In a
+loop of one's own, `lr_scheduler` sets the rates.
 """
 
-from tinyllm.optim.adamw import AdamW
+from tinyllm.optim import lr_scheduler
+from tinyllm.optim.adamw import Adam, AdamW
 from tinyllm.optim.clipping import NonFiniteNormError, clip_grad_norm, clip_scale, global_norm, squared_norm
 from tinyllm.optim.muon import Muon, orthogonalise
-from tinyllm.optim.optimizer import NamedParameters, Optimizer, OptimizerGroup, OptimizerSettings
+from tinyllm.optim.optimizer import (
+    NamedParameters,
+    Optimizer,
+    OptimizerGroup,
+    OptimizerSettings,
+    Step,
+    matrices_decayed,
+)
 from tinyllm.optim.schedules import cosine_schedule, linear_schedule
 from tinyllm.optim.sgd import SGD
 
@@ -18,6 +27,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "sgd": S
 __all__ = [
     "OPTIMIZERS",
     "SGD",
+    "Adam",
     "AdamW",
     "Muon",
     "NamedParameters",
@@ -25,11 +35,14 @@ __all__ = [
     "Optimizer",
     "OptimizerGroup",
     "OptimizerSettings",
+    "Step",
     "clip_grad_norm",
     "clip_scale",
     "cosine_schedule",
     "global_norm",
     "linear_schedule",
+    "lr_scheduler",
+    "matrices_decayed",
     "orthogonalise",
     "squared_norm",
 ]

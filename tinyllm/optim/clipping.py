@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array, current
+from tinyllm.nn.utils import gradient_arrays
 
 
 class NonFiniteNormError(ArithmeticError):
@@ -48,12 +49,16 @@ def clip_scale(norm: float, max_norm: float) -> float:
 def clip_grad_norm(gradients: Iterable[Array | Tensor], max_norm: float) -> float:
     """Scale gradients in place so that their global Euclidean norm is at most `max_norm`; returns the norm before.
 
-    gradients: arrays, or Tensors whose `.grad` is meant.
+    gradients: arrays, or parameters whose `.grad` is meant; those without one are passed over.
 
-    Raises NonFiniteNormError, with nothing changed, when the norm is not finite.
+    Raises:
+        NonFiniteNormError: the norm is not finite; nothing is changed.
+        TypeError: what could not be clipped in place, such as a gradient that is a Tensor.
+        ValueError: parameters of which none has a gradient.
     """
-    arrays = [item.grad if isinstance(item, Tensor) else item for item in gradients]
-    arrays = [array for array in arrays if array is not None]
+    given, arrays = gradient_arrays(gradients)
+    if given and not arrays:
+        raise ValueError("none of the parameters has a gradient; call backward() first")
     norm = global_norm(arrays)
     scale = clip_scale(norm, max_norm)
     if scale != 1:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from tinyllm import backend
 from tinyllm.backend import Array, current
-from tinyllm.optim.optimizer import NamedParameters, Optimizer, OptimizerSettings
+from tinyllm.optim.optimizer import NamedParameters, Optimizer, OptimizerSettings, Params, Step
 
 
 class Muon(Optimizer):
     """Momentum whose matrices are replaced by the nearest orthogonal ones; for the matrices inside blocks.
 
     M = mu M + (1 - mu) G; N = (1 - mu) G + mu M (Nesterov);
-    theta -= rate sqrt(max(1, rows/columns)) orthogonalise(N).
+    theta -= lr sqrt(max(1, rows/columns)) orthogonalise(N). Arguments as torch's.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
 
@@ -23,29 +25,28 @@ class Muon(Optimizer):
     @classmethod
     def from_settings(cls, parameters: NamedParameters, settings: OptimizerSettings) -> Optimizer:
         return cls(
-            parameters, settings.muon_learning_rate, settings.muon_momentum, settings.muon_weight_decay
+            parameters, settings.muon_learning_rate, settings.muon_weight_decay, settings.muon_momentum
         )
 
     def __init__(
-        self,
-        parameters: NamedParameters,
-        learning_rate: float = 0.02,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
+        self, params: Params, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
     ) -> None:
-        super().__init__(parameters, learning_rate, weight_decay)
-        for name, parameter in self.parameters.items():
+        super().__init__(params, lr, weight_decay, decoupled_weight_decay=True, momentum=momentum)
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        super()._check(group)
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter.ndim != 2:
                 raise ValueError(f"Muon changes matrices; parameter {name!r} has shape {parameter.shape}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}; it must be at least 0 and below 1")
-        self.momentum = momentum
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum={group['momentum']}; it must be at least 0 and below 1")
 
-    def update(self, theta: Array, gradient: Array, state: dict[str, Array], rate: float) -> None:
-        scaled = gradient * (1 - self.momentum)
-        _muon_momentum(state["momentum"], scaled, self.momentum)
+    def update(self, theta: Array, gradient: Array, state: dict[str, Array], step: Step) -> None:
+        mu = step.group["momentum"]
+        scaled = gradient * (1 - mu)
+        _muon_momentum(state["momentum"], scaled, mu)
         rows, columns = theta.shape
-        _muon_step(theta, orthogonalise(scaled), rate * math.sqrt(max(1.0, rows / columns)))
+        _muon_step(theta, orthogonalise(scaled), step.rate * math.sqrt(max(1.0, rows / columns)))
 
 
 @backend.elementwise

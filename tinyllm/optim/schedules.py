@@ -15,7 +15,10 @@ def cosine_schedule(step: int, total_steps: int, warmup_steps: int = 0, final_fa
 
 
 def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
-    """As `cosine_schedule`, with a straight line down."""
+    """As `cosine_schedule`, with a straight line down, which reaches `final_factor` one step after the last.
+
+    With a final factor of 0, no step is so made at the rate 0. `torch.optim.lr_scheduler.LinearLR` ends like this too.
+    """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))

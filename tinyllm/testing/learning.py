@@ -41,7 +41,7 @@ def check_every_parameter_learns(
             )
         if not np.isfinite(backend.to_numpy(parameter.grad)).all():
             raise InvariantError(f"the gradient of {name} is not finite")
-    AdamW(named.items(), learning_rate=1e-2, weight_decay=0.0).step()
+    AdamW(named.items(), lr=1e-2, weight_decay=0.0).step()
     for name, parameter in named.items():
         if np.array_equal(backend.to_numpy(parameter.data), before[name]):
             raise InvariantError(f"{name} has a gradient, and did not move in one step of the optimizer")
@@ -71,7 +71,7 @@ def check_overfits_one_batch(
     # Two texts that begin alike cannot be told apart, nor the positions of one that begins with the same token twice.
     tokens[:, 0] = np.arange(batch) % vocab_size
     tokens[:, 1] = (tokens[:, 0] + 1) % vocab_size
-    optimizer = AdamW(learner.named_parameters(), learning_rate, weight_decay=0.0)
+    optimizer = AdamW(learner.named_parameters(), learning_rate, (0.9, 0.95), weight_decay=0.0)
     for _ in range(steps):
         learner.zero_grad()
         _mean_loss(learner, tokens).backward()

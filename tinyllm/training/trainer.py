@@ -15,6 +15,7 @@ from tinyllm.models import TransformerLM
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.interrupts import HurriedInterrupt, Interrupts
+from tinyllm.system.storage import StrPath
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpoints import checkpoint, keeping
@@ -63,10 +64,11 @@ class Trainer:
         train_tokens: Array,
         validation_tokens: Array,
         config: TrainConfig,
-        run: Path | None = None,
+        run: StrPath | None = None,
         callbacks: Sequence[Callback] = (),
         objective: Objective | None = None,
     ) -> None:
+        run = None if run is None else Path(run)
         if run is not None:
             checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model, self.tokenizer = model, tokenizer

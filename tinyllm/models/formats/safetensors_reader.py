@@ -29,7 +29,12 @@ _DTYPES = {
 
 
 def read_safetensors(content: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The arrays by name; they cannot be written to.
+    """The arrays by name; see `read_safetensors_with_metadata`."""
+    return read_safetensors_with_metadata(content)[0]
+
+
+def read_safetensors_with_metadata(content: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """The arrays by name, which cannot be written to, and the metadata.
 
     Raises InputError for anything that the format does not allow, and for a dtype that NumPy does not have.
     """
@@ -41,7 +46,7 @@ def read_safetensors(content: bytes) -> dict[str, npt.NDArray[Any]]:
             f"the header has {length:,} bytes, of {len(content) - 8:,} that follow and {LARGEST_HEADER:,} allowed"
         )
     header = _parse(content[8 : 8 + length])
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     data = memoryview(content)[8 + length :]
     entries = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda item: item[3:])
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -58,7 +63,7 @@ def read_safetensors(content: bytes) -> dict[str, npt.NDArray[Any]]:
         end = stop
     if end != len(data):
         raise InputError(f"{len(data) - end} bytes follow the last array")
-    return arrays
+    return arrays, metadata if isinstance(metadata, dict) else {}
 
 
 def _parse(text: bytes) -> dict[str, Any]:

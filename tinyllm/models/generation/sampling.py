@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -177,7 +178,12 @@ def _next_logits(
     """
 
     def uncached(window: list[int], fresh: list[int]) -> Array:
-        return _last_logits(model, window, None)
+        config = model.config
+        model.config = replace(config, context_length=max(config.context_length, len(window)))
+        try:
+            return _last_logits(model, window, None)
+        finally:
+            model.config = config
 
     if not use_cache:
         return uncached

@@ -133,7 +133,7 @@ def training_by_hand() -> None:
     """Three steps of gradient descent through .backward() and zero_grad() equal those of gradients from scratch."""
     rng = np.random.default_rng(9)
     x, y = rng.standard_normal((6, 4)), rng.standard_normal((6, 2))
-    layer = Linear(4, 2, rng, bias=True).astype(np.float64)
+    layer = Linear(4, 2, rng=rng).astype(np.float64)
     assert layer.bias is not None
     W, b = layer.weight.data.copy(), layer.bias.data.copy()
     for _ in range(3):
@@ -156,7 +156,8 @@ def initial_weights() -> None:
     """A layer's output has the variance of its input, for wide, narrow and square layers."""
     rng = np.random.default_rng(10)
     for inputs, outputs in ((256, 64), (64, 256), (128, 128)):
-        y = Linear(inputs, outputs, rng)(Tensor(rng.standard_normal((200, inputs)).astype(np.float32))).data
+        layer = Linear(inputs, outputs, False, rng=rng, init_scale=1.0)
+        y = layer(Tensor(rng.standard_normal((200, inputs)).astype(np.float32))).data
         assert 0.8 < float(y.std()) < 1.2, f"{inputs} inputs of deviation 1 give {float(y.std()):.2f}"
 
 
@@ -213,7 +214,7 @@ def masks_differ() -> None:
 
     def mask(stream: int, step: int, micro_batch: int) -> Array:
         with dropout_position(7, step, micro_batch):
-            kept: Array = Dropout(0.5, stream)(ones).data > 0
+            kept: Array = Dropout(0.5, stream=stream)(ones).data > 0
         return kept
 
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 3, 4)]

@@ -117,7 +117,7 @@ def accumulation() -> None:
     """Two backward passes give the sum of both gradients; clearing the gradients begins anew."""
     from tinyllm.nn import Linear
 
-    layer = Linear(3, 2, np.random.default_rng(0), bias=True).astype(np.float64)
+    layer = Linear(3, 2, rng=np.random.default_rng(0)).astype(np.float64)
     batches = np.random.default_rng(1).standard_normal((2, 4, 3))
 
     def gradient_of(*parts: Array) -> Array:

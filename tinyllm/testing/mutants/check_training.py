@@ -36,9 +36,9 @@ def _run(
     steps = [{name: 3 * rng.standard_normal(s) for name, s in shapes.items()} for _ in range(STEPS)]
     for i, found in enumerate(steps):
         if reload and i == 2:
-            saved = {key: array.copy() for key, array in optimizer.state_dict().items()}
+            saved = {key: array.copy() for key, array in optimizer.state_arrays().items()}
             steps_made, optimizer = optimizer.steps, make(named.items())
-            optimizer.load_state_dict(saved, steps_made)
+            optimizer.load_state_arrays(saved, steps_made)
         optimizer.step({name: g.copy() for name, g in found.items()}, factor=_factor(i))
     return {name: parameter.data for name, parameter in named.items()}, steps
 
@@ -63,7 +63,7 @@ def adamw() -> None:
     rate, (beta1, beta2), eps, decay = 0.01, (0.8, 0.95), 1e-3, 0.3
 
     def make(named: Any) -> Any:
-        return optim.AdamW(named, rate, (beta1, beta2), eps, decay)
+        return optim.AdamW(optim.matrices_decayed(named, decay), rate, (beta1, beta2), eps)
 
     for reload in (False, True):
         found, steps = _run(make, SHAPES, reload)
@@ -80,10 +80,14 @@ def adamw() -> None:
         _compare(found, expected, "AdamW resumed" if reload else "AdamW")
 
 
+def _decoupled_sgd(named: Any) -> Any:
+    return optim.SGD(optim.matrices_decayed(named, 0.1), 0.05, 0.8, decoupled_weight_decay=True)
+
+
 @check("SGD against its formula")
 def sgd() -> None:
     """theta -= rate v, v = momentum v + g, with decoupled decay of matrices."""
-    found, steps = _run(lambda named: optim.SGD(named, 0.05, 0.1, momentum=0.8), SHAPES)
+    found, steps = _run(_decoupled_sgd, SHAPES)
     expected = _start(SHAPES)
     for name, theta in expected.items():
         velocity = np.zeros(theta.shape)
@@ -98,7 +102,7 @@ def sgd() -> None:
 def muon() -> None:
     """Nesterov momentum made orthogonal by its polynomial, applied to singular values; sqrt(rows / columns)."""
     shapes = {name: shape for name, shape in SHAPES.items() if len(shape) == 2}
-    found, steps = _run(lambda named: optim.Muon(named, 0.02, 0.9), shapes)
+    found, steps = _run(lambda named: optim.Muon(named, 0.02, 0.0, 0.9), shapes)
     expected = _start(shapes)
     for name, theta in expected.items():
         M = np.zeros(theta.shape)

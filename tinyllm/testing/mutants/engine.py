@@ -22,7 +22,7 @@ def backward_overwrites_grad(self: Tensor, gradient: Any = None, retain_graph: b
 
 
 @mutant(Module, "zero_grad")
-def zero_grad_does_nothing(self: Module) -> None:
+def zero_grad_does_nothing(self: Module, set_to_none: bool = True) -> None:
     """Gradients are never cleared. Each step adds its gradient to those of all steps before: training wanders, the
     more the longer it runs."""
 

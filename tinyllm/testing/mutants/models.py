@@ -79,10 +79,12 @@ def norm_weight_not_used(self: Any, x: Tensor) -> Tensor:
 
 
 @mutant(RMSNorm, "__init__")
-def norm_eps_of_the_config_ignored(self: Any, width: int, eps: float = 1e-6) -> None:
+def norm_eps_of_the_config_ignored(
+    self: Any, normalized_shape: int, eps: float | None = None, elementwise_affine: bool = True
+) -> None:
     """eps is always 1e-6, whatever the config says: where a model was trained with a larger one, small vectors are
     scaled up too much."""
-    _norm_init(self, width, 1e-6)
+    _norm_init(self, normalized_shape, 1e-6, elementwise_affine)
 
 
 _norm_init = RMSNorm.__init__
@@ -129,20 +131,34 @@ _linear_init = Linear.__init__
 
 @mutant(Linear, "__init__")
 def every_layer_begins_with_the_same_weights(
-    self: Any, in_features: int, out_features: int, rng: Any, scale: float = 1.0, bias: bool = False
+    self: Any,
+    in_features: int,
+    out_features: int,
+    bias: bool = True,
+    *,
+    rng: Any = None,
+    init_scale: Any = None,
 ) -> None:
     """Each layer makes a new generator from the same seed: layers of one shape begin as copies of each other, queries
     equal keys."""
-    _linear_init(self, in_features, out_features, np.random.default_rng(0), scale, bias)
+    generator = np.random.default_rng(0)
+    _linear_init(self, in_features, out_features, bias, rng=generator, init_scale=init_scale)
 
 
 @mutant(Linear, "__init__")
 def weights_scaled_by_their_outputs(
-    self: Any, in_features: int, out_features: int, rng: Any, scale: float = 1.0, bias: bool = False
+    self: Any,
+    in_features: int,
+    out_features: int,
+    bias: bool = True,
+    *,
+    rng: Any = None,
+    init_scale: Any = None,
 ) -> None:
     """Initial weights are divided by the root of the number of outputs instead of inputs. Square matrices are right;
     wide ones shrink their input, and narrow ones blow it up."""
-    _linear_init(self, in_features, out_features, rng, scale * (in_features / out_features) ** 0.5, bias)
+    scale = init_scale * (in_features / out_features) ** 0.5
+    _linear_init(self, in_features, out_features, bias, rng=rng, init_scale=scale)
 
 
 @mutant(ModelConfig, "residual_init_scale", property)

@@ -15,71 +15,45 @@ from tinyllm.testing.mutants.planting import add, mutant
 # ---- Steps -------------------------------------------------------------------------------------
 
 
-def _step(decay: Callable[[Any, Any, float, float], Any]) -> Callable[..., None]:
-    """Optimizer.step with another weight decay: `decay(theta, gradient, rate, coefficient)` -> the gradient to use."""
-
-    def step(
-        self: Any,
-        gradients: Any = None,
-        factor: float = 1.0,
-        names: Any = None,
-        number: int | None = None,
-        where: Any = None,
-    ) -> None:
-        found = self.find(gradients)
-        self.steps = self.steps + 1 if number is None else number
-        rate = self.learning_rate * factor
-        for name, parameter in self.parameters.items():
-            if names is None or name in names:
-                theta = parameter.data
-                gradient = decay(theta, found[name], rate, self.weight_decay)
-                self.update(theta, gradient, self.state[name], rate)
-
-    return step
+def _into_gradient(self: Any, theta: Any, gradient: Any, step: Any) -> Any:
+    return gradient + step.group["weight_decay"] * theta
 
 
-def _into_gradient(theta: Any, gradient: Any, rate: float, coefficient: float) -> Any:
-    return gradient + coefficient * theta if theta.ndim >= 2 else gradient
-
-
-def _everything(theta: Any, gradient: Any, rate: float, coefficient: float) -> Any:
-    theta *= 1 - rate * coefficient
+def _without_rate(self: Any, theta: Any, gradient: Any, step: Any) -> Any:
+    theta *= 1 - step.group["weight_decay"]
     return gradient
 
 
-def _without_rate(theta: Any, gradient: Any, rate: float, coefficient: float) -> Any:
-    if theta.ndim >= 2:
-        theta *= 1 - coefficient
+def _after(self: Any, theta: Any, gradient: Any, step: Any) -> Any:
+    theta *= 1 + step.rate * step.group["weight_decay"]
     return gradient
 
 
-def _after(theta: Any, gradient: Any, rate: float, coefficient: float) -> Any:
-    if theta.ndim >= 2:
-        theta *= 1 + rate * coefficient
-    return gradient
+def _everything(parameters: Any, weight_decay: float) -> Any:
+    return [{"params": list(parameters), "weight_decay": weight_decay}]
 
 
 add(
     "weight_decay_in_the_gradient",
     """Weight decay is added to the gradient (L2) instead of shrinking the weights (decoupled): Adam divides it by the
     root of v, so that weights with large gradients hardly decay.""",
-    Optimizer, "step", _step(_into_gradient),
+    Optimizer, "decayed", _into_gradient,
 )  # fmt: skip
 add(
     "weight_decay_of_norms_too",
     """Norm weights and biases decay as well, which pulls norms from 1 towards 0.""",
-    Optimizer, "step", _step(_everything),
+    optim, "matrices_decayed", _everything,
 )  # fmt: skip
 add(
     "weight_decay_without_the_rate",
     """Weights shrink by the coefficient itself instead of by rate times coefficient: a decay of 0.1 takes a tenth of
     all weights away in each step.""",
-    Optimizer, "step", _step(_without_rate),
+    Optimizer, "decayed", _without_rate,
 )  # fmt: skip
 add(
     "weight_decay_with_the_wrong_sign",
     """Weights grow by rate times coefficient instead of shrinking.""",
-    Optimizer, "step", _step(_after),
+    Optimizer, "decayed", _after,
 )  # fmt: skip
 
 
@@ -90,46 +64,45 @@ def schedule_factor_ignored(self: Any, gradients: Any = None, factor: float = 1.
 
 
 _optimizer_step = Optimizer.step
-_optimizer_init = Optimizer.__init__
+_add_group = Optimizer.add_param_group
 
 
-@mutant(Optimizer, "__init__")
-def state_shared_by_parameters(
-    self: Any, parameters: Any, learning_rate: float, weight_decay: float = 0.0
-) -> None:
+@mutant(Optimizer, "add_param_group")
+def state_shared_by_parameters(self: Any, param_group: Any) -> None:
     """State is made once and used for all parameters of a shape, as `[zeros] * n` does in Python: moments of different
     weights run into one another."""
-    _optimizer_init(self, parameters, learning_rate, weight_decay)
+    _add_group(self, param_group)
     of_shape: dict[Any, Any] = {}
     for name, parameter in self.parameters.items():
         self.state[name] = of_shape.setdefault(parameter.shape, self.state[name])
 
 
-@mutant(Optimizer, "load_state_dict")
+@mutant(Optimizer, "load_state_arrays")
 def resume_forgets_the_steps(self: Any, arrays: Any, steps: int) -> None:
     """Moments are restored and the number of steps is not: bias correction begins anew, and the first steps after a
     resume are several times too large or too small."""
     _load(self, arrays, 0)
 
 
-_load = Optimizer.load_state_dict
+_load = Optimizer.load_state_arrays
 
 # ---- SGD and AdamW -----------------------------------------------------------------------------
 
 
 @mutant(SGD, "update")
-def sgd_momentum_not_applied(self: Any, theta: Any, gradient: Any, state: Any, rate: float) -> None:
+def sgd_momentum_not_applied(self: Any, theta: Any, gradient: Any, state: Any, step: Any) -> None:
     """The velocity is kept up to date and the parameters move by the plain gradient."""
-    state["velocity"][...] = self.momentum * state["velocity"] + gradient
-    theta -= rate * gradient
+    state["velocity"][...] = step.group["momentum"] * state["velocity"] + gradient
+    theta -= step.rate * gradient
 
 
 @mutant(SGD, "update")
-def sgd_velocity_dampened(self: Any, theta: Any, gradient: Any, state: Any, rate: float) -> None:
+def sgd_velocity_dampened(self: Any, theta: Any, gradient: Any, state: Any, step: Any) -> None:
     """The gradient enters the velocity with 1 - momentum, as in Adam's m: with momentum 0.9 the steps are ten times
     smaller than those of the formula."""
-    state["velocity"][...] = self.momentum * state["velocity"] + (1 - self.momentum) * gradient
-    theta -= rate * state["velocity"]
+    mu = step.group["momentum"]
+    state["velocity"][...] = mu * state["velocity"] + (1 - mu) * gradient
+    theta -= step.rate * state["velocity"]
 
 
 def _adam(
@@ -141,14 +114,15 @@ def _adam(
 ) -> Callable[..., None]:
     """AdamW.update with the mistakes that the arguments name."""
 
-    def update(self: Any, theta: Any, gradient: Any, state: Any, rate: float) -> None:
-        beta1, beta2 = self.betas[::-1] if swap else self.betas
+    def update(self: Any, theta: Any, gradient: Any, state: Any, step: Any) -> None:
+        beta1, beta2 = step.group["betas"][::-1] if swap else step.group["betas"]
+        rate, eps = step.rate, step.group["eps"]
         second = gradient * gradient if square else np.abs(gradient)
         state["m"][...] = beta1 * state["m"] + ((1 - beta1) if blend else 1) * gradient
         state["v"][...] = beta2 * state["v"] + (1 - beta2) * second
-        m = state["m"] / (1 - beta1**self.steps) if correct else state["m"]
-        v = state["v"] / (1 - beta2**self.steps) if correct else state["v"]
-        theta -= rate * (m / np.sqrt(v + self.eps) if eps_inside else m / (np.sqrt(v) + self.eps))
+        m = state["m"] / (1 - beta1**step.number) if correct else state["m"]
+        v = state["v"] / (1 - beta2**step.number) if correct else state["v"]
+        theta -= rate * (m / np.sqrt(v + eps) if eps_inside else m / (np.sqrt(v) + eps))
 
     return update
 
@@ -185,20 +159,20 @@ add(
 
 
 @mutant(Muon, "update")
-def muon_without_nesterov(self: Any, theta: Any, gradient: Any, state: Any, rate: float) -> None:
+def muon_without_nesterov(self: Any, theta: Any, gradient: Any, state: Any, step: Any) -> None:
     """The momentum itself is made orthogonal, without the step ahead of Nesterov."""
-    momentum = state["momentum"]
-    momentum[...] = self.momentum * momentum + (1 - self.momentum) * gradient
+    momentum, mu = state["momentum"], step.group["momentum"]
+    momentum[...] = mu * momentum + (1 - mu) * gradient
     rows, columns = theta.shape
-    theta -= optim.orthogonalise(momentum) * (rate * math.sqrt(max(1.0, rows / columns)))
+    theta -= optim.orthogonalise(momentum) * (step.rate * math.sqrt(max(1.0, rows / columns)))
 
 
 @mutant(Muon, "update")
-def muon_without_the_shape_factor(self: Any, theta: Any, gradient: Any, state: Any, rate: float) -> None:
+def muon_without_the_shape_factor(self: Any, theta: Any, gradient: Any, state: Any, step: Any) -> None:
     """The step is not multiplied by sqrt(rows / columns): tall matrices move too little."""
-    momentum = state["momentum"]
-    momentum[...] = self.momentum * momentum + (1 - self.momentum) * gradient
-    theta -= rate * optim.orthogonalise((1 - self.momentum) * gradient + self.momentum * momentum)
+    momentum, mu = state["momentum"], step.group["momentum"]
+    momentum[...] = mu * momentum + (1 - mu) * gradient
+    theta -= step.rate * optim.orthogonalise((1 - mu) * gradient + mu * momentum)
 
 
 add(

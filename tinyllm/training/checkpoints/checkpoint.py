@@ -24,12 +24,13 @@ from tinyllm import backend
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.formats import hugging_face
 from tinyllm.models.formats.safetensors_reader import read_safetensors
-from tinyllm.nn.module import require_fit
+from tinyllm.nn.state import require_fit
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, NoSpaceError, UnreadableError
 from tinyllm.system.json_files import parse_json
 from tinyllm.system.storage import StrPath
 from tinyllm.system.text_files import LARGEST_FILE
+from tinyllm.system.wording import shown
 from tinyllm.tokenizer import Tokenizer, parse_tokenizer
 
 CONFIG = "config.json"
@@ -107,6 +108,16 @@ def require_loadable(model: TransformerLM, tokenizer: Tokenizer) -> None:
     A checkpoint holds the parameters of a TransformerLM of `model.config`, all of one floating-point dtype, each in
     memory of its own; the head may be tied to the embedding.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError(
+            f"a checkpoint holds a tokenizer, got {shown(tokenizer)}; to save without one: "
+            "tinyllm.save(model.state_dict(), path)"
+        )
+    if not isinstance(model, TransformerLM):
+        raise InputError(
+            f"a checkpoint holds a TransformerLM, got a {type(model).__name__}; of any other module, "
+            "tinyllm.save(model.state_dict(), path)"
+        )
     config = model.current_config
     arrays = model.state_dict()
     try:

@@ -13,14 +13,14 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from tinyllm.models import TransformerLM
+from tinyllm.models.formats import state_file
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, UnreadableError
 from tinyllm.system.progress import print_status
 from tinyllm.system.storage import StrPath
 from tinyllm.system.wording import command_line
-from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.checkpoints.checkpoint import (
     ELSEWHERE,
     Checkpoint,
@@ -37,12 +37,14 @@ SET_ASIDE = "before-rollback-"
 _NAME = re.compile(rf"step-(\d+)({INTERRUPTED})?")
 
 
-def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
+def load(path: StrPath) -> Any:
     """The model and tokenizer of a checkpoint, of a run (its best checkpoint), or of a folder of transformers.
 
-    Of a run's checkpoints, damaged ones are passed over, with a line on standard error. Raises InputError, in one
-    line, when nothing is left, and for what is not supported.
+    Of a file, what `tinyllm.save` put there. Of a run's checkpoints, damaged ones are passed over, with a line on
+    standard error. Raises InputError, in one line, when nothing is left, and for what is not supported.
     """
+    if Path(path).is_file():
+        return state_file.load(path)
     found = find_valid(path, ("best", "latest"))
     report_passed_over(found)
     model, tokenizer = found.model(), found.tokenizer()

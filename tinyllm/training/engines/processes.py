@@ -116,7 +116,7 @@ class Processes(Serial):
             for name, array in share(parameters).items():
                 self.parameters[name].data = array
         for optimizer in self.optimizer.optimizers:
-            if not all(map(is_shared, optimizer.state_dict().values())):
+            if not all(map(is_shared, optimizer.state_arrays().values())):
                 for name, state in optimizer.state.items():
                     optimizer.state[name] = share(state)
 
