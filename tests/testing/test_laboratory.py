@@ -167,7 +167,7 @@ def test_a_wrong_gradient_at_a_tiny_input_is_found_there() -> None:
 @pytest.mark.parametrize("x", [[0.0, 0.0, 0.0], [1.0, 0.0, -2.0]])
 def test_a_second_derivative_that_does_not_exist_is_a_kink(x: list[float]) -> None:
     for function in (lambda x: x.relu() ** 2, lambda x: x.relu() * x.relu(), lambda x: x * x.abs()):
-        result = gradcheck(function, np.array(x), order=2)
+        result = gradcheck(function, np.array(x), order=2, method="central differences")
         assert {index for name, index in result.kinks if name == "arguments[0]"} == {
             (i,) for i, value in enumerate(x) if value == 0
         }
