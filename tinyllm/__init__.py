@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         triu,
         where,
     )
-    from tinyllm.training.checkpoints.keeping import load
+    from tinyllm.training.checkpoints.keeping import load_any as load
     from tinyllm.training.config import TrainConfig
     from tinyllm.training.trainer import Trainer
 
@@ -79,7 +79,7 @@ _LATER = {
     **dict.fromkeys(("ModelConfig", "TransformerLM"), "tinyllm.models"),
     **dict.fromkeys(("generate", "generate_text"), "tinyllm.models.generation.sampling"),
     "save": "tinyllm.models.formats.state_file",
-    "load": "tinyllm.training.checkpoints.keeping",
+    "load": "tinyllm.training.checkpoints.keeping:load_any",
     "TrainConfig": "tinyllm.training.config",
     "Trainer": "tinyllm.training.trainer",
     # What a program for torch calls its library for.

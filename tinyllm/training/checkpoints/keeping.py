@@ -37,14 +37,17 @@ SET_ASIDE = "before-rollback-"
 _NAME = re.compile(rf"step-(\d+)({INTERRUPTED})?")
 
 
-def load(path: StrPath) -> Any:
+def load_any(path: StrPath) -> Any:
+    """Of a folder, its model and tokenizer (see `load`); of a file, what `tinyllm.save` put there."""
+    return state_file.load(path) if Path(path).is_file() else load(path)
+
+
+def load(path: StrPath) -> tuple[TransformerLM, Tokenizer]:
     """The model and tokenizer of a checkpoint, of a run (its best checkpoint), or of a folder of transformers.
 
-    Of a file, what `tinyllm.save` put there. Of a run's checkpoints, damaged ones are passed over, with a line on
-    standard error. Raises InputError, in one line, when nothing is left, and for what is not supported.
+    Of a run's checkpoints, damaged ones are passed over, with a line on standard error. Raises InputError, in one
+    line, when nothing is left, and for what is not supported.
     """
-    if Path(path).is_file():
-        return state_file.load(path)
     found = find_valid(path, ("best", "latest"))
     report_passed_over(found)
     model, tokenizer = found.model(), found.tokenizer()
