@@ -15,12 +15,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from tinyllm.models import TransformerLM
 from tinyllm.models.formats import state_file
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError, UnreadableError
 from tinyllm.system.progress import print_status
 from tinyllm.system.storage import StrPath
 from tinyllm.system.wording import command_line
+from tinyllm.tokenizer import Tokenizer
 from tinyllm.training.checkpoints.checkpoint import (
     ELSEWHERE,
     Checkpoint,
