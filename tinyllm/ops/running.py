@@ -42,8 +42,10 @@ class Cumprod(Op):
         return (before * np.stack(S[::-1])).swapaxes(0, self.axis)
 
 
-def cumprod(x: Any, axis: int) -> Tensor:
-    """The running product along `axis`."""
+def cumprod(x: Any, axis: int | None = None) -> Tensor:
+    """The running product along `axis`, or of all elements as one row."""
     x = summable(x)
-    (axis,) = reduced_axes(axis, x.ndim)
-    return Cumprod(axis)(x)
+    if axis is None:
+        return Cumprod(0)(x.reshape(-1))
+    axes = reduced_axes(axis, x.ndim)
+    return Cumprod(*axes)(x) if axes else x.prod(axis)
