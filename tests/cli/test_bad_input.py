@@ -73,6 +73,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "missing file": (["train", "--data", "mising.txt"], r"mising\.txt: no such file"),
     "second file missing": (["train", "--data", "text.txt", "no.txt"], r"no\.txt: no such file"),
     "folder without text": (["train", "--data", "folder"], r"folder: no text in this folder"),
+    "go on and replace": (["train", "--resume", "--overwrite"], r"--resume goes on .* give one of them"),
     "no file": (["train", "--data"], r"--data got no file; give"),
     "text shorter than a window": (
         ["train", "--data", "short.txt"],
@@ -416,10 +417,19 @@ def test_divergence(capsys: pytest.CaptureFixture[str]) -> None:
     # A line for each return to a checkpoint, and one for what led there.
     assert len(lines) <= 12
     assert re.search(
-        r"\(now 1e\+38\) or raise --warmup-steps \(now 1\), with --resume or in a new run", lines[-1]
+        r"\(now 1e\+38\) and --muon-learning-rate \(now 0\.02\) or raise --warmup-steps \(now 1\), with --resume or in",
+        lines[-1],
     )
     assert cli.main(["train", "--resume", "--out", "run", "--learning-rate", "1e-3"]) == 0
     assert "learning_rate was 1e+38 and is 0.001" in capsys.readouterr().err
+
+
+def test_the_advice_after_divergence_names_no_rate_that_the_run_has_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--steps", "30", "--optimizer", "adamw", "--learning-rate", "1e38"]
+    assert cli.main([*TRAIN, *TINY, "--out", "run", *flags]) == 2
+    assert "lower --learning-rate (now 1e+38) or raise --warmup-steps (now 1)" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:

@@ -129,7 +129,7 @@ def test_train_writes_a_run_and_samples(capsys: pytest.CaptureFixture[str]) -> N
     }
     assert err.splitlines()[0] == f"1 file, {len(TEXT):,} characters"
     assert "parameters" in err.splitlines()[1]
-    assert "best validation loss" in err.splitlines()[-1]
+    assert "best validation loss" in err.splitlines()[-2]
     assert 0 < len(out.strip("\n")) <= 20
     assert set(out) <= set(TEXT)
     model, tokenizer = tinyllm.load(folder)
@@ -412,10 +412,11 @@ def test_the_sample_after_training_is_of_the_best_model(
     monkeypatch.setattr(runs, "generate_text", spy)
     assert run("train", "--data", "text.txt", "--out", "run", *TINY, "--eval-every", "1") == 0
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1] == (
+    assert err.splitlines()[-2:] == [
         "best validation loss 1.5000 nats a character, 2.1640 bits per character, in step 2; the last, in step 4, is "
-        "1.8750, no lower in 2 evaluations since; the run is in run; a sample of the model of step 2:"
-    )
+        "1.8750, no lower in 2 evaluations since",
+        "the run is in run; a sample of the model of step 2:",
+    ]
     saved = keeping.find_valid("run/checkpoints/step-00000002").model().state_dict()
     assert all((shown[0][name] == saved[name]).all() for name in saved)
     first = tinyllm.load("run")[0].state_dict()
@@ -426,8 +427,9 @@ def test_the_sample_after_training_is_of_the_best_model(
 
 def test_the_end_says_that_the_last_model_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--data", "text.txt", "--out", "run", *TINY, "--sample-tokens", "0") == 0
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r"best validation loss .* per character, in the last step; the run is in run", last)
+    best, where = capsys.readouterr().err.splitlines()[-2:]
+    assert re.fullmatch(r"best validation loss .* per character, in the last step", best)
+    assert where == "the run is in run"
 
 
 def test_early_stopping_is_said_and_can_be_taken_back(
@@ -456,7 +458,11 @@ def test_validation_data_is_evaluated_and_all_of_the_other_text_trained_on(
     start = ["train", "--data", "text.txt", "--validation-data", "folder", "--out", "run", *TINY]
     assert run(*start) == 0
     sizes = f"{len(TEXT):,} tokens to train on, {len(own):,} to validate"
-    assert sizes in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert sizes in err
+    assert err.startswith(
+        f"1 file, {len(TEXT):,} characters\nfor validation: 1 file, {len(own):,} characters\n"
+    )
     settings = saved_settings(Path("run"))
     assert settings["train"]["validation_data"] == ["folder"]
     assert settings["model"]["vocab_size"] == len(set(TEXT) | set(own))
@@ -599,7 +605,7 @@ def test_a_warm_up_that_does_not_fit_is_shortened(
     flags = ["--warmup-steps", "100", "--steps", str(steps), "--sample-tokens", "0"]
     assert run("train", "--data", "text.txt", "--out", "run", *TINY, *flags) == 0
     assert saved_settings(Path("run"))["train"]["warmup_steps"] == warmup
-    said = f"a warm-up of 100 steps does not fit into {steps}: it has {warmup} (--warmup-steps)\n"
+    said = f"a warm-up of 100 steps is too long for {steps}: it takes {warmup} (--warmup-steps)\n"
     assert (said in capsys.readouterr().err) == (warmup < 100)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if "loss" in line]

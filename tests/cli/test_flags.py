@@ -1,11 +1,14 @@
 """Flags of config dataclasses: what is given comes back as the field's value, and every wrong one is a clear line."""
 
 import argparse
+import contextlib
+import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
+from tinyllm.cli import train
 from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.system.settings import field
 
@@ -94,3 +97,17 @@ def test_help_shows_text_type_choices_and_default() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, Train)
     assert "(int; required)" in parser.format_help()
+
+
+def test_help_shows_the_defaults_of_a_preset() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Model, {"hidden_size": 64})
+    shown = " ".join(parser.format_help().split())
+    assert "width of the residual stream (int; default: 64)" in shown
+    assert "added below the root (float; default: 1e-05)" in shown
+    parser = argparse.ArgumentParser()
+    train.add_command(parser.add_subparsers())
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as help_text:
+        parser.parse_args(["train", "--help"])
+    # What README calls the default.
+    assert "AdamW elsewhere (str; default: muon)" in " ".join(help_text.getvalue().split())

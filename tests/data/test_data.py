@@ -185,6 +185,27 @@ def test_json_lines_are_no_text(tmp_path: Path, name: str) -> None:
     assert read_text(tmp_path / "a.txt") == "one\ntwo\n"
 
 
+class Typed(io.BytesIO):
+    """What a terminal gives: at each Ctrl-D a read comes back, and the next would wait for the person."""
+
+    ended = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        assert not self.ended, "asked for a second Ctrl-D"
+        self.ended = True
+        return super().read(size)
+
+
+def test_what_is_typed_is_asked_for_and_read_to_its_first_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = io.TextIOWrapper(Typed(b"one\ntwo\n"))
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert read_text("-") == "one\ntwo\n"
+    assert capsys.readouterr().err == "standard input: type the text; Ctrl-D on a line of its own ends it\n"
+
+
 def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbft\xc3\xa9xt\r\n")))
     assert read_text("-") == "t\xe9xt\r\n"
@@ -192,7 +213,7 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"standard input: .*it is UTF-16"):
         read_text(["-"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(InputError, match="-: the file is empty"):
+    with pytest.raises(InputError, match="standard input is empty"):
         read_text("-")
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="standard input is closed"):

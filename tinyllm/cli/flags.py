@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from tinyllm.backend import BACKENDS
@@ -26,13 +27,12 @@ def _parse_flag(setting: Setting, text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _flag_help(setting: Setting) -> str:
+def _flag_help(setting: Setting, default: Any) -> str:
     kind = "texts" if setting.kind is tuple else setting.kind.__name__
     if setting.choices:
         kind = "one of " + ", ".join(map(str, setting.choices))
     if setting.optional:
         kind += " or none"
-    default = setting.default
     if default is dataclasses.MISSING:
         return f"{setting.help} ({kind}; required)".strip().replace("%", "%%")
     elif isinstance(default, tuple):
@@ -43,13 +43,13 @@ def _flag_help(setting: Setting) -> str:
     return f"{setting.help} ({kind}; default: {default})".strip().replace("%", "%%")
 
 
-def add_flags(group: argparse._ActionsContainer, cls: type) -> None:
+def add_flags(group: argparse._ActionsContainer, cls: type, preset: Mapping[str, Any] = {}) -> None:
     """Add one flag for each field of `cls` to an argparse parser or argument group.
 
     hidden_size becomes --hidden-size, a bool becomes --tie-embeddings and --no-tie-embeddings, and
     a tuple takes any number of texts. The word "none" gives None where the field has one and is
     not text. A flag that is not given leaves nothing in the namespace (argparse.SUPPRESS): see
-    given_flags.
+    given_flags. `preset` has other defaults for the help to name.
     """
     for setting in settings_of(cls):
         options: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS}
@@ -64,7 +64,9 @@ def add_flags(group: argparse._ActionsContainer, cls: type) -> None:
             plain = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL"}[setting.kind]
             options["metavar"] = "{" + ",".join(words) + "}" if words else plain
         flag = "--" + setting.name.replace("_", "-")
-        group.add_argument(flag, help=_flag_help(setting), **options)
+        group.add_argument(
+            flag, help=_flag_help(setting, preset.get(setting.name, setting.default)), **options
+        )
 
 
 def given_flags(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:

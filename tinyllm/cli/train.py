@@ -25,7 +25,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         "train",
         help="train a language model",
         description="Train a language model. Without arguments: the char preset on Python's own "
-        "help pages, into runs/char.",
+        "help pages, into runs/char. The defaults below are those of that preset.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -41,12 +41,14 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         "--overwrite", action="store_true", help="replace a run that is in the folder already"
     )
     for name, config in SECTIONS.items():
-        add_flags(parser.add_argument_group(f"{name} settings"), config)
+        add_flags(parser.add_argument_group(f"{name} settings"), config, PRESETS["char"][name])
     parser.set_defaults(command=train_command, parser=parser)
 
 
 def train_command(args: argparse.Namespace) -> None:
     """`tinyllm train`."""
+    if args.resume and args.overwrite:
+        raise InputError("--resume goes on with a run, --overwrite replaces it; give one of them")
     runs.train(*resolve(args), resume=args.resume, overwrite=args.overwrite)
 
 

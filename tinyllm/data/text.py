@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.storage import StrPath
-from tinyllm.system.text_files import blocks, counted, find_text_files
+from tinyllm.system.text_files import STANDARD_INPUT, blocks, counted, find_text_files
 
 
 def read_text(paths: StrPath | Iterable[StrPath], say: Callable[[str], None] | None = None) -> str:
@@ -33,7 +33,7 @@ def read_text(paths: StrPath | Iterable[StrPath], say: Callable[[str], None] | N
         empty = [file for file, text in content.items() if not text]
         if len(empty) == len(content):
             what = "no text in this folder" if below else "the file is empty; give a file with text"
-            raise InputError(f"{path}: {what}")
+            raise InputError(f"{path}: {what}" if path != STANDARD_INPUT else "standard input is empty")
         if empty:
             left_out.setdefault("empty", []).extend(empty)
         texts += filter(None, content.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import IO
 
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
+from tinyllm.system.progress import is_terminal, print_status
 from tinyllm.system.storage import StrPath
 
 # In a folder, only these are taken; a file that is named directly may be called anything.
@@ -134,7 +136,11 @@ def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
     if path == STANDARD_INPUT:
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file")
-        yield from text_of(sys.stdin.buffer, "standard input", size)
+        file: IO[bytes] = sys.stdin.buffer
+        if is_terminal(sys.stdin):
+            print_status("standard input: type the text; Ctrl-D on a line of its own ends it")
+            file = io.BytesIO(file.read())  # in one read, since each asks for a Ctrl-D of its own
+        yield from text_of(file, "standard input", size)
         return
     try:
         with storage.open_file(path) as file:

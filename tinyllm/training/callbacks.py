@@ -150,7 +150,7 @@ class Progress(Callback):
         self.begun = (rollback.to_step, time.monotonic())
         self.on_message(
             f"too many steps in a row were rejected: back to step {rollback.to_step}, and on without the next "
-            f"{rollback.skipped} batches; if this does not help, lower --learning-rate or raise --warmup-steps"
+            f"{rollback.skipped} batches"
         )
 
     def on_message(self, line: str) -> None:

@@ -40,8 +40,10 @@ class TrainConfig:
     optimizer: str = field(
         "adamw", f"{', '.join(OPTIMIZERS)}; muon: for the matrices inside blocks, AdamW elsewhere"
     )
-    learning_rate: float = field(3e-3, "peak rate of AdamW", above=0, below=math.inf)
-    muon_learning_rate: float = field(0.02, "peak rate of Muon", above=0, below=math.inf)
+    learning_rate: float = field(3e-3, "peak rate, but of Muon", above=0, below=math.inf)
+    muon_learning_rate: float = field(
+        0.02, "peak rate of Muon, for the matrices inside blocks", above=0, below=math.inf
+    )
     muon_momentum: float = field(0.95, "momentum of Muon", at_least=0, below=1)
     muon_weight_decay: float = field(
         0.0, "decoupled decay of Muon's matrices, times its rate", at_least=0, below=math.inf

@@ -43,6 +43,7 @@ class Memory:
     def in_words(self) -> str:
         """The total, and the parts that matter, on one line."""
         parts = {
+            "program": PROGRAM,
             "weights, gradients and optimizer": self.weights + self.gradients + self.optimizer,
             "batches": self.batches,
             f"activations of {self.tokens:,} tokens": self.activations,

@@ -31,6 +31,13 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     return schedule(step, config.steps, config.warmup_steps, config.final_factor)
 
 
+def lower_rates(config: TrainConfig) -> str:
+    """What may help where training diverges, with the flags to change."""
+    rates = ["learning_rate", *(["muon_learning_rate"] if config.optimizer == "muon" else [])]
+    flags = [f"--{name.replace('_', '-')} (now {getattr(config, name)})" for name in rates]
+    return f"lower {' and '.join(flags)} or raise --warmup-steps (now {config.warmup_steps})"
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate in the step after `step`."""
     return config.learning_rate * rate_factor(config, step)

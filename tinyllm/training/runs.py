@@ -98,7 +98,7 @@ def _with_fitting_warmup(config: TrainConfig, notes: list[str]) -> TrainConfig:
         return config
     fitting = config.steps // 2
     notes.append(
-        f"a warm-up of {config.warmup_steps} steps does not fit into {config.steps}: it has {fitting} (--warmup-steps)"
+        f"a warm-up of {config.warmup_steps} steps is too long for {config.steps}: it takes {fitting} (--warmup-steps)"
     )
     return replace(config, warmup_steps=fitting)
 
@@ -149,7 +149,10 @@ def _build(
     assert train_config.out is not None
     text = read_text(train_config.data, notes.append) if train_config.data else embedded_corpus()
     if train_config.validation_data:
-        texts = text, read_text(train_config.validation_data, notes.append)
+        texts = (
+            text,
+            read_text(train_config.validation_data, lambda line: notes.append(f"for validation: {line}")),
+        )
         text = "".join(texts)
     else:
         # Split as text, so that runs with different tokenizers are validated on the same characters.
@@ -185,7 +188,7 @@ def _fit(trainer: Trainer, resumed: bool, notes: Sequence[str]) -> None:
     print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
         f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
-        f"{trainer.threads} threads"
+        f"{trainer.threads} thread{'s' * (trainer.threads > 1)}"
     )
     print_status(_step_in_words(trainer))
     if resumed and trainer.stops_early:
@@ -232,10 +235,8 @@ def _summary(trainer: Trainer) -> str:
     if trainer.best_step != trainer.step and math.isfinite(trainer.evaluated_loss):
         since = f", no lower in {trainer.without_gain} evaluations since" if trainer.without_gain > 1 else ""
         lines.append(f"the last, in step {trainer.evaluated_step}, is {trainer.evaluated_loss:.4f}{since}")
-    lines.append(f"the run is in {trainer.run}")
-    if trainer.config.sample_tokens:
-        lines.append(f"a sample of the model of {best}:")
-    return "; ".join(lines)
+    sample = f"; a sample of the model of {best}:" if trainer.config.sample_tokens else ""
+    return f"{'; '.join(lines)}\nthe run is in {trainer.run}{sample}"
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -370,10 +371,10 @@ def sample(
 
     samples: how many, with seeds that follow each other. stop: a sample ends before this text.
     """
-    if samples < 1 or stop == "":
-        raise InputError(
-            f"samples={samples}, stop={stop!r}; give at least 1, and a text of one character at least"
-        )
+    if samples < 1:
+        raise InputError(f"samples={samples}; it must be at least 1")
+    if stop == "":
+        raise InputError("the text to stop at is empty; give one of a character at least, or none")
     model, tokenizer = keeping.load(path)
     if prompt is None:
         prompt = first_prompt(tokenizer)

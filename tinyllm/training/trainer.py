@@ -26,7 +26,7 @@ from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines import build_engine
 from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 from tinyllm.training.objectives import NextToken, Objective
-from tinyllm.training.optimization import build_optimizer, clip_limit, rate_factor
+from tinyllm.training.optimization import build_optimizer, clip_limit, lower_rates, rate_factor
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.safeguards.recovery import Recovery, Remedy
 from tinyllm.training.safeguards.watch import Watch
@@ -250,9 +250,8 @@ class Trainer:
         elif remedy.action == "stop":
             report = f"; what led there is in {rejection.incident}" if rejection.incident else ""
             raise InputError(
-                f"training diverged in step {rejection.step}: {rejection.reason}; {remedy.tried}; lower "
-                f"--learning-rate (now {self.config.learning_rate}) or raise --warmup-steps "
-                f"(now {self.config.warmup_steps}), with --resume or in a new run{report}"
+                f"training diverged in step {rejection.step}: {rejection.reason}; {remedy.tried}; "
+                f"{lower_rates(self.config)}, with --resume or in a new run{report}"
             )
         return remedy
 
@@ -294,7 +293,7 @@ class Trainer:
             if evaluation is not None:
                 self._notify("on_evaluation", evaluation)
                 if not math.isfinite(evaluation.val_loss):
-                    line = "the last step has spoiled the parameters; lower --learning-rate or raise --warmup-steps"
+                    line = f"the last step has spoiled the parameters; {lower_rates(self.config)}"
                     self._notify("on_message", f"the validation loss is {evaluation.val_loss}: {line}")
                 self.evaluated_step, self.evaluated_loss = self.step, evaluation.val_loss
                 improved = evaluation.val_loss < self.best_loss
