@@ -17,7 +17,8 @@ import pytest
 
 from tinyllm import Tensor, gradients, no_grad, ops, use_formulas
 from tinyllm.autograd.observer import Observer, observe
-from tinyllm.autograd.tensor import REGISTRY, Op
+from tinyllm.autograd.registry import REGISTRY
+from tinyllm.autograd.tensor import Op
 from tinyllm.debug import AnomalyError, break_on, detect_anomaly, summary, trace
 from tinyllm.debug.breakpoints import with_breakpoint
 from tinyllm.models import ModelConfig, TransformerLM

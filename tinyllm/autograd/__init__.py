@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation: `tensor` has Tensor, Op, the registry and the backward pass.
+"""Reverse-mode differentiation: `tensor` has Tensor, Op and the backward pass, `registry` the ops and their fast forms.
 
 An op is called on Tensors, computes an array, and stays behind its output; `propagate` walks the ops back from a loss.
 `mode` says how ops behave in the current context, `transforms` makes functions of derivatives.

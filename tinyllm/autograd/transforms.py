@@ -14,7 +14,8 @@ from typing import Any
 
 from tinyllm.autograd.forward_mode import Dual, level_of, tangent_of, value_of
 from tinyllm.autograd.mode import current_mode, enable_grad, mode_set
-from tinyllm.autograd.tensor import Tensor, floating, gradients
+from tinyllm.autograd.operands import floating
+from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import current
 
 Function = Callable[..., Tensor]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd.operands import as_tensor
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.ops.reduce import reduced_axes
 from tinyllm.ops.shape import broadcast_to, concatenate, expand_dims, lengths_of, reshape, transpose
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Tensor, as_tensor, floating, operands
+from tinyllm.autograd.operands import as_tensor, floating, operands
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops.elementwise import absolute, clip, exp, log, square, where
 from tinyllm.ops.logarithms import softplus

@@ -9,17 +9,9 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.forward_mode import Dual, primal
-from tinyllm.autograd.tensor import (
-    Case,
-    Op,
-    Tensor,
-    as_tensor,
-    countable,
-    floating,
-    numbers,
-    operands,
-    register,
-)
+from tinyllm.autograd.operands import as_tensor, countable, floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor, numbers
 from tinyllm.backend import Array, current
 from tinyllm.ops.error_function import erf as _erf
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.forward_mode import Dual
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import where
 from tinyllm.ops.reduce import reduced_axes

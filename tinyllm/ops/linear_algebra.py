@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllm.autograd.operands import floating, operands
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, floating, operands
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import reduce
 from tinyllm.ops.arrangement import moveaxis

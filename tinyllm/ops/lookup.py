@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.autograd.operands import as_tensor, floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.elementwise import where

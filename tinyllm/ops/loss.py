@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, operands, register
+from tinyllm.autograd.operands import constant, floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, own, reduced, weighted
 from tinyllm.ops.elementwise import square, where

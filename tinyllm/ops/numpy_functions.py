@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import elementwise, linear_algebra, matrix, ordering, shape
 from tinyllm.ops.arrangement import repeat

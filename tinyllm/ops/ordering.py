@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops.index import take_along_axis
 from tinyllm.ops.reduce import reduced_axes

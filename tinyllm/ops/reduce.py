@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.operands import as_tensor, summable
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register, summable
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import sqrt, where
 

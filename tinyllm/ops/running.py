@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, register, summable
+from tinyllm.autograd.operands import summable
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array
 from tinyllm.ops.reduce import reduced_axes
 

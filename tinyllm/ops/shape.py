@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
+from tinyllm.autograd.operands import as_tensor, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor, numbers
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import reduced_axes
 

@@ -44,7 +44,7 @@ def second_use_replaces_the_first(
         if gradient is None or op is None:
             continue
         yield x, gradient
-        results = tensor._backward_as_graph(op, gradient) if create_graph else op.backward(gradient)
+        results = op.backward_as_graph(gradient) if create_graph else op.backward(gradient)
         for i, (y, value) in enumerate(
             zip(op.inputs, results if isinstance(results, tuple) else (results,), strict=True)
         ):
