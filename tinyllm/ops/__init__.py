@@ -255,12 +255,10 @@ __all__ = [
 ]  # fmt: skip
 
 # Each function takes the other words for its arguments, has its other names, and is a method and NumPy's function.
-_offered = {name: globals()[name] for name in __all__} | {
-    name: globals()[own] for name, own in synonyms.FUNCTIONS.items()
-}
-globals().update({name: synonyms.with_synonyms(name, function) for name, function in _offered.items()})
-_offered = {name: globals()[name] for name in _offered}
-operators.install_methods(
-    _offered | {"norm": _offered["vector_norm"]}
-)  # `ops.norm` is the module of layers' norms
+_offered = {name: globals()[name] for name in __all__}
+_offered |= {name: _offered[own] for name, own in synonyms.FUNCTIONS.items()}
+_offered = {name: synonyms.with_synonyms(name, function) for name, function in _offered.items()}
+globals().update(_offered)
+# `ops.norm` is the module of layers' norms.
+operators.install_methods(_offered | {"norm": _offered["vector_norm"]})
 numpy_functions.install(_offered)
