@@ -28,16 +28,16 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
         first = values[0].data.dtype
         if all(
             [value.data.dtype is first for value in values]
-        ):  # as nearly always; NumPy has one object for each
+        ):  # as nearly always: NumPy has one object for each
             return values
     given = [value.data.dtype for value in values if isinstance(value, Tensor)]
-    floating = [dtype for dtype in given if dtype.kind == "f"]
-    if any(dtype != floating[0] for dtype in floating):
+    floats = [dtype for dtype in given if dtype.kind == "f"]
+    if any(dtype != floats[0] for dtype in floats):
         raise TypeError(
-            f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floating)))}; nothing is promoted silently, "
+            f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floats)))}; nothing is promoted silently, "
             "so convert one of them with .astype(...)"
         )
-    dtype = floating[0] if floating else None
+    dtype = floats[0] if floats else None
     if dtype is not None and all(known == dtype for known in given):
         return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
     if dtype is None:
