@@ -36,6 +36,7 @@ from tinyllm.ops.arrangement import (
     vstack,
 )
 from tinyllm.ops.attention import scaled_dot_product_attention
+from tinyllm.ops.choice import absolute, clip, masked_fill, maximum, minimum, relu, where
 from tinyllm.ops.criteria import (
     binary_cross_entropy_with_logits,
     huber_loss,
@@ -46,10 +47,8 @@ from tinyllm.ops.criteria import (
     smooth_l1_loss,
 )
 from tinyllm.ops.elementwise import (
-    absolute,
     add,
     astype,
-    clip,
     cos,
     divide,
     erf,
@@ -58,13 +57,9 @@ from tinyllm.ops.elementwise import (
     floor_divide,
     log,
     log1p,
-    masked_fill,
-    maximum,
-    minimum,
     multiply,
     negative,
     power,
-    relu,
     remainder,
     rsqrt,
     sigmoid,
@@ -74,7 +69,6 @@ from tinyllm.ops.elementwise import (
     subtract,
     tan,
     tanh,
-    where,
 )
 from tinyllm.ops.heads import merge_heads, rotary_heads, split_heads
 from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu

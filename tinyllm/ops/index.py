@@ -13,7 +13,7 @@ from tinyllm.autograd.operands import as_tensor
 from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
-from tinyllm.ops.elementwise import where
+from tinyllm.ops.choice import where
 from tinyllm.ops.reduce import reduced_axes
 
 _ROWS = np.array([2, 0, -1, 2])

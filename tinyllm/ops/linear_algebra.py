@@ -12,7 +12,8 @@ from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import reduce
 from tinyllm.ops.arrangement import moveaxis
-from tinyllm.ops.elementwise import absolute, sqrt, where
+from tinyllm.ops.choice import absolute, where
+from tinyllm.ops.elementwise import sqrt
 from tinyllm.ops.matrix import matmul
 from tinyllm.ops.reduce import reduced_axes
 from tinyllm.ops.shape import reshape

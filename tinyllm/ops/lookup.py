@@ -12,7 +12,7 @@ from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
-from tinyllm.ops.elementwise import where
+from tinyllm.ops.choice import where
 from tinyllm.ops.index import Scatter
 from tinyllm.ops.reduce import reduced_axes
 

@@ -10,8 +10,9 @@ from tinyllm.autograd.operands import constant, floating, operands
 from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
+from tinyllm.ops.choice import where
 from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, own, reduced, weighted
-from tinyllm.ops.elementwise import square, where
+from tinyllm.ops.elementwise import square
 from tinyllm.ops.softmaxes import log_softmax, logsumexp
 
 _TARGETS = np.array([[0, 3, -100], [1, 1, 2]])

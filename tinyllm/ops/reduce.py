@@ -16,7 +16,8 @@ from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
-from tinyllm.ops.elementwise import sqrt, where
+from tinyllm.ops.choice import where
+from tinyllm.ops.elementwise import sqrt
 
 
 def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0) -> tuple[Case, ...]:
