@@ -55,8 +55,6 @@ from tinyllm.ops.elementwise import (
     exp,
     expm1,
     floor_divide,
-    log,
-    log1p,
     multiply,
     negative,
     power,
@@ -73,16 +71,16 @@ from tinyllm.ops.elementwise import (
 from tinyllm.ops.heads import merge_heads, rotary_heads, split_heads
 from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
 from tinyllm.ops.linear_algebra import diagonal, dot, inner, outer, tensordot, trace, vector_norm
-from tinyllm.ops.logarithms import log2, log10, log_sigmoid, logaddexp, softplus
+from tinyllm.ops.logarithms import log, log1p, log2, log10, log_sigmoid, logaddexp, softplus
 from tinyllm.ops.lookup import dropout, embedding, one_hot, scatter_add
 from tinyllm.ops.loss import cross_entropy
 from tinyllm.ops.matrix import einsum, linear, matmul
 from tinyllm.ops.norm import layer_norm, rms_norm
 from tinyllm.ops.numpy_functions import apply_function, apply_ufunc  # noqa: F401 (called by Operators)
 from tinyllm.ops.ordering import argsort, sort, topk
-from tinyllm.ops.reduce import cumsum, max, mean, min, prod, std, sum, var
+from tinyllm.ops.reduce import max, mean, min, prod, std, sum, var
 from tinyllm.ops.rotary import rope
-from tinyllm.ops.running import cumprod
+from tinyllm.ops.running import cumprod, cumsum
 from tinyllm.ops.shape import (
     broadcast_to,
     concatenate,

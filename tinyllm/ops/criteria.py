@@ -13,8 +13,8 @@ from tinyllm.autograd.operands import as_tensor, floating, operands
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops.choice import absolute, clip, where
-from tinyllm.ops.elementwise import exp, log, square
-from tinyllm.ops.logarithms import softplus
+from tinyllm.ops.elementwise import exp, square
+from tinyllm.ops.logarithms import log, softplus
 from tinyllm.ops.lookup import one_hot
 from tinyllm.ops.reduce import mean
 

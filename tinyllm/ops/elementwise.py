@@ -192,34 +192,6 @@ class Expm1(Op):
 
 
 @register
-class Log(Op):
-    """ln x. Shapes: x: (...) -> (...)."""
-
-    cases = unary_cases(low=0.5)
-
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return current.xp.log(x)
-
-    def backward(self, gradient: Array) -> Any:
-        return gradient / self.x
-
-
-@register
-class Log1p(Op):
-    """ln(1 + x), precise near 0. Shapes: x: (...) -> (...)."""
-
-    cases = unary_cases(low=-0.5)
-
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return current.xp.log1p(x)
-
-    def backward(self, gradient: Array) -> Any:
-        return gradient / (1 + self.x)
-
-
-@register
 class Sqrt(Op):
     """x^(1/2). Shapes: x: (...) -> (...)."""
 
@@ -396,16 +368,6 @@ def exp(x: Any) -> Tensor:
 def expm1(x: Any) -> Tensor:
     """e^x - 1, precise near 0."""
     return Expm1()(*floating(x))
-
-
-def log(x: Any) -> Tensor:
-    """The natural logarithm."""
-    return Log()(*floating(x))
-
-
-def log1p(x: Any) -> Tensor:
-    """ln(1 + x), precise near 0."""
-    return Log1p()(*floating(x))
 
 
 def sqrt(x: Any) -> Tensor:

@@ -166,29 +166,6 @@ def product_of_others(x: Any) -> Any:
     return xp.concatenate([of_pair * second, of_pair * first, others[..., m:]], axis=-1)
 
 
-@register
-class Cumsum(Op):
-    """The running sum along an axis. Shapes: x: (...) -> (...)."""
-
-    cases = (
-        Case(((3, 4),), {"axis": 0}),
-        Case(((3, 4),), {"axis": -1}),
-        Case(((1, 5),), {"axis": 1}),
-        Case(((0, 2),), {"axis": 0}),
-    )
-
-    def __init__(self, axis: int) -> None:
-        self.axis = operator.index(axis)
-
-    def forward(self, x: Array) -> Array:
-        return x.cumsum(axis=self.axis)
-
-    def backward(self, gradient: Array) -> Any:
-        flip = [slice(None)] * len(gradient.shape)
-        flip[self.axis] = slice(None, None, -1)
-        return gradient[tuple(flip)].cumsum(axis=self.axis)[tuple(flip)]
-
-
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (one, several, or all)."""
     return Sum(axis, keepdims)(summable(x))
@@ -257,11 +234,3 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The product over `axis`."""
     return Prod(axis, keepdims)(summable(x))
-
-
-def cumsum(x: Any, axis: int | None = None) -> Tensor:
-    """The running sum along `axis`, or of all elements as one row."""
-    x = summable(x)
-    if axis is None:
-        return Cumsum(0)(x.reshape(-1))
-    return Cumsum(axis)(x) if x.ndim else x.sum(axis)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops import index, matrix, reduce, shape
+from tinyllm.ops import index, matrix, reduce, running, shape
 from tinyllm.ops.fast import products
 from tinyllm.ops.fast.products import rows
 from tinyllm.testing.mutants.planting import mutant
@@ -35,7 +35,7 @@ def prod_backward_divides_by_zero(self: Any, gradient: Any) -> Any:
     return self.expand(gradient, self.x.shape) * y / self.x
 
 
-@mutant(reduce.Cumsum, "backward")
+@mutant(running.Cumsum, "backward")
 def cumsum_backward_not_flipped(self: Any, gradient: Any) -> Any:
     """The gradient of a running sum is the running sum of the gradient from the start, where it must come from the
     end: x_i is in every sum after it, not before it."""
