@@ -103,13 +103,13 @@ class TakeAlongAxis(Op):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        return x[_along_axis(self.indices, self.axis, x.shape)]
+        return x[index_along_axis(self.indices, self.axis, x.shape)]
 
     def backward(self, gradient: Array) -> Any:
-        return Scatter(_along_axis(self.indices, self.axis, self.shape), self.shape)(gradient)
+        return Scatter(index_along_axis(self.indices, self.axis, self.shape), self.shape)(gradient)
 
 
-def _along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+def index_along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """The full index that takes `indices` along `axis` and keeps every other position."""
     ndim = len(shape)
     if len(indices.shape) != ndim:
