@@ -13,8 +13,8 @@ from tinyllm.autograd.operands import as_tensor
 from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
+from tinyllm.ops.axes import named_axes
 from tinyllm.ops.choice import where
-from tinyllm.ops.reduce import reduced_axes
 
 _ROWS = np.array([2, 0, -1, 2])
 
@@ -114,7 +114,7 @@ def index_along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[A
     ndim = len(shape)
     if len(indices.shape) != ndim:
         raise ValueError(f"indices with {len(indices.shape)} axes, the tensor has shape {shape}")
-    (axis,) = reduced_axes(axis, ndim)
+    (axis,) = named_axes(axis, ndim)
     return tuple(
         indices if i == axis else current.xp.arange(n).reshape((-1,) + (1,) * (ndim - 1 - i))
         for i, n in enumerate(shape)
@@ -162,7 +162,7 @@ def gather(x: Any, dim: int, index: Any) -> Tensor:
     Raises ValueError where `index` has other axes than x, or a longer one than x besides `dim`.
     """
     x, index = as_tensor(x), own_index(index)
-    (axis,) = reduced_axes(dim, x.ndim)
+    (axis,) = named_axes(dim, x.ndim)
     if len(index.shape) != x.ndim or any(
         n > m for i, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if i != axis
     ):

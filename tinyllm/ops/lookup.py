@@ -12,9 +12,9 @@ from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
+from tinyllm.ops.axes import named_axes
 from tinyllm.ops.choice import where
 from tinyllm.ops.index import Scatter, index_along_axis
-from tinyllm.ops.reduce import reduced_axes
 
 
 @register
@@ -145,7 +145,7 @@ def scatter_add(x: Any, axis: int, indices: Any, source: Any) -> Tensor:
     """
     x, source = operands(x, source)
     _, indices = _integers("scatter_add", indices)
-    (axis,) = reduced_axes(axis, x.ndim)
+    (axis,) = named_axes(axis, x.ndim)
     shape = indices.shape
     limits = [
         min(n, m) if i != axis else m for i, (n, m) in enumerate(zip(x.shape, source.shape, strict=False))

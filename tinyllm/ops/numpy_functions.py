@@ -16,7 +16,7 @@ from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import choice, linear_algebra, matrix, ordering, shape
 from tinyllm.ops.arrangement import repeat
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.axes import along, named_axes
 from tinyllm.ops.without_gradient import on_arrays
 
 
@@ -110,8 +110,8 @@ def _take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
     x = as_tensor(x)
     if axis is None:
         return x.reshape(-1)[indices]
-    (axis,) = reduced_axes(axis, x.ndim)
-    return x[(slice(None),) * axis + (indices,)]
+    (axis,) = named_axes(axis, x.ndim)
+    return x[along(axis, indices)]
 
 
 def _where(condition: Any, *choices: Any) -> Any:

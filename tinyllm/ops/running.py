@@ -11,7 +11,7 @@ from tinyllm.autograd.operands import summable
 from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.axes import named_axes
 
 
 @register
@@ -79,5 +79,5 @@ def cumsum(x: Any, axis: int | None = None) -> Tensor:
 def cumprod(x: Any, axis: int) -> Tensor:
     """The running product along `axis`."""
     x = summable(x)
-    (axis,) = reduced_axes(axis, x.ndim)
+    (axis,) = named_axes(axis, x.ndim)
     return Cumprod(axis)(x)

@@ -9,7 +9,7 @@ from tinyllm.autograd.operands import as_tensor, countable
 from tinyllm.autograd.operators import Axis
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops.reduce import own_axis
+from tinyllm.ops.axes import own_axis
 
 
 def on_arrays(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
