@@ -29,7 +29,7 @@ METHODS = ("auto", "complex step", "central differences")
 Method = Literal["auto", "complex step", "central differences"]
 
 
-class NumericGradient:
+class ElementDerivatives:
     """Derivatives by single elements of one input: `indices` are flat, the other arrays are beside them.
 
     Attributes are those of `Derivative`, as arrays of shape (number of indices,); low and high are the smaller and the
@@ -123,7 +123,7 @@ def rounding_growth(f: Function, inputs: Sequence[Array]) -> float:
     return min(max(lost, 1.0), 1e4)
 
 
-def numeric_gradient(
+def element_derivatives(
     f: Function,
     inputs: Sequence[Array],
     position: int,
@@ -131,7 +131,7 @@ def numeric_gradient(
     indices: Iterable[int] | None = None,
     analytic: bool = False,
     growth: float = 1.0,
-) -> NumericGradient:
+) -> ElementDerivatives:
     """The derivatives of sum(cotangent * f) by single elements of input `position`.
 
     Args:
@@ -147,7 +147,7 @@ def numeric_gradient(
             derivatives.append(complex_step(f, inputs, position, int(index), cotangent))
         else:
             derivatives.append(central_differences(f, inputs, position, int(index), cotangent, base, growth))
-    return NumericGradient(wanted, derivatives)
+    return ElementDerivatives(wanted, derivatives)
 
 
 def numerical_gradient(
@@ -179,6 +179,6 @@ def numerical_gradient(
         method == "auto" and is_analytic(fn, arrays, weights, np.random.default_rng(seed))
     )
     results = [
-        numeric_gradient(fn, arrays, position, weights, None, analytic) for position in range(len(arrays))
+        element_derivatives(fn, arrays, position, weights, None, analytic) for position in range(len(arrays))
     ]
     return [result.values.reshape(x.shape) for result, x in zip(results, arrays, strict=True)]
