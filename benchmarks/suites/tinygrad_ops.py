@@ -76,8 +76,8 @@ class Tensor(metaclass=ByName):
         values = _inside(values)
         if not isinstance(values, tinyllm.Tensor):
             array = np.asarray(values, dtype)
-            if not hasattr(values, "dtype") and dtype is None and array.dtype.kind == "i":
-                array = array.astype(np.int32)
+            if not hasattr(values, "dtype") and dtype is None and array.dtype.kind in "if":
+                array = array.astype(np.int32 if array.dtype.kind == "i" else np.float32)
             values = tinyllm.Tensor(array, requires_grad=array.dtype.kind == "f")
         self.inner = values
 
@@ -253,14 +253,30 @@ def _chosen(condition: Any, x: Any, y: Any) -> Any:
     return ops.where(condition, x, y)
 
 
+def _sorted(x: Any, axis: int = -1, descending: bool = False) -> Any:
+    if not hasattr(ops, "argsort"):
+        raise NotOfferedError("sort")
+    positions = ops.argsort(x, axis, descending=descending)
+    return ops.take_along_axis(x, positions, axis), positions.astype(np.int32)
+
+
 def _class_loss(
     x: Any, target: Any, reduction: str = "mean", label_smoothing: float = 0.0, **named: Any
 ) -> Any:
     words = {"reduction": reduction, "label_smoothing": label_smoothing}
     words = {key: value for key, value in words.items() if value not in ("mean", 0.0)}
-    if len(target.shape) == len(x.shape) - 1 and x.ndim > 2:
-        x = ops.transpose(x, 0, *range(2, x.ndim), 1)
-    return ops.cross_entropy(x, target, **words, **named)
+    return ops.cross_entropy(*_classes_last(x, target), **words, **named)
+
+
+def _classes_last(x: Any, target: Any) -> tuple[Any, Any]:
+    """Logits, and targets if they are probabilities, with the axis of classes last instead of second."""
+    order = (0, *range(2, x.ndim), 1)
+    both = len(target.shape) == x.ndim > 2
+    return (
+        (ops.transpose(x, *order), ops.transpose(target, *order) if both else target)
+        if x.ndim > 2
+        else (x, target)
+    )
 
 
 TRANSLATED: dict[str, Callable[..., Any]] = {
@@ -307,11 +323,17 @@ TRANSLATED: dict[str, Callable[..., Any]] = {
     "clip": _named("clip", min_="low", max_="high"),
     "where": _chosen,
     "repeat": lambda x, *counts: _named("tile")(x, _lengths(counts)),
-    "repeat_interleave": _named("repeat"),
+    "repeat_interleave": lambda x, repeats, axis=None: _named("repeat")(x, repeats, axis=axis),
+    "gather": lambda x, axis, index: ops.gather(x, axis, index),
+    "sort": _sorted,
+    "topk": lambda x, k, axis=-1, largest=True, sorted_=True: _named("topk")(x, k, axis, largest),
     "roll": lambda x, shifts, axis=None: _named("roll")(x, shifts, axis),
     "scaled_dot_product_attention": _attention,
     "cross_entropy": _class_loss,
-    "sparse_categorical_crossentropy": _class_loss,
+    "sparse_categorical_crossentropy": _named("cross_entropy"),
+    "nll_loss": lambda x, target, weight=None, **named: _named("nll_loss")(
+        *_classes_last(x, target), weight=weight, **named
+    ),
     "binary_crossentropy_logits": _named("binary_cross_entropy_with_logits"),
     "zeros": _created(lambda *shape: np.zeros(_lengths(shape))),
     "ones": _created(lambda *shape: np.ones(_lengths(shape))),

@@ -491,6 +491,13 @@ def test_lengths_are_integers_of_any_kind() -> None:
     assert all(type(n) is int for n in x.reshape(np.array([2, 3])).shape)
 
 
+def test_a_running_product_is_of_a_scalar_or_of_all_elements_too() -> None:
+    x = Tensor(np.array([[2.0, 3.0], [5.0, 7.0]]), requires_grad=True)
+    np.testing.assert_array_equal(x.cumprod().data, [2, 6, 30, 210])
+    for axis in (0, -1):
+        assert Tensor(3.0).cumprod(axis).shape == Tensor(3.0).cumsum(axis).shape == ()
+
+
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "prod", "var", "logsumexp", "softmax", "log_softmax",
                                   "cumsum", "argmax", "any", "flip", "sort", "argsort", "squeeze"])  # fmt: skip
 @pytest.mark.parametrize("axis", [0, -1])

@@ -557,3 +557,11 @@ def test_dropout_has_the_same_bits_for_the_same_key() -> None:
     for p in (-0.1, 1.0):
         with pytest.raises(ValueError, match="needs 0 <= p < 1"):
             ops.dropout(x, p, Key(0))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((1,), (4,)), ((4,), (1,)), ((4,), (1, 2)), ((2, 1), (4,)), ((2, 3), (2, 3))], ids=str
+)
+def test_matmul_broadcasts_no_inner_axis(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match=r"matmul: shapes .* do not go with \d rows"):
+        ops.matmul(*[Tensor(np.ones(shape)) for shape in shapes])

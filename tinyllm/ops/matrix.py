@@ -122,6 +122,10 @@ def matmul(a: Any, b: Any) -> Tensor:
     a, b = operands(a, b)
     if a.ndim == 0 or b.ndim == 0:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; a scalar multiplies with *")
+    if a.shape[-1] != b.shape[-2:][0]:
+        raise ValueError(
+            f"matmul: shapes {a.shape} and {b.shape}; {a.shape[-1]} columns do not go with {b.shape[-2:][0]} rows"
+        )
     if a.ndim == 1 and b.ndim == 1:
         return sum_over(a * b)
     if a.ndim == 1:

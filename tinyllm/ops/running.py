@@ -76,8 +76,10 @@ def cumsum(x: Any, axis: int | None = None) -> Tensor:
     return Cumsum(axis)(x) if x.ndim else x.sum(axis)
 
 
-def cumprod(x: Any, axis: int) -> Tensor:
-    """The running product along `axis`."""
+def cumprod(x: Any, axis: int | None = None) -> Tensor:
+    """The running product along `axis`, or of all elements as one row."""
     x = summable(x)
-    (axis,) = named_axes(axis, x.ndim)
-    return Cumprod(axis)(x)
+    if axis is None:
+        return Cumprod(0)(x.reshape(-1))
+    axes = named_axes(axis, x.ndim)
+    return Cumprod(*axes)(x) if axes else x.prod(axis)
