@@ -57,9 +57,7 @@ class ElementDerivatives:
         self.sizes[place], self.reaches[place] = derivative.size, derivative.reach
 
 
-def is_analytic(
-    f: Function, inputs: Sequence[Array], cotangent: Array, generator: np.random.Generator
-) -> bool:
+def is_analytic(f: Function, inputs: Sequence[Array], generator: np.random.Generator) -> bool:
     """Whether the complex step may be trusted for `f` around `inputs`, which are float64.
 
     f must accept complex arrays, return complex ones with the real part of the real evaluation, and agree
@@ -176,7 +174,7 @@ def numerical_gradient(
     if weights.shape != base.shape:
         raise ValueError(f"cotangent has shape {weights.shape}, fn returns shape {base.shape}")
     analytic = method == "complex step" or (
-        method == "auto" and is_analytic(fn, arrays, weights, np.random.default_rng(seed))
+        method == "auto" and is_analytic(fn, arrays, np.random.default_rng(seed))
     )
     results = [
         element_derivatives(fn, arrays, position, weights, None, analytic) for position in range(len(arrays))
