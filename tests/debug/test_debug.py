@@ -410,7 +410,7 @@ def test_in_pdb_two_frames_lie_between_backward_and_the_op(tmp_path: Path) -> No
     assert stack[-4:] == [
         (str(script), "main"),
         (str(package / "autograd" / "tensor.py"), "backward"),
-        (str(package / "autograd" / "tensor.py"), "propagate"),
+        (str(package / "autograd" / "backward_pass.py"), "propagate"),
         (str(package / "ops" / "softmaxes.py"), "backward"),
     ]
     assert "array([0.5, 0.5])" in printed

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from tinyllm.autograd.backward_pass import propagate
 from tinyllm.autograd.mode import current_mode, mode_set
-from tinyllm.autograd.tensor import Op, Tensor, propagate
+from tinyllm.autograd.tensor import Op, Tensor
 
 REGISTRY: dict[str, type[Op]] = {}
 """Every registered op by name. The tests of gradient properties run over it."""

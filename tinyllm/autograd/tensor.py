@@ -1,4 +1,4 @@
-"""Reverse-mode automatic differentiation: Tensor, Op, and the backward pass.
+"""Reverse-mode automatic differentiation: Tensor, Op, and gradients.
 
 An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`): its formula, in whose place a
 fast form may run. A Tensor holds an
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, overload
 
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.backward_pass import copied, propagate, wide
 from tinyllm.autograd.forward_mode import Dual, level_of, primal, top
-from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
+from tinyllm.autograd.mode import current_mode, mode_set, module_stack
 from tinyllm.autograd.operators import Operators
 from tinyllm.backend import Array, current
 from tinyllm.system.wording import shown
@@ -237,7 +238,7 @@ class Tensor(Operators):
         for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
             if tensor.op is None or tensor.retains_grad:
                 if tensor._grad is None:
-                    tensor._grad = value if tensor.op is None else _copied(value)
+                    tensor._grad = value if tensor.op is None else copied(value)
                 else:
                     tensor._grad += value
 
@@ -379,7 +380,7 @@ class Op:
         for observer in mode.observers:
             observer.before_forward(op, inputs)
         try:
-            data = op.forward(*[_wide(x) for x in arrays] if widened else arrays)
+            data = op.forward(*[wide(x) for x in arrays] if widened else arrays)
         except (IndexError, TypeError, ValueError) as error:
             _raise_named(op, inputs, error)
         if widened and data.dtype == np.float32:
@@ -410,15 +411,15 @@ class Op:
         with mode_set(gradient=True):
             # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
             replay = self.as_form(self.formula or type(self))
-            replay.forward(*[_wide(x) for x in self.inputs] if self.widened else self.inputs)
-            return replay.backward(_wide(gradient) if self.widened else gradient)
+            replay.forward(*[wide(x) for x in self.inputs] if self.widened else self.inputs)
+            return replay.backward(wide(gradient) if self.widened else gradient)
 
     def backward_by_formula(self, gradient: Any) -> Any:
         """`backward` of the formula that this fast form computes, from the op's inputs."""
         assert self.formula is not None
         formula = self.as_form(self.formula)
-        formula.forward(*[_wide(x.data) if self.widened else x.data for x in self.inputs])
-        return formula.backward(_wide(gradient) if self.widened else gradient)
+        formula.forward(*[wide(x.data) if self.widened else x.data for x in self.inputs])
+        return formula.backward(wide(gradient) if self.widened else gradient)
 
     def release(self) -> None:
         """Drop the inputs and everything that was kept for backward."""
@@ -459,7 +460,7 @@ def gradients(
     found: dict[int, Any] = {}
     for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
         if id(tensor) in wanted:
-            found[id(tensor)] = value if create_graph or tensor.op is None else _copied(value)
+            found[id(tensor)] = value if create_graph or tensor.op is None else copied(value)
     results: list[Any] = []
     given: set[int] = set()
     for tensor in tensors:
@@ -467,99 +468,13 @@ def gradients(
         if value is None:
             value = current.xp.zeros_like(tensor.data)
         elif id(tensor) in given and not create_graph:
-            value = _copied(value)  # asked for twice
+            value = copied(value)  # asked for twice
         given.add(id(tensor))
         results.append(Tensor(value) if create_graph and not isinstance(value, Tensor) else value)
     return results
 
 
-def propagate(
-    output: Tensor,
-    cotangent: Any,
-    stop: frozenset[int] = frozenset(),
-    retain_graph: bool = False,
-    create_graph: bool = False,
-) -> Iterator[tuple[Tensor, Any]]:
-    """Walk the graph from `output` back to its leaves, and yield each Tensor with its complete gradient.
-
-    Ops are numbered as they are made, so descending numbers are a topological order. Leaves come last. Each
-    op is released once its backward has run, unless the graph is retained. Tensors whose `id` is in `stop`
-    are treated as leaves.
-    """
-    tensors = ancestors(output, stop)
-    pending = {id(output): cotangent}
-    leaves = {} if tensors else {id(output): output}
-    mode = current_mode.get()
-    watching = mode.observers
-    while tensors:
-        tensor = tensors.pop()
-        gradient = pending.pop(id(tensor), None)
-        op = tensor.op
-        assert op is not None
-        if gradient is not None:
-            yield tensor, gradient
-            for observer in watching:
-                observer.before_backward(op, gradient)
-            if create_graph:
-                results = op.backward_as_graph(gradient)
-            elif mode.formulas and not op.is_formula:
-                results = op.backward_by_formula(gradient)
-            else:
-                results = op.backward(_wide(gradient) if op.widened else gradient)
-            if not isinstance(results, tuple):
-                results = (results,)
-            if len(results) != len(op.inputs):
-                raise RuntimeError(
-                    f"{op.name}: backward returned {len(results)} gradients for {len(op.inputs)} inputs"
-                )
-            for observer in watching:
-                observer.after_backward(op, gradient, results)
-            for position, x in enumerate(op.inputs):
-                value = results[position]
-                if value is None or not x.requires_grad:
-                    continue
-                data, key = x.data, id(x)
-                if value.shape != data.shape or value.dtype != data.dtype:
-                    value = _conform(op, position, x, value)
-                known = pending.get(key)
-                if known is not None:
-                    value = _added(known, value)
-                elif x.op is None or key in stop:
-                    leaves[key] = x
-                    value = _owned(value, gradient, results, position)
-                pending[key] = value
-        if not (retain_graph or create_graph):
-            op.release()
-    for leaf in leaves.values():
-        value = pending.pop(id(leaf))
-        # NumPy makes scalars of sums of arrays with shape ().
-        yield leaf, value if isinstance(value, (Tensor, Dual)) else backend.asarray(value)
-
-
 _sequence_numbers = itertools.count()
-
-
-def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor]:
-    """All Tensors made by ops that lead to `output`, itself included, oldest first."""
-    found: list[Tensor] = []
-    seen: set[int] = set(stop)
-    stack = [output]
-    while stack:
-        tensor = stack.pop()
-        op = tensor.op
-        if op is None or id(tensor) in seen:
-            continue
-        if op.released:
-            raise RuntimeError(
-                f"the graph behind {op.name} was freed by an earlier backward pass; "
-                "of two losses over a shared part, add them and go back once, or call the first backward with "
-                "retain_graph=True; otherwise compute the forward pass again"
-            )
-        seen.add(id(tensor))
-        found.append(tensor)
-        stack.extend(op.inputs)
-    found.sort(key=lambda tensor: tensor.op.sequence)  # type: ignore[union-attr]
-    return found
 
 
 def _cotangent(output: Tensor, gradient: Any) -> Any:
@@ -577,63 +492,10 @@ def _cotangent(output: Tensor, gradient: Any) -> Any:
             )
         return current.xp.ones_like(output.data)
     # A copy, because a leaf may keep this array as its gradient.
-    values = _copied(numbers(gradient, output.data.dtype))
+    values = copied(numbers(gradient, output.data.dtype))
     if values.shape != output.shape:
         raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
     return values
-
-
-def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
-    """`gradient` with broadcasting summed out, checked to have the shape and dtype of input `x`."""
-    shape, dtype = x.shape, x.data.dtype
-    if gradient.dtype != dtype and not (op.widened and gradient.dtype == np.float32):
-        raise TypeError(
-            f"{op.name}: backward made a gradient of dtype {gradient.dtype} for input {position} "
-            f"of dtype {dtype}"
-        )
-    extra = len(gradient.shape) - len(shape)
-    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)):
-        raise ValueError(
-            f"{op.name}: backward made a gradient of shape {gradient.shape} for input {position} of shape {shape}"
-        )
-    stretched = tuple(
-        axis for axis, n in enumerate((1,) * extra + shape) if n == 1 and gradient.shape[axis] != 1
-    )
-    axes = tuple(range(extra)) + tuple(axis for axis in stretched if axis >= extra)
-    with enable_grad():  # as in _added
-        if dtype.char != "e":
-            return gradient.sum(axis=axes).reshape(shape)
-        return _wide(gradient).sum(axis=axes).reshape(shape).astype(dtype)
-
-
-def _wide(x: Any) -> Any:
-    """An array or a Tensor of float16 in float32."""
-    return x.astype(np.float32) if x.dtype.char == "e" else x
-
-
-def _added(known: Any, value: Any) -> Any:
-    """The sum of two gradients; of Tensors with a graph, even where the backward pass runs in no_grad."""
-    if not isinstance(value, Tensor):
-        return known + value
-    with enable_grad():
-        return known + value
-
-
-def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:
-    """`value` itself where nothing else can hold its memory, otherwise a copy: a leaf keeps what it gets."""
-    if isinstance(value, (Tensor, Dual)):
-        return value
-    shared = (
-        value is gradient
-        or getattr(value, "base", None) is not None
-        or any(value is other for other in results[:position])
-    )
-    return current.xp.array(value) if shared or not backend.is_array(value) else value
-
-
-def _copied(value: Any) -> Any:
-    """A copy of an array; nothing changes Tensors and dual numbers in place."""
-    return value if isinstance(value, (Tensor, Dual)) else current.xp.array(value)
 
 
 def _with_duals(inputs: tuple[Tensor, ...]) -> list[Any]:
