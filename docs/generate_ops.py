@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm import ops
-from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
+from tinyllm.autograd.registry import REGISTRY, FusedOp
+from tinyllm.autograd.tensor import Op
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "ops.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.autograd.tensor import REGISTRY
+from tinyllm.autograd.registry import REGISTRY
 from tinyllm.nn.attention import MultiHeadAttention
 
 ROOT = Path(__file__).parents[1]

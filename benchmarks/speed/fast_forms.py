@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import Tensor, gradients, use_formulas
-from tinyllm.autograd.tensor import REGISTRY, FusedOp
+from tinyllm.autograd.registry import REGISTRY
 from tinyllm.backend.philox import Key
 from tinyllm.system.cores import threads_allowed
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--out", type=Path, help="write the gains as JSON")
     args = parser.parse_args()
-    with_fast = {name for name, op in REGISTRY.items() if op.fast_form or issubclass(op, FusedOp)}
+    with_fast = {name for name, op in REGISTRY.items() if op.fast_form or not op.is_formula}
     assert with_fast == set(SIZES), f"sizes for {with_fast ^ set(SIZES)}"
     gains = {}
     with threads_allowed(1):

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
+from tinyllm.autograd.backward_pass import propagate
 from tinyllm.autograd.mode import enable_grad, is_grad_enabled, no_grad, use_formulas
-from tinyllm.autograd.tensor import REGISTRY, Case, Op, Tensor, gradients, propagate, register
+from tinyllm.autograd.registry import REGISTRY, register
+from tinyllm.autograd.tensor import Case, Op, Tensor, gradients
 
 
 def leaf(values: Any, dtype: Any = np.float64) -> Tensor:

@@ -18,7 +18,8 @@ from support.strict_device import StrictDevice, StrictDeviceError, strict_device
 
 import tinyllm
 from tinyllm import backend, ops
-from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
+from tinyllm.autograd.registry import REGISTRY, FusedOp
+from tinyllm.autograd.tensor import Case, Op, Tensor, gradients
 from tinyllm.backend import current, device
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.cli import evaluate, sample

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from support.strict_device import DeviceArray, StrictDevice, strict_device
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import REGISTRY, Tensor, gradients
+from tinyllm.autograd.registry import REGISTRY
+from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend.kernel_sources import SEGMENT_SUMS, Returned, Source, describe, trace
 from tinyllm.backend.philox import philox_4x32
 from tinyllm.models import ModelConfig, TransformerLM

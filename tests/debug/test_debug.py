@@ -17,7 +17,8 @@ import pytest
 
 from tinyllm import Tensor, gradients, no_grad, ops, use_formulas
 from tinyllm.autograd.observer import Observer, observe
-from tinyllm.autograd.tensor import REGISTRY, Op
+from tinyllm.autograd.registry import REGISTRY
+from tinyllm.autograd.tensor import Op
 from tinyllm.debug import AnomalyError, break_on, detect_anomaly, summary, trace
 from tinyllm.debug.breakpoints import with_breakpoint
 from tinyllm.models import ModelConfig, TransformerLM
@@ -409,7 +410,7 @@ def test_in_pdb_two_frames_lie_between_backward_and_the_op(tmp_path: Path) -> No
     assert stack[-4:] == [
         (str(script), "main"),
         (str(package / "autograd" / "tensor.py"), "backward"),
-        (str(package / "autograd" / "tensor.py"), "propagate"),
+        (str(package / "autograd" / "backward_pass.py"), "propagate"),
         (str(package / "ops" / "softmaxes.py"), "backward"),
     ]
     assert "array([0.5, 0.5])" in printed

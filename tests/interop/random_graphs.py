@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from tinyllm import ops
 from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.observer import Observer, observe
-from tinyllm.autograd.tensor import REGISTRY, Op, Tensor
+from tinyllm.autograd.registry import REGISTRY
+from tinyllm.autograd.tensor import Op, Tensor
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.attention import Attention, Scores
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyllm.autograd.tensor import REGISTRY, Op
+from tinyllm.autograd.registry import REGISTRY
+from tinyllm.autograd.tensor import Op
 
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
 

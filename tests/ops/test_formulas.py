@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
-from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
+from tinyllm.autograd.registry import REGISTRY, FusedOp
+from tinyllm.autograd.tensor import Op
 from tinyllm.debug import break_on
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.models.presets import PRESETS

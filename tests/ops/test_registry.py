@@ -14,7 +14,8 @@ import pytest
 
 import tinyllm.ops  # noqa: F401 (registers the ops)
 from tinyllm.autograd.mode import use_formulas
-from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
+from tinyllm.autograd.registry import REGISTRY
+from tinyllm.autograd.tensor import Case, Op, Tensor, gradients
 from tinyllm.testing import GradcheckResult, gradcheck, gradient_function
 from tinyllm.testing.strategies import PLACES
 
@@ -27,11 +28,7 @@ CASES = [
     for name, op in FORMS.items()
     for number, case in enumerate(op.cases)
 ]
-FAST_CASES = [
-    parameters
-    for parameters in CASES
-    if parameters.values[0].formula is not None or issubclass(parameters.values[0], FusedOp)
-]
+FAST_CASES = [parameters for parameters in CASES if not parameters.values[0].is_formula]
 OPS = [pytest.param(op, id=name) for name, op in FORMS.items()]
 DTYPES = [pytest.param(np.float32, id="float32"), pytest.param(np.float64, id="float64")]
 
@@ -51,7 +48,7 @@ def draw(op: type[Op], case: Case, dtype: Any = np.float64) -> list[Array]:
 
 def function(op: type[Op], case: Case) -> Callable[..., Tensor]:
     """A fresh op each time it is called, as the text that the class is."""
-    is_formula = op.formula is None and not issubclass(op, FusedOp)
+    is_formula = op.is_formula
 
     def call(*inputs: Any) -> Tensor:
         with use_formulas(is_formula):

@@ -14,7 +14,8 @@ from test_registry import CASES, cotangent_of, draw, function, generator, leaves
 
 from tinyllm import ops
 from tinyllm.autograd.mode import no_grad, use_formulas
-from tinyllm.autograd.tensor import REGISTRY, Case, FusedOp, Op, Tensor, gradients
+from tinyllm.autograd.registry import REGISTRY, FusedOp
+from tinyllm.autograd.tensor import Case, Op, Tensor, gradients
 from tinyllm.testing import strategies as t
 
 Array = npt.NDArray[Any]
@@ -75,7 +76,7 @@ CALLS: dict[str, Function] = {
 
 def public(op: type[Op], case: Case) -> Function:
     """The function that users call, as the text that `op` is."""
-    is_formula = op.formula is None and not issubclass(op, FusedOp)
+    is_formula = op.is_formula
     name = op.name
 
     def call(*inputs: Any) -> Tensor:
@@ -444,7 +445,7 @@ def test_an_instance_called_twice_keeps_its_first_graph(op: type[Op], case: Case
     others = [x[::-1] * 0.5 + 0.7 if x.ndim else x * 0.5 + 0.7 for x in arrays]
     instance = op(**case.arguments)
     tensors = leaves(arrays)
-    with use_formulas(op.formula is None and not issubclass(op, FusedOp)):
+    with use_formulas(op.is_formula):
         output = instance(*tensors)
         expected = gradients(
             output, tensors, cotangent_of(output.data), retain_graph=second != "after backward"

@@ -745,7 +745,8 @@ def test_find_refuses_what_is_no_run(tmp_path: Path) -> None:
     refused(lambda: keeping.find(tmp_path), str(tmp_path), "no checkpoint here")
     refused(lambda: keeping.find(tmp_path / "missing"), "no such folder")
     (tmp_path / "file").write_text("text")
-    refused(lambda: keeping.load(tmp_path / "file"), "not a readable safetensors file")
+    refused(lambda: keeping.load(tmp_path / "file"), "no checkpoint here")
+    refused(lambda: keeping.load_any(tmp_path / "file"), "not a readable safetensors file")
 
 
 def test_pruning_keeps_best_latest_and_newest(tmp_path: Path, links: bool) -> None:

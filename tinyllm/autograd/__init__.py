@@ -1,7 +1,7 @@
-"""Reverse-mode differentiation: `tensor` has Tensor, Op, the registry and the backward pass.
+"""Reverse-mode differentiation: `tensor` has Tensor and Op, `registry` the ops and their fast forms.
 
-An op is called on Tensors, computes an array, and stays behind its output; `propagate` walks the ops back from a loss.
-`mode` says how ops behave in the current context, `transforms` makes functions of derivatives.
+An op is called on Tensors, computes an array, and stays behind its output; `backward_pass` walks the ops back from a
+loss. `mode` says how ops behave in the current context, `transforms` makes functions of derivatives.
 """
 
 from tinyllm.autograd.mode import no_grad, use_formulas

@@ -69,14 +69,13 @@ def linspace(start: float, end: float, steps: int, dtype: Any = "float32") -> Te
 
 def rand(*size: Any, generator: Any = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """Numbers from [0, 1), of `generator` or of the one of `manual_seed`."""
-    drawn = _generator(generator).random(_shape(size), dtype=np.float64 if _is_double(dtype) else np.float32)
+    drawn = _generator(generator).random(_shape(size), dtype=_drawn_in(dtype))
     return Tensor(backend.asarray(drawn, dtype), requires_grad=requires_grad)
 
 
 def randn(*size: Any, generator: Any = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """Normal numbers, mean 0 and standard deviation 1, of `generator` or of the one of `manual_seed`."""
-    kind = np.float64 if _is_double(dtype) else np.float32
-    drawn = _generator(generator).standard_normal(_shape(size), dtype=kind)
+    drawn = _generator(generator).standard_normal(_shape(size), dtype=_drawn_in(dtype))
     return Tensor(backend.asarray(drawn, dtype), requires_grad=requires_grad)
 
 
@@ -109,8 +108,9 @@ def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(int(length) for length in lengths)
 
 
-def _is_double(dtype: Any) -> bool:
-    return bool(np.dtype(dtype) == np.float64)
+def _drawn_in(dtype: Any) -> Any:
+    """The dtype in which random numbers are drawn that are to be of `dtype`."""
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
 
 
 def _generator(generator: Any) -> np.random.Generator:

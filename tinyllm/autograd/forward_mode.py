@@ -144,9 +144,14 @@ class Dual(NDArrayOperatorsMixin):
         return _refuse(function.__name__)
 
 
+def _inside(x: Any) -> Any:
+    """What a Tensor holds; anything else is itself."""
+    return x.data if isinstance(x, Operators) else x
+
+
 def level_of(x: Any) -> int:
     """Which `jvp` a dual number, or a Tensor that holds one, belongs to; 0 for what is neither."""
-    x = x.data if isinstance(x, Operators) else x
+    x = _inside(x)
     return x.level if isinstance(x, Dual) else 0
 
 
@@ -157,21 +162,17 @@ def top(values: Sequence[Any]) -> int:
 
 def moves(x: Any, level: int) -> bool:
     """Whether x has a tangent of this level."""
-    return level_of(x) == level and (x.data if isinstance(x, Operators) else x).tangent is not None
+    return level_of(x) == level and _inside(x).tangent is not None
 
 
 def value_of(x: Any, level: int) -> Any:
     """The value of a dual number of this level; everything else is its own value."""
-    if level_of(x) != level:
-        return x
-    return (x.data if isinstance(x, Operators) else x).value
+    return _inside(x).value if level_of(x) == level else x
 
 
 def tangent_of(x: Any, level: int) -> Any:
     """The tangent of a dual number of this level; zeros for everything else."""
-    if not moves(x, level):
-        return current.xp.zeros_like(primal(x))
-    return (x.data if isinstance(x, Operators) else x).tangent
+    return _inside(x).tangent if moves(x, level) else current.xp.zeros_like(primal(x))
 
 
 def primal(x: Any) -> Any:

@@ -64,6 +64,8 @@ class Operators:
 
     __slots__ = ()
     data: Any
+    op: Any
+    requires_grad: bool
 
     def _compared(self, other: Any, compare: Callable[[Any, Any], Any]) -> Self:
         """A Tensor without a graph."""

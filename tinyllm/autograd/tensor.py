@@ -1,4 +1,4 @@
-"""Reverse-mode automatic differentiation: Tensor, Op, the registry of ops, and the backward pass.
+"""Reverse-mode automatic differentiation: Tensor, Op, and gradients.
 
 An op computes arrays from arrays (`forward`) and gradients from a gradient (`backward`): its formula, in whose place a
 fast form may run. A Tensor holds an
@@ -8,19 +8,18 @@ are in `operators`, which `tinyllm.ops` is given to, so that this module imports
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, overload
 
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.backward_pass import copied, propagate, wide
 from tinyllm.autograd.forward_mode import Dual, level_of, primal, top
-from tinyllm.autograd.mode import current_mode, enable_grad, mode_set, module_stack
+from tinyllm.autograd.mode import current_mode, mode_set, module_stack
 from tinyllm.autograd.operators import Operators
 from tinyllm.backend import Array, current
 from tinyllm.system.wording import shown
@@ -239,7 +238,7 @@ class Tensor(Operators):
         for tensor, value in propagate(self, cotangent, retain_graph=retain_graph):
             if tensor.op is None or tensor.retains_grad:
                 if tensor._grad is None:
-                    tensor._grad = value if tensor.op is None else _copied(value)
+                    tensor._grad = value if tensor.op is None else copied(value)
                 else:
                     tensor._grad += value
 
@@ -327,6 +326,8 @@ class Op:
     fast_form: ClassVar[type[Op] | None] = None
     formula: ClassVar[type[Op] | None] = None
     """Of a fast form, the op that it computes."""
+    is_formula: ClassVar[bool] = True
+    """Whether this is no fast form, of an op or of a composition."""
 
     inputs: tuple[Tensor, ...] = ()
     sequence: int = -1
@@ -379,7 +380,7 @@ class Op:
         for observer in mode.observers:
             observer.before_forward(op, inputs)
         try:
-            data = op.forward(*[_wide(x) for x in arrays] if widened else arrays)
+            data = op.forward(*[wide(x) for x in arrays] if widened else arrays)
         except (IndexError, TypeError, ValueError) as error:
             _raise_named(op, inputs, error)
         if widened and data.dtype == np.float32:
@@ -405,164 +406,25 @@ class Op:
             out.requires_grad = False
         return out
 
+    def backward_as_graph(self, gradient: Tensor) -> Any:
+        """`backward` on Tensors: differentiable in the gradient and in the op's inputs."""
+        with mode_set(gradient=True):
+            # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
+            replay = self.as_form(self.formula or type(self))
+            replay.forward(*[wide(x) for x in self.inputs] if self.widened else self.inputs)
+            return replay.backward(wide(gradient) if self.widened else gradient)
+
+    def backward_by_formula(self, gradient: Any) -> Any:
+        """`backward` of the formula that this fast form computes, from the op's inputs."""
+        assert self.formula is not None
+        formula = self.as_form(self.formula)
+        formula.forward(*[wide(x.data) if self.widened else x.data for x in self.inputs])
+        return formula.backward(wide(gradient) if self.widened else gradient)
+
     def release(self) -> None:
         """Drop the inputs and everything that was kept for backward."""
         vars(self).clear()
         self.released = True
-
-
-class FusedOp(Op):
-    """The fast form of a composition of ops, with a name and cases of its own.
-
-    `composition` computes the same from the same inputs by the ops that it is made of, on Tensors: that is what runs in
-    `use_formulas`, what the fused form is tested against, and the way to derivatives of higher order.
-    """
-
-    composition: ClassVar[Composite]
-
-    def composed(self, *inputs: Tensor) -> Tensor:
-        """The same by the ops that it is made of."""
-        return self.composition.function(
-            *inputs, **{name: getattr(self, name) for name in self.composition.arguments}
-        )
-
-    def __call__(self, *inputs: Any) -> Any:
-        if isinstance(inputs[0], Tensor) and current_mode.get().formulas:
-            return self.composed(*inputs)
-        return super().__call__(*inputs)
-
-
-class Composite:
-    """A function that is a composition of ops: Tensors first, then arguments by name.
-
-    Outside `use_formulas` its fast form, a FusedOp whose constructor takes the same arguments, runs in its place.
-    """
-
-    def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
-        self.name, self.function = name, function
-        self.fast_form: type[FusedOp] | None = None
-        self.arguments = tuple(
-            name
-            for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        )
-
-    def __call__(self, *inputs: Tensor, **arguments: Any) -> Tensor:
-        if self.fast_form is None or current_mode.get().formulas:
-            return self.function(*inputs, **arguments)
-        return self.fast_form(**arguments)(*inputs)
-
-
-def composite(name: str) -> Callable[[Callable[..., Tensor]], Composite]:
-    """Decorator of a composition of ops that a fast form of this name may replace."""
-    return lambda function: Composite(name, function)
-
-
-def constant(x: Any) -> Any:
-    """x as a constant of the formula that it stands in: without a Tensor's graph or a Dual's tangent."""
-    return x.detach() if isinstance(x, Tensor) else primal(x)
-
-
-REGISTRY: dict[str, type[Op]] = {}
-"""Every registered op by name. The tests of gradient properties run over it."""
-
-OpClass = TypeVar("OpClass", bound=type[Op])
-_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-
-
-def register(op: OpClass) -> OpClass:
-    """Class decorator that registers an op by its `name`; without one, by its class's (`LogSoftmax` is `log_softmax`).
-
-    Raises ValueError when the name is taken or the op gives no cases to test it with.
-    """
-    if "name" not in vars(op):
-        op.name = _WORD_START.sub("_", op.__name__).lower()
-    if op.name in REGISTRY:
-        raise ValueError(f"an op named {op.name!r} is registered already")
-    if not op.cases:
-        raise ValueError(f"op {op.name!r} gives no cases; the registry's tests need at least one")
-    REGISTRY[op.name] = op
-    return op
-
-
-def fast_form_of(formula: type[Op] | Composite) -> Callable[[OpClass], OpClass]:
-    """Class decorator of the fast form of an op, which is a subclass of it, or of a composition, which is a FusedOp."""
-
-    def decorate(form: OpClass) -> OpClass:
-        if isinstance(formula, Composite):
-            assert issubclass(form, FusedOp)
-            form.name = formula.name
-            form.composition = formula
-            formula.fast_form = form
-            return register(form)
-        form.fast_form, form.formula = None, formula
-        formula.fast_form = form
-        return form
-
-    return decorate
-
-
-def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
-    """`value` as a Tensor. A number or array that is none yet takes `dtype`."""
-    return value if isinstance(value, Tensor) else Tensor(value, dtype=dtype)
-
-
-def operands(*values: Any) -> tuple[Tensor, ...]:
-    """The operands of an op as Tensors of one dtype, by the rule of promotion in `tinyllm.ops`.
-
-    Numbers, arrays, and integer or boolean Tensors take the dtype of the floating-point Tensor among them. Without
-    one, integers and booleans meet floating-point numbers in float32, arrays and each other as in NumPy.
-
-    Raises:
-        TypeError: two Tensors have different floating-point dtypes; nothing is promoted silently.
-    """
-    if all([isinstance(value, Tensor) for value in values]):
-        first = values[0].data.dtype
-        if all(
-            [value.data.dtype is first for value in values]
-        ):  # as nearly always; NumPy has one object for each
-            return values
-    given = [value.data.dtype for value in values if isinstance(value, Tensor)]
-    floating = [dtype for dtype in given if dtype.kind == "f"]
-    if any(dtype != floating[0] for dtype in floating):
-        raise TypeError(
-            f"operands have dtypes {' and '.join(map(str, dict.fromkeys(floating)))}; nothing is promoted silently, "
-            "so convert one of them with .astype(...)"
-        )
-    dtype = floating[0] if floating else None
-    if dtype is not None and all(known == dtype for known in given):
-        return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
-    if dtype is None:
-        # NumPy's own numbers are numbers beside a Tensor: `counts * np.sqrt(2)` is float32.
-        values = tuple([x.item() if given and isinstance(x, np.generic) else x for x in values])
-        numbers = [value for value in values if isinstance(value, (int, float))]
-        tensors = [as_tensor(value) for value in values if not isinstance(value, (int, float))]
-        dtype = np.result_type(*[x.data.dtype for x in tensors], *numbers)
-        if dtype == np.float64 and not any([x.data.dtype == dtype for x in tensors]):
-            dtype = np.dtype(np.float32)
-    tensors = [as_tensor(value, dtype) for value in values]
-    return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
-
-
-def floating(*values: Any) -> tuple[Tensor, ...]:
-    """The values as Tensors of their own; integers and booleans become float32."""
-    return tuple([_of_kinds("iub", value, np.float32) for value in values])
-
-
-def summable(x: Any) -> Tensor:
-    """x as a Tensor whose elements can be added up; booleans and integers become int64."""
-    return _of_kinds("iub", x, np.int64)
-
-
-def countable(x: Any) -> Tensor:
-    """x as a Tensor of numbers; booleans become int64."""
-    return _of_kinds("b", x, np.int64)
-
-
-def _of_kinds(kinds: str, value: Any, dtype: Any) -> Tensor:
-    """`value` as a Tensor; in another dtype if its own is one of these kinds."""
-    tensor = as_tensor(value)
-    return tensor if tensor.data.dtype.kind not in kinds else Tensor(tensor.data.astype(dtype, copy=False))
 
 
 def gradients(
@@ -598,7 +460,7 @@ def gradients(
     found: dict[int, Any] = {}
     for tensor, value in propagate(output, cotangent, retain_graph=retain_graph, create_graph=create_graph):
         if id(tensor) in wanted:
-            found[id(tensor)] = value if create_graph or tensor.op is None else _copied(value)
+            found[id(tensor)] = value if create_graph or tensor.op is None else copied(value)
     results: list[Any] = []
     given: set[int] = set()
     for tensor in tensors:
@@ -606,99 +468,13 @@ def gradients(
         if value is None:
             value = current.xp.zeros_like(tensor.data)
         elif id(tensor) in given and not create_graph:
-            value = _copied(value)  # asked for twice
+            value = copied(value)  # asked for twice
         given.add(id(tensor))
         results.append(Tensor(value) if create_graph and not isinstance(value, Tensor) else value)
     return results
 
 
-def propagate(
-    output: Tensor,
-    cotangent: Any,
-    stop: frozenset[int] = frozenset(),
-    retain_graph: bool = False,
-    create_graph: bool = False,
-) -> Iterator[tuple[Tensor, Any]]:
-    """Walk the graph from `output` back to its leaves, and yield each Tensor with its complete gradient.
-
-    Ops are numbered as they are made, so descending numbers are a topological order. Leaves come last. Each
-    op is released once its backward has run, unless the graph is retained. Tensors whose `id` is in `stop`
-    are treated as leaves.
-    """
-    tensors = ancestors(output, stop)
-    pending = {id(output): cotangent}
-    leaves = {} if tensors else {id(output): output}
-    mode = current_mode.get()
-    watching = mode.observers
-    while tensors:
-        tensor = tensors.pop()
-        gradient = pending.pop(id(tensor), None)
-        op = tensor.op
-        assert op is not None
-        if gradient is not None:
-            yield tensor, gradient
-            for observer in watching:
-                observer.before_backward(op, gradient)
-            if create_graph:
-                results = _backward_as_graph(op, gradient)
-            elif mode.formulas and (op.formula is not None or isinstance(op, FusedOp)):
-                results = _backward_by_formula(op, gradient)
-            else:
-                results = op.backward(_wide(gradient) if op.widened else gradient)
-                if not isinstance(results, tuple):
-                    results = (results,)
-            if len(results) != len(op.inputs):
-                raise RuntimeError(
-                    f"{op.name}: backward returned {len(results)} gradients for {len(op.inputs)} inputs"
-                )
-            for observer in watching:
-                observer.after_backward(op, gradient, results)
-            for position, x in enumerate(op.inputs):
-                value = results[position]
-                if value is None or not x.requires_grad:
-                    continue
-                data, key = x.data, id(x)
-                if value.shape != data.shape or value.dtype != data.dtype:
-                    value = _conform(op, position, x, value)
-                known = pending.get(key)
-                if known is not None:
-                    value = _added(known, value)
-                elif x.op is None or key in stop:
-                    leaves[key] = x
-                    value = _owned(value, gradient, results, position)
-                pending[key] = value
-        if not (retain_graph or create_graph):
-            op.release()
-    for leaf in leaves.values():
-        value = pending.pop(id(leaf))
-        # NumPy makes scalars of sums of arrays with shape ().
-        yield leaf, value if isinstance(value, (Tensor, Dual)) else backend.asarray(value)
-
-
 _sequence_numbers = itertools.count()
-
-
-def ancestors(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor]:
-    """All Tensors made by ops that lead to `output`, itself included, oldest first."""
-    found: list[Tensor] = []
-    seen: set[int] = set(stop)
-    stack = [output]
-    while stack:
-        tensor = stack.pop()
-        op = tensor.op
-        if op is None or id(tensor) in seen:
-            continue
-        if op.released:
-            raise RuntimeError(
-                f"the graph behind {op.name} was freed by an earlier backward pass; "
-                "of two losses over a shared part, add them and go back once, or call the first backward with "
-                "retain_graph=True; otherwise compute the forward pass again"
-            )
-        seen.add(id(tensor))
-        found.append(tensor)
-        stack.extend(op.inputs)
-    found.sort(key=lambda tensor: tensor.op.sequence)  # type: ignore[union-attr]
-    return found
 
 
 def _cotangent(output: Tensor, gradient: Any) -> Any:
@@ -716,63 +492,10 @@ def _cotangent(output: Tensor, gradient: Any) -> Any:
             )
         return current.xp.ones_like(output.data)
     # A copy, because a leaf may keep this array as its gradient.
-    values = _copied(numbers(gradient, output.data.dtype))
+    values = copied(numbers(gradient, output.data.dtype))
     if values.shape != output.shape:
         raise ValueError(f"gradient= has shape {values.shape}, the Tensor has shape {output.shape}")
     return values
-
-
-def _conform(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
-    """`gradient` with broadcasting summed out, checked to have the shape and dtype of input `x`."""
-    shape, dtype = x.shape, x.data.dtype
-    if gradient.dtype != dtype and not (op.widened and gradient.dtype == np.float32):
-        raise TypeError(
-            f"{op.name}: backward made a gradient of dtype {gradient.dtype} for input {position} "
-            f"of dtype {dtype}"
-        )
-    extra = len(gradient.shape) - len(shape)
-    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, gradient.shape[extra:], strict=True)):
-        raise ValueError(
-            f"{op.name}: backward made a gradient of shape {gradient.shape} for input {position} of shape {shape}"
-        )
-    stretched = tuple(
-        axis for axis, n in enumerate((1,) * extra + shape) if n == 1 and gradient.shape[axis] != 1
-    )
-    axes = tuple(range(extra)) + tuple(axis for axis in stretched if axis >= extra)
-    with enable_grad():  # as in _added
-        if dtype.char != "e":
-            return gradient.sum(axis=axes).reshape(shape)
-        return _wide(gradient).sum(axis=axes).reshape(shape).astype(dtype)
-
-
-def _wide(x: Any) -> Any:
-    """An array or a Tensor of float16 in float32."""
-    return x.astype(np.float32) if x.dtype.char == "e" else x
-
-
-def _added(known: Any, value: Any) -> Any:
-    """The sum of two gradients; of Tensors with a graph, even where the backward pass runs in no_grad."""
-    if not isinstance(value, Tensor):
-        return known + value
-    with enable_grad():
-        return known + value
-
-
-def _owned(value: Any, gradient: Any, results: tuple[Any, ...], position: int) -> Any:
-    """`value` itself where nothing else can hold its memory, otherwise a copy: a leaf keeps what it gets."""
-    if isinstance(value, (Tensor, Dual)):
-        return value
-    shared = (
-        value is gradient
-        or getattr(value, "base", None) is not None
-        or any(value is other for other in results[:position])
-    )
-    return current.xp.array(value) if shared or not backend.is_array(value) else value
-
-
-def _copied(value: Any) -> Any:
-    """A copy of an array; nothing changes Tensors and dual numbers in place."""
-    return value if isinstance(value, (Tensor, Dual)) else current.xp.array(value)
 
 
 def _with_duals(inputs: tuple[Tensor, ...]) -> list[Any]:
@@ -791,46 +514,6 @@ def _held(data: Any) -> Any:
     """What an op has computed inside `jvp`, as a Tensor holds it."""
     data = data.data if isinstance(data, Tensor) else data
     return data if isinstance(data, Dual) else current.xp.asarray(data)
-
-
-def _backward_as_graph(op: Op, gradient: Tensor) -> tuple[Any, ...]:
-    """The backward of `op` as Tensors: differentiable in the gradient and in the op's inputs."""
-    with mode_set(gradient=True):
-        if isinstance(op, FusedOp):
-            return _backward_composed(op, op.inputs, gradient, create_graph=True)
-        # Run on Tensors, forward keeps Tensors where it kept arrays, and backward then builds a graph.
-        replay = op.as_form(op.formula or type(op))
-        replay.forward(*[_wide(x) for x in op.inputs] if op.widened else op.inputs)
-        results = replay.backward(_wide(gradient) if op.widened else gradient)
-    return results if isinstance(results, tuple) else (results,)
-
-
-def _backward_by_formula(op: Op, gradient: Any) -> tuple[Any, ...]:
-    """The backward of a fast form by the formula that it computes, from the op's inputs."""
-    if isinstance(op, FusedOp):
-        inputs = tuple([Tensor(x.data, requires_grad=x.requires_grad) for x in op.inputs])
-        with mode_set(gradient=True):
-            return _backward_composed(op, inputs, gradient, create_graph=False)
-    assert op.formula is not None
-    formula = op.as_form(op.formula)
-    formula.forward(*[_wide(x.data) if op.widened else x.data for x in op.inputs])
-    results = formula.backward(_wide(gradient) if op.widened else gradient)
-    return results if isinstance(results, tuple) else (results,)
-
-
-def _backward_composed(
-    op: FusedOp, inputs: tuple[Tensor, ...], gradient: Any, create_graph: bool
-) -> tuple[Any, ...]:
-    with mode_set(formulas=True):
-        output = op.composed(*inputs)
-        found: dict[int, Any] = {}
-        if output.requires_grad:
-            stop = frozenset(id(x) for x in inputs)
-            for tensor, value in propagate(output, gradient, stop=stop, create_graph=create_graph):
-                if id(tensor) in stop:
-                    found[id(tensor)] = value
-    # An input given twice has one gradient, which must be counted once.
-    return tuple(found.pop(id(x), None) for x in inputs)
 
 
 def _describe(inputs: Sequence[Any]) -> str:

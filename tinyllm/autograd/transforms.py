@@ -14,7 +14,8 @@ from typing import Any
 
 from tinyllm.autograd.forward_mode import Dual, level_of, tangent_of, value_of
 from tinyllm.autograd.mode import current_mode, enable_grad, mode_set
-from tinyllm.autograd.tensor import Tensor, floating, gradients
+from tinyllm.autograd.operands import as_tensor, floating
+from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend import current
 
 Function = Callable[..., Tensor]
@@ -42,7 +43,7 @@ def grad(fn: Function, argument: int = 0) -> Callable[..., Tensor]:
         if not output.requires_grad:
             return Tensor(current.xp.zeros_like(inputs[argument].data))
         (result,) = gradients(output, [inputs[argument]], create_graph=True)
-        return _as_tensor(result)
+        return as_tensor(result)
 
     return gradient
 
@@ -54,9 +55,8 @@ def vjp(fn: Function, *arguments: Any) -> tuple[Tensor, Callable[[Any], tuple[Te
         output = fn(*inputs)
 
     def pull_back(cotangent: Any) -> tuple[Tensor, ...]:
-        cotangent = cotangent if isinstance(cotangent, Tensor) else Tensor(cotangent, dtype=output.dtype)
-        results = gradients(output, inputs, cotangent, create_graph=True)
-        return tuple(_as_tensor(result) for result in results)
+        results = gradients(output, inputs, as_tensor(cotangent, output.dtype), create_graph=True)
+        return tuple(as_tensor(result) for result in results)
 
     return output, pull_back
 
@@ -77,9 +77,7 @@ def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[T
         >>> jvp(lambda x: x * x, [Tensor(3.0)], [1.0])[1].item()
         6.0
     """
-    xs = [value if isinstance(value, Tensor) else Tensor(value) for value in inputs]
-    xs = [x.astype("float32") if x.dtype.kind in "iub" else x for x in xs]
-    vs = [value if isinstance(value, Tensor) else Tensor(value) for value in tangents]
+    xs, vs = floating(*inputs), [as_tensor(value) for value in tangents]
     if len(xs) != len(vs) or any(x.shape != v.shape for x, v in zip(xs, vs, strict=False)):
         raise ValueError(
             f"jvp: inputs have shapes {[x.shape for x in xs]}, tangents {[v.shape for v in vs]}; they must be equal"
@@ -87,10 +85,10 @@ def jvp(fn: Function, inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[T
     level = next(_levels)
     with mode_set(formulas=True, duals=True):
         duals = [Dual(level, _part(x), _part(v.astype(x.dtype))) for x, v in zip(xs, vs, strict=True)]
-        output = _as_tensor(fn(*[Tensor(dual) for dual in duals]))
+        output = as_tensor(fn(*[Tensor(dual) for dual in duals]))
         if level_of(output) != level:  # constant
             return output, Tensor(current.xp.zeros(output.shape, dtype=output.dtype))
-        return _as_tensor(value_of(output, level)), _as_tensor(tangent_of(output, level))
+        return as_tensor(value_of(output, level)), as_tensor(tangent_of(output, level))
 
 
 def _part(x: Tensor) -> Any:
@@ -103,16 +101,14 @@ def hvp(fn: Function, inputs: Sequence[Any], vectors: Sequence[Any]) -> tuple[Te
     xs = _tracked(inputs)
     with enable_grad():
         firsts = gradients(fn(*xs), xs, create_graph=True)
-        vs = [
-            v if isinstance(v, Tensor) else Tensor(v, dtype=x.dtype) for x, v in zip(xs, vectors, strict=True)
-        ]
+        vs = [as_tensor(v, x.dtype) for x, v in zip(xs, vectors, strict=True)]
         parts = [(first * v).sum() for first, v in zip(firsts, vs, strict=True)]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
     if not total.requires_grad:
         return tuple(Tensor(current.xp.zeros_like(x.data)) for x in xs)
-    return tuple(_as_tensor(result) for result in gradients(total, xs, create_graph=True))
+    return tuple(as_tensor(result) for result in gradients(total, xs, create_graph=True))
 
 
 def hessian(fn: Function, x: Any) -> Tensor:
@@ -144,7 +140,3 @@ def _tracked(arguments: Sequence[Any]) -> list[Tensor]:
         else:
             inputs.append(Tensor(tensor, requires_grad=True))
     return inputs
-
-
-def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else Tensor(value)

@@ -12,7 +12,8 @@ from typing import Any
 
 from tinyllm.autograd.mode import module_stack, use_formulas
 from tinyllm.autograd.observer import Observer, observe
-from tinyllm.autograd.tensor import REGISTRY, FusedOp, Op
+from tinyllm.autograd.registry import REGISTRY, FusedOp
+from tinyllm.autograd.tensor import Op
 from tinyllm.nn import Module
 from tinyllm.system.wording import did_you_mean
 

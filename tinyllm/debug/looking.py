@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import REGISTRY, FusedOp, Tensor
+from tinyllm.autograd.registry import REGISTRY, FusedOp
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.debug.tracing import shape_text, table
 from tinyllm.system.wording import require_known
 

@@ -19,9 +19,10 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from tinyllm import backend, ops
+from tinyllm.autograd.backward_pass import ancestors
 from tinyllm.autograd.mode import module_stack
 from tinyllm.autograd.observer import Observer, observe
-from tinyllm.autograd.tensor import Op, Tensor, ancestors, gradients
+from tinyllm.autograd.tensor import Op, Tensor, gradients
 from tinyllm.backend import Array, current
 from tinyllm.nn import Module, dropout_position
 from tinyllm.nn.module import path_of

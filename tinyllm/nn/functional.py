@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm import backend, ops
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.backend.philox import Key
 from tinyllm.ops import linear, sigmoid, tanh

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tinyllm.autograd.backward_pass import ancestors
 from tinyllm.autograd.mode import is_grad_enabled
-from tinyllm.autograd.tensor import Op, Tensor, ancestors
+from tinyllm.autograd.tensor import Op, Tensor
 
 Hook = Callable[..., Any]
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinyllm import backend, ops
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.nn import functional
 from tinyllm.nn.layers import Linear, uniform_parameter

@@ -36,6 +36,7 @@ from tinyllm.ops.arrangement import (
     vstack,
 )
 from tinyllm.ops.attention import scaled_dot_product_attention
+from tinyllm.ops.choice import absolute, clip, masked_fill, maximum, minimum, relu, where
 from tinyllm.ops.criteria import (
     binary_cross_entropy_with_logits,
     huber_loss,
@@ -46,25 +47,17 @@ from tinyllm.ops.criteria import (
     smooth_l1_loss,
 )
 from tinyllm.ops.elementwise import (
-    absolute,
     add,
     astype,
-    clip,
     cos,
     divide,
     erf,
     exp,
     expm1,
     floor_divide,
-    log,
-    log1p,
-    masked_fill,
-    maximum,
-    minimum,
     multiply,
     negative,
     power,
-    relu,
     remainder,
     rsqrt,
     sigmoid,
@@ -74,21 +67,20 @@ from tinyllm.ops.elementwise import (
     subtract,
     tan,
     tanh,
-    where,
 )
 from tinyllm.ops.heads import merge_heads, rotary_heads, split_heads
 from tinyllm.ops.index import gather, getitem, take_along_axis, tril, triu
 from tinyllm.ops.linear_algebra import diagonal, dot, inner, outer, tensordot, trace, vector_norm
-from tinyllm.ops.logarithms import log2, log10, log_sigmoid, logaddexp, softplus
+from tinyllm.ops.logarithms import log, log1p, log2, log10, log_sigmoid, logaddexp, softplus
 from tinyllm.ops.lookup import dropout, embedding, one_hot, scatter_add
 from tinyllm.ops.loss import cross_entropy
 from tinyllm.ops.matrix import einsum, linear, matmul
 from tinyllm.ops.norm import layer_norm, rms_norm
 from tinyllm.ops.numpy_functions import apply_function, apply_ufunc  # noqa: F401 (called by Operators)
 from tinyllm.ops.ordering import argsort, sort, topk
-from tinyllm.ops.reduce import cumsum, max, mean, min, prod, std, sum, var
+from tinyllm.ops.reduce import max, mean, min, prod, std, sum, var
 from tinyllm.ops.rotary import rope
-from tinyllm.ops.running import cumprod
+from tinyllm.ops.running import cumprod, cumsum
 from tinyllm.ops.shape import (
     broadcast_to,
     concatenate,
@@ -255,12 +247,10 @@ __all__ = [
 ]  # fmt: skip
 
 # Each function takes the other words for its arguments, has its other names, and is a method and NumPy's function.
-_offered = {name: globals()[name] for name in __all__} | {
-    name: globals()[own] for name, own in synonyms.FUNCTIONS.items()
-}
-globals().update({name: synonyms.with_synonyms(name, function) for name, function in _offered.items()})
-_offered = {name: globals()[name] for name in _offered}
-operators.install_methods(
-    _offered | {"norm": _offered["vector_norm"]}
-)  # `ops.norm` is the module of layers' norms
+_offered = {name: globals()[name] for name in __all__}
+_offered |= {name: _offered[own] for name, own in synonyms.FUNCTIONS.items()}
+_offered = {name: synonyms.with_synonyms(name, function) for name, function in _offered.items()}
+globals().update(_offered)
+# `ops.norm` is the module of layers' norms.
+operators.install_methods(_offered | {"norm": _offered["vector_norm"]})
 numpy_functions.install(_offered)

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
+from tinyllm.autograd.operands import floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
-from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, relu, square, unary_cases, where
+from tinyllm.ops.choice import relu, where
+from tinyllm.ops.elementwise import Erf, Sigmoid, expm1, square, unary_cases
 
 
 @register

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.autograd.operands import as_tensor
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, as_tensor
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.autograd.tensor import Tensor
+from tinyllm.ops.axes import along, named_axes
 from tinyllm.ops.shape import broadcast_to, concatenate, expand_dims, lengths_of, reshape, transpose
 
 
@@ -30,7 +31,7 @@ def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0:
         return reshape(x, 1)
-    (start,), (end,) = reduced_axes(start_axis, x.ndim), reduced_axes(end_axis, x.ndim)
+    (start,), (end,) = named_axes(start_axis, x.ndim), named_axes(end_axis, x.ndim)
     if start > end:
         raise ValueError(
             f"flatten: start_axis={start_axis} comes after end_axis={end_axis} in shape {x.shape}"
@@ -42,7 +43,7 @@ def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Tensor:
 def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """x with the axes `source` at the places `destination`, the others in their order."""
     x = as_tensor(x)
-    sources, destinations = reduced_axes(source, x.ndim), reduced_axes(destination, x.ndim)
+    sources, destinations = named_axes(source, x.ndim), named_axes(destination, x.ndim)
     if not len(set(sources)) == len(sources) == len(destinations) == len(set(destinations)):
         raise ValueError(
             f"moveaxis: from {source} to {destination}; as many places as axes, none of them twice"
@@ -96,13 +97,13 @@ def repeat(x: Any, repeats: Any, *more: Any, axis: int | None = _UNSAID) -> Tens
     x = as_tensor(x)
     if axis is None:
         x, axis = reshape(x, -1), 0
-    (axis,) = reduced_axes(axis, x.ndim)
+    (axis,) = named_axes(axis, x.ndim)
     counts = repeats.data if isinstance(repeats, Tensor) else repeats
     if np.ndim(counts) == 0:
         wide = expand_dims(x, axis + 1)
         wide = broadcast_to(wide, (*x.shape[: axis + 1], operator.index(counts), *x.shape[axis + 1 :]))
         return flatten(wide, axis, axis + 1)
-    return x[(slice(None),) * axis + (np.repeat(np.arange(x.shape[axis]), counts),)]
+    return x[along(axis, np.repeat(np.arange(x.shape[axis]), counts))]
 
 
 def roll(x: Any, shift: Any, axis: Axis = None) -> Tensor:
@@ -114,26 +115,23 @@ def roll(x: Any, shift: Any, axis: Axis = None) -> Tensor:
     if axis is None:
         return reshape(roll(reshape(x, -1), shift, 0), x.shape)
     for step, each in np.broadcast(shift, axis):
-        for position in reduced_axes(each, x.ndim):
+        for position in named_axes(each, x.ndim):
             cut = -step % max(x.shape[position], 1)
-            before = (slice(None),) * position
-            x = (
-                concatenate([x[(*before, slice(cut, None))], x[(*before, slice(cut))]], position)
-                if cut
-                else x
-            )
+            if cut:
+                parts = x[along(position, slice(cut, None))], x[along(position, slice(cut))]
+                x = concatenate(parts, position)
     return x
 
 
 def chunk(x: Any, chunks: int, axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into at most `chunks` parts of one length, of which the last may be shorter."""
     x = as_tensor(x)
-    (axis,) = reduced_axes(axis, x.ndim)
+    (axis,) = named_axes(axis, x.ndim)
     if chunks < 1:
         raise ValueError(f"chunk: chunks={chunks}; it needs at least 1")
     n = x.shape[axis]
     length = max(-(-n // chunks), 1)
-    return [x[(slice(None),) * axis + (slice(i, i + length),)] for i in range(0, max(n, 1), length)]
+    return [x[along(axis, slice(i, i + length))] for i in range(0, max(n, 1), length)]
 
 
 def vstack(tensors: Sequence[Any]) -> Tensor:

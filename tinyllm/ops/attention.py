@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, composite, floating, operands, register
+from tinyllm.autograd.operands import as_tensor, floating, operands
+from tinyllm.autograd.registry import composite, register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key
 from tinyllm.ops.lookup import dropout

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Tensor, as_tensor, floating, operands
+from tinyllm.autograd.operands import as_tensor, floating, operands
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops.elementwise import absolute, clip, exp, log, square, where
-from tinyllm.ops.logarithms import softplus
+from tinyllm.ops.choice import absolute, clip, where
+from tinyllm.ops.elementwise import exp, square
+from tinyllm.ops.logarithms import log, softplus
 from tinyllm.ops.lookup import one_hot
 from tinyllm.ops.reduce import mean
 

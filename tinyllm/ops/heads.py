@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyllm.autograd.tensor import Case, Tensor, as_tensor, composite, floating, operands, register
+from tinyllm.autograd.operands import as_tensor, floating, operands
+from tinyllm.autograd.registry import composite, register
+from tinyllm.autograd.tensor import Case, Tensor
 from tinyllm.backend import Array
 from tinyllm.ops.norm import rms_norm
 from tinyllm.ops.rotary import rope

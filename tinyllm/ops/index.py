@@ -9,10 +9,12 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.forward_mode import Dual
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
-from tinyllm.ops.elementwise import where
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.axes import named_axes
+from tinyllm.ops.choice import where
 
 _ROWS = np.array([2, 0, -1, 2])
 
@@ -101,18 +103,18 @@ class TakeAlongAxis(Op):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        return x[_along_axis(self.indices, self.axis, x.shape)]
+        return x[index_along_axis(self.indices, self.axis, x.shape)]
 
     def backward(self, gradient: Array) -> Any:
-        return Scatter(_along_axis(self.indices, self.axis, self.shape), self.shape)(gradient)
+        return Scatter(index_along_axis(self.indices, self.axis, self.shape), self.shape)(gradient)
 
 
-def _along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+def index_along_axis(indices: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """The full index that takes `indices` along `axis` and keeps every other position."""
     ndim = len(shape)
     if len(indices.shape) != ndim:
         raise ValueError(f"indices with {len(indices.shape)} axes, the tensor has shape {shape}")
-    (axis,) = reduced_axes(axis, ndim)
+    (axis,) = named_axes(axis, ndim)
     return tuple(
         indices if i == axis else current.xp.arange(n).reshape((-1,) + (1,) * (ndim - 1 - i))
         for i, n in enumerate(shape)
@@ -160,7 +162,7 @@ def gather(x: Any, dim: int, index: Any) -> Tensor:
     Raises ValueError where `index` has other axes than x, or a longer one than x besides `dim`.
     """
     x, index = as_tensor(x), own_index(index)
-    (axis,) = reduced_axes(dim, x.ndim)
+    (axis,) = named_axes(dim, x.ndim)
     if len(index.shape) != x.ndim or any(
         n > m for i, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if i != axis
     ):

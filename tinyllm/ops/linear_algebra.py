@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllm.autograd.operands import floating, operands
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, floating, operands
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.ops import reduce
 from tinyllm.ops.arrangement import moveaxis
-from tinyllm.ops.elementwise import absolute, sqrt, where
+from tinyllm.ops.axes import named_axes
+from tinyllm.ops.choice import absolute, where
+from tinyllm.ops.elementwise import sqrt
 from tinyllm.ops.matrix import matmul
-from tinyllm.ops.reduce import reduced_axes
 from tinyllm.ops.shape import reshape
 
 
@@ -28,7 +30,7 @@ def tensordot(a: Any, b: Any, axes: int | Sequence[Any] = 2) -> Tensor:
     a, b = operands(a, b)
     if isinstance(axes, int):
         axes = (tuple(range(a.ndim - axes, a.ndim)), tuple(range(axes)))
-    of_a, of_b = reduced_axes(axes[0], a.ndim), reduced_axes(axes[1], b.ndim)
+    of_a, of_b = named_axes(axes[0], a.ndim), named_axes(axes[1], b.ndim)
     if [a.shape[axis] for axis in of_a] != [b.shape[axis] for axis in of_b]:
         raise ValueError(
             f"tensordot: axes {of_a} of shape {a.shape} and {of_b} of {b.shape} differ in length"

@@ -1,4 +1,4 @@
-"""Logarithms to other bases, and of sums of exponentials: softplus, log-sigmoid, logaddexp."""
+"""Logarithms, and those of sums of exponentials: softplus, log-sigmoid, logaddexp."""
 
 from __future__ import annotations
 
@@ -7,9 +7,39 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
-from tinyllm.backend import Array
+from tinyllm.autograd.operands import floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
+from tinyllm.backend import Array, current
 from tinyllm.ops.elementwise import Sigmoid, binary_cases, unary_cases
+
+
+@register
+class Log(Op):
+    """ln x. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(low=0.5)
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return current.xp.log(x)
+
+    def backward(self, gradient: Array) -> Any:
+        return gradient / self.x
+
+
+@register
+class Log1p(Op):
+    """ln(1 + x), precise near 0. Shapes: x: (...) -> (...)."""
+
+    cases = unary_cases(low=-0.5)
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return current.xp.log1p(x)
+
+    def backward(self, gradient: Array) -> Any:
+        return gradient / (1 + self.x)
 
 
 @register
@@ -71,6 +101,16 @@ class Softplus(Op):
 
     def backward(self, gradient: Array) -> Any:
         return gradient * Sigmoid()(self.x)
+
+
+def log(x: Any) -> Tensor:
+    """The natural logarithm."""
+    return Log()(*floating(x))
+
+
+def log1p(x: Any) -> Tensor:
+    """ln(1 + x), precise near 0."""
+    return Log1p()(*floating(x))
 
 
 def log2(x: Any) -> Tensor:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, floating, operands, register
+from tinyllm.autograd.operands import as_tensor, floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
-from tinyllm.ops.elementwise import where
-from tinyllm.ops.index import Scatter
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.axes import named_axes
+from tinyllm.ops.choice import where
+from tinyllm.ops.index import Scatter, index_along_axis
 
 
 @register
@@ -80,7 +82,6 @@ def embedding(weight: Any, indices: Any, padding_idx: int | None = None) -> Tens
     weight = as_tensor(weight)
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight has shape {weight.shape}; it needs (V, D)")
-    indices = indices.data if isinstance(indices, Tensor) else indices
     indices = row_numbers(indices, weight.shape[0])
     rows = RowLookup(indices)(weight)
     if padding_idx is None:
@@ -92,9 +93,7 @@ def embedding(weight: Any, indices: Any, padding_idx: int | None = None) -> Tens
 
 def row_numbers(indices: Any, V: int) -> Any:
     """`indices` as an array of the backend, found to be rows of a table of V; raises what `embedding` does."""
-    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
-    if indices.dtype.kind not in "iu":
-        raise TypeError(f"embedding: indices are integers; got dtype {indices.dtype}")
+    known, indices = _integers("embedding", indices)
     if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= V):
         raise IndexError(
             f"embedding: indices span [{int(known.min())}, {int(known.max())}], the table has rows [0, {V})"
@@ -108,10 +107,7 @@ def one_hot(indices: Any, num_classes: int | None = None) -> Tensor:
     Without `num_classes`, V is one more than the largest index. Raises TypeError for indices that are no integers, and
     ValueError for one outside [0, V). With `num_classes`, indices that lie on a device already are not looked at.
     """
-    indices = indices.data if isinstance(indices, Tensor) else indices
-    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
-    if indices.dtype.kind not in "iu":
-        raise TypeError(f"one_hot: indices are integers; got dtype {indices.dtype}")
+    known, indices = _integers("one_hot", indices)
     if num_classes is None:
         if indices.size == 0:
             raise ValueError("one_hot: without indices, num_classes says how many columns there are")
@@ -120,7 +116,22 @@ def one_hot(indices: Any, num_classes: int | None = None) -> Tensor:
         raise ValueError(
             f"one_hot: indices span [{int(known.min())}, {int(known.max())}]; expected [0, {num_classes})"
         )
-    return Tensor((indices[..., None] == current.xp.arange(num_classes)).astype(int))
+    return Tensor(is_class(indices, num_classes).astype(int))
+
+
+def is_class(classes: Any, V: int) -> Any:
+    """True at each class. classes: (...) integers in [0, V) -> booleans (..., V)."""
+    return classes[..., None] == current.xp.arange(V)
+
+
+def _integers(name: str, indices: Any) -> tuple[Any, Any]:
+    """`indices` on the host, if they can be had without waiting, and as an array of the backend; TypeError for others
+    than integers."""
+    indices = indices.data if isinstance(indices, Tensor) else indices
+    known, indices = backend.to_numpy_without_waiting(indices), backend.asarray(indices)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{name}: indices are integers; got dtype {indices.dtype}")
+    return known, indices
 
 
 def scatter_add(x: Any, axis: int, indices: Any, source: Any) -> Tensor:
@@ -133,10 +144,8 @@ def scatter_add(x: Any, axis: int, indices: Any, source: Any) -> Tensor:
     Raises TypeError for indices that are no integers, and ValueError or IndexError for shapes that do not fit.
     """
     x, source = operands(x, source)
-    indices = backend.asarray(indices.data if isinstance(indices, Tensor) else indices)
-    if indices.dtype.kind not in "iu":
-        raise TypeError(f"scatter_add: indices are integers; got dtype {indices.dtype}")
-    (axis,) = reduced_axes(axis, x.ndim)
+    _, indices = _integers("scatter_add", indices)
+    (axis,) = named_axes(axis, x.ndim)
     shape = indices.shape
     limits = [
         min(n, m) if i != axis else m for i, (n, m) in enumerate(zip(x.shape, source.shape, strict=False))
@@ -146,9 +155,9 @@ def scatter_add(x: Any, axis: int, indices: Any, source: Any) -> Tensor:
             f"scatter_add: indices of shape {shape} along axis {axis}; no axis may be longer than that of source "
             f"{source.shape}, nor, axis {axis} apart, than that of x {x.shape}"
         )
-    lines = [current.xp.arange(n).reshape((-1,) + (1,) * (x.ndim - 1 - i)) for i, n in enumerate(shape)]
-    place = tuple(indices if i == axis else line for i, line in enumerate(lines))
-    return x + Scatter(place, x.shape)(source[tuple([slice(n) for n in shape])])
+    return x + Scatter(index_along_axis(indices, axis, shape), x.shape)(
+        source[tuple([slice(n) for n in shape])]
+    )
 
 
 def dropout(x: Any, p: float, key: Key) -> Tensor:

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, operands, register
+from tinyllm.autograd.operands import constant, floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
+from tinyllm.ops.choice import where
 from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, own, reduced, weighted
-from tinyllm.ops.elementwise import square, where
+from tinyllm.ops.elementwise import square
+from tinyllm.ops.lookup import is_class
 from tinyllm.ops.softmaxes import log_softmax, logsumexp
 
 _TARGETS = np.array([[0, 3, -100], [1, 1, 2]])
@@ -70,11 +74,6 @@ class CrossEntropy(Op):
         if self.reduction != "mean":
             return 1
         return current.xp.maximum((self.targets != self.ignore_index).sum(), 1).astype(dtype)
-
-
-def is_class(classes: Any, V: int) -> Any:
-    """True at each class. classes: (...) integers in [0, V) -> booleans (..., V)."""
-    return classes[..., None] == current.xp.arange(V)
 
 
 def cross_entropy(

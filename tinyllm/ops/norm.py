@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Case, Op, Tensor, floating, operands, register
+from tinyllm.autograd.operands import floating, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops import elementwise, linear_algebra, matrix, ordering, shape
+from tinyllm.ops import choice, linear_algebra, matrix, ordering, shape
 from tinyllm.ops.arrangement import repeat
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.axes import along, named_axes
 from tinyllm.ops.without_gradient import on_arrays
 
 
@@ -67,7 +68,7 @@ def _average(x: Any, axis: Any = None, weights: Any = None) -> Tensor:
 def _diagonal(x: Any, k: int = 0) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 1:
-        square = elementwise.where(current.xp.eye(x.size, dtype=bool), x, x.dtype.type(0))
+        square = choice.where(current.xp.eye(x.size, dtype=bool), x, x.dtype.type(0))
         return shape.pad(square, ((max(-k, 0), max(k, 0)), (max(k, 0), max(-k, 0))))
     return linear_algebra.diagonal(x, k)
 
@@ -109,18 +110,18 @@ def _take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
     x = as_tensor(x)
     if axis is None:
         return x.reshape(-1)[indices]
-    (axis,) = reduced_axes(axis, x.ndim)
-    return x[(slice(None),) * axis + (indices,)]
+    (axis,) = named_axes(axis, x.ndim)
+    return x[along(axis, indices)]
 
 
 def _where(condition: Any, *choices: Any) -> Any:
-    return elementwise.where(condition, *choices) if choices else on_arrays(current.xp.nonzero, condition)
+    return choice.where(condition, *choices) if choices else on_arrays(current.xp.nonzero, condition)
 
 
 UFUNCS: dict[Any, Callable[..., Any]] = {
     np.positive: as_tensor,
     np.reciprocal: lambda x: 1 / as_tensor(x),
-    np.fabs: elementwise.absolute,
+    np.fabs: choice.absolute,
 }
 
 WITHOUT_GRADIENT: set[Any] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.operands import as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
+from tinyllm.ops.axes import along, named_axes
 from tinyllm.ops.index import take_along_axis
-from tinyllm.ops.reduce import reduced_axes
 
 
 def argsort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
@@ -15,7 +16,7 @@ def argsort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
     values = as_tensor(x).detach().data
     if axis is None:
         return Tensor(_order(values.reshape(-1), 0, descending))
-    axes = reduced_axes(axis, len(values.shape))
+    axes = named_axes(axis, len(values.shape))
     return Tensor(_order(values, axes[0], descending) if axes else current.xp.zeros((), dtype=int))
 
 
@@ -23,7 +24,7 @@ def _order(values: Any, axis: int, descending: bool) -> Any:
     if not descending:
         return current.xp.argsort(values, axis=axis, kind="stable")
     # Backwards twice, so that equal elements stay in order.
-    reverse = (slice(None),) * axis + (slice(None, None, -1),)
+    reverse = along(axis, slice(None, None, -1))
     ascending = current.xp.argsort(values[reverse], axis=axis, kind="stable")
     return (values.shape[axis] - 1 - ascending)[reverse]
 
@@ -43,12 +44,12 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, 
     Raises ValueError when there are fewer than k.
     """
     x = as_tensor(x)
-    (axis,) = reduced_axes(axis, x.ndim) or (0,)
+    (axis,) = named_axes(axis, x.ndim) or (0,)
     n = x.shape[axis] if x.ndim else 1
     if not 0 <= k <= n:
         raise ValueError(f"topk: k={k} along axis {axis} of shape {x.shape}, which has {n} elements")
     order = argsort(x, axis, descending=largest)
     if x.ndim == 0:
         return (x, order) if k == 1 else (x[None][:0], order[None][:0])
-    positions = order.data[(slice(None),) * axis + (slice(k),)]
+    positions = order.data[along(axis, slice(k))]
     return take_along_axis(x, positions, axis), Tensor(positions)

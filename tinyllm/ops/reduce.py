@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.operands import as_tensor, summable
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, register, summable
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
-from tinyllm.ops.elementwise import sqrt, where
+from tinyllm.ops.axes import named_axes, own_axis
+from tinyllm.ops.choice import where
+from tinyllm.ops.elementwise import sqrt
 
 
 def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0) -> tuple[Case, ...]:
@@ -35,30 +38,6 @@ def reduction_cases(empty: bool = True, kinked: bool = False, low: float = -2.0)
     )
 
 
-def own_axis(axis: Any) -> int | tuple[int, ...] | None:
-    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them."""
-    try:
-        return None if axis is None else operator.index(axis)
-    except TypeError:
-        return tuple([operator.index(position) for position in axis])
-
-
-def reduced_axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """The axes that `axis` names, each in [0, ndim), once; None names all. A scalar takes 0 and -1, which name none."""
-    axis = own_axis(axis)
-    if axis is None:
-        return tuple(range(ndim))
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    n = ndim or 1
-    for position in axes:
-        if not -n <= position < n:
-            raise IndexError(f"axis {position} is out of range for {ndim} axes")
-    found = tuple([position % n for position in axes])
-    if len(set(found)) < len(found):
-        raise ValueError(f"axis={axis} names an axis of {ndim} twice")
-    return found if ndim else ()
-
-
 class Reduction(Op):
     """What the reductions share: the axes, and bringing a reduced array back against the input."""
 
@@ -67,7 +46,7 @@ class Reduction(Op):
 
     def expand(self, reduced: Any, shape: tuple[int, ...]) -> Any:
         """`reduced` with the reduced axes of `shape` as axes of length 1."""
-        axes = reduced_axes(self.axis, len(shape))
+        axes = named_axes(self.axis, len(shape))
         return reduced.reshape(tuple(1 if axis in axes else n for axis, n in enumerate(shape)))
 
 
@@ -136,7 +115,7 @@ class Prod(Reduction):
     def backward(self, gradient: Array) -> Any:
         """dy/dx_i is the product of the others, which y / x_i is not where y is 0, infinite, or too small."""
         gradient = self.expand(gradient, self.x.shape)
-        axes = reduced_axes(self.axis, len(self.x.shape))
+        axes = named_axes(self.axis, len(self.x.shape))
         kept = tuple([axis for axis in range(len(self.x.shape)) if axis not in axes])
         order = kept + axes
         rows = self.x.transpose(order)
@@ -163,29 +142,6 @@ def product_of_others(x: Any) -> Any:
     return xp.concatenate([of_pair * second, of_pair * first, others[..., m:]], axis=-1)
 
 
-@register
-class Cumsum(Op):
-    """The running sum along an axis. Shapes: x: (...) -> (...)."""
-
-    cases = (
-        Case(((3, 4),), {"axis": 0}),
-        Case(((3, 4),), {"axis": -1}),
-        Case(((1, 5),), {"axis": 1}),
-        Case(((0, 2),), {"axis": 0}),
-    )
-
-    def __init__(self, axis: int) -> None:
-        self.axis = operator.index(axis)
-
-    def forward(self, x: Array) -> Array:
-        return x.cumsum(axis=self.axis)
-
-    def backward(self, gradient: Array) -> Any:
-        flip = [slice(None)] * len(gradient.shape)
-        flip[self.axis] = slice(None, None, -1)
-        return gradient[tuple(flip)].cumsum(axis=self.axis)[tuple(flip)]
-
-
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (one, several, or all)."""
     return Sum(axis, keepdims)(summable(x))
@@ -193,7 +149,7 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def count(x: Tensor, axis: Axis) -> int:
     """How many elements of `x` are reduced into one over `axis`."""
-    return math.prod(x.shape[position] for position in reduced_axes(axis, x.ndim))
+    return math.prod(x.shape[position] for position in named_axes(axis, x.ndim))
 
 
 Statistic = TypeVar("Statistic", bound=Callable[..., Tensor])
@@ -254,11 +210,3 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The product over `axis`."""
     return Prod(axis, keepdims)(summable(x))
-
-
-def cumsum(x: Any, axis: int | None = None) -> Tensor:
-    """The running sum along `axis`, or of all elements as one row."""
-    x = summable(x)
-    if axis is None:
-        return Cumsum(0)(x.reshape(-1))
-    return Cumsum(axis)(x) if x.ndim else x.sum(axis)

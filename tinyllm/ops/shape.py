@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, Op, Tensor, as_tensor, numbers, operands, register
+from tinyllm.autograd.operands import as_tensor, operands
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor, numbers
 from tinyllm.backend import Array, current
-from tinyllm.ops.reduce import reduced_axes
+from tinyllm.ops.axes import along, named_axes
 
 
 class Movement(Op):
@@ -153,7 +155,7 @@ def transpose(x: Any, *axes: Any) -> Tensor:
     Raises ValueError for torch's `transpose(0, 1)`, which exchanges two axes, as `swapaxes` does here.
     """
     x = as_tensor(x)
-    if len(axes) == 2 and (x.ndim != 2 or reduced_axes(axes, 2) == (0, 1)):
+    if len(axes) == 2 and (x.ndim != 2 or named_axes(axes, 2) == (0, 1)):
         raise ValueError(
             f"transpose{axes} of shape {x.shape}: an order of all axes is expected, or none for the reversed; "
             f"swapaxes{axes} exchanges two, as torch's transpose does"
@@ -171,7 +173,7 @@ def permute(x: Any, *axes: Any) -> Tensor:
 def swapaxes(x: Any, first: int, second: int) -> Tensor:
     """Two axes exchanged."""
     x = as_tensor(x)
-    (first,), (second,) = reduced_axes(first, x.ndim), reduced_axes(second, x.ndim)
+    (first,), (second,) = named_axes(first, x.ndim), named_axes(second, x.ndim)
     order = list(range(x.ndim))
     order[first], order[second] = order[second], order[first]
     return Transpose(tuple(order))(x)
@@ -188,7 +190,7 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
     if axis is None:
         axes = tuple(position for position, n in enumerate(x.shape) if n == 1)
     else:
-        axes = reduced_axes(axis, x.ndim)
+        axes = named_axes(axis, x.ndim)
         if any(x.shape[position] != 1 for position in axes):
             raise ValueError(f"squeeze: axis {axis} of shape {x.shape} does not have length 1")
     return Reshape(tuple(n for position, n in enumerate(x.shape) if position not in axes))(x)
@@ -198,7 +200,7 @@ def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of length 1 at the positions `axis` of the result."""
     x = as_tensor(x)
     ndim = x.ndim + np.size(axis)
-    axes = reduced_axes(axis, ndim)
+    axes = named_axes(axis, ndim)
     lengths = iter(x.shape)
     return Reshape(tuple(1 if position in axes else next(lengths) for position in range(ndim)))(x)
 
@@ -220,7 +222,7 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 def split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
     """x cut along `axis` into `sections` equal parts, or at the positions that `sections` lists, as in NumPy."""
     x = as_tensor(x)
-    (axis,) = reduced_axes(axis, x.ndim)
+    (axis,) = named_axes(axis, x.ndim)
     n = x.shape[axis]
     if np.ndim(sections):
         bounds = [0, *sections, n]
@@ -229,8 +231,7 @@ def split(x: Any, sections: Any, axis: int = 0) -> list[Tensor]:
         if parts < 1 or n % parts:
             raise ValueError(f"split: an axis of length {n} does not divide into {parts} equal parts")
         bounds = [n // parts * i for i in range(parts + 1)]
-    before = (slice(None),) * axis
-    return [x[(*before, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
+    return [x[along(axis, slice(start, stop))] for start, stop in itertools.pairwise(bounds)]
 
 
 def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
@@ -254,7 +255,7 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Tensor:
 def flip(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
     """x with the order of elements reversed along `axis`."""
     x = as_tensor(x)
-    axes = reduced_axes(axis, x.ndim)
+    axes = named_axes(axis, x.ndim)
     return x[tuple(slice(None, None, -1) if position in axes else slice(None) for position in range(x.ndim))]
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
+from tinyllm.autograd.operands import constant, floating
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Case, Op, Tensor, constant, floating, register
+from tinyllm.autograd.registry import register
+from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.ops.reduce import Reduction, reduction_cases
 

@@ -19,7 +19,7 @@ ARGUMENTS = {
 """Other words for arguments: which argument each of them is."""
 
 FUNCTIONS = {
-    "abs": "absolute", "add": "add", "amax": "max", "amin": "min", "cat": "concatenate", "clamp": "clip",
+    "abs": "absolute", "amax": "max", "amin": "min", "cat": "concatenate", "clamp": "clip",
     "clone": "copy", "div": "divide", "logsigmoid": "log_sigmoid", "movedim": "moveaxis", "mul": "multiply",
     "neg": "negative", "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
     "unsqueeze": "expand_dims", "view": "reshape",

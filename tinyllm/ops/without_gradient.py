@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tinyllm.autograd.operands import as_tensor, countable
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, as_tensor, countable
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops.reduce import own_axis
+from tinyllm.ops.axes import own_axis
 
 
 def on_arrays(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

@@ -171,7 +171,7 @@ class Comparison:
         floating = [x for x in self.inputs if x.dtype.kind == "f"]
         if any(x.dtype != np.float64 or differences.input_scale(x) < TINY for x in floating):
             return False  # a term that is not analytic may not show at tiny inputs
-        return numeric.is_analytic(self.problem.evaluate, self.inputs, self.cotangent, self.problem.generator)
+        return numeric.is_analytic(self.problem.evaluate, self.inputs, self.problem.generator)
 
     def run(self) -> GradcheckResult:
         """Compare every input; raises GradientError at the first that is wrong."""
@@ -194,9 +194,9 @@ class Comparison:
     def _index(self, position: int, flat: int) -> tuple[int, ...]:
         return tuple(int(i) for i in np.unravel_index(flat, self.inputs[position].shape))
 
-    def derivatives(self, position: int, indices: Any = None) -> numeric.NumericGradient:
+    def derivatives(self, position: int, indices: Any = None) -> numeric.ElementDerivatives:
         """Derivatives by the elements of one input at flat `indices`, all if None."""
-        return numeric.numeric_gradient(
+        return numeric.element_derivatives(
             self.problem.evaluate, self.inputs, position, self.cotangent, indices, self.analytic, self.growth
         )
 
@@ -211,7 +211,7 @@ class Comparison:
             self.kinks.append(Kink(position, int(derivatives.indices[place]), *sides))
 
     def _compare_gradients(
-        self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
+        self, position: int, derivatives: numeric.ElementDerivatives, found: Sequence[Array]
     ) -> None:
         """Compare with the gradients in float64, or with those in the dtype of the inputs."""
         __tracebackhide__ = True
@@ -240,7 +240,7 @@ class Comparison:
         if found is self.found:
             self._note_unjudged(position, derivatives, sizes, tolerances)
 
-    def _look_further(self, position: int, derivatives: numeric.NumericGradient, place: int) -> None:
+    def _look_further(self, position: int, derivatives: numeric.ElementDerivatives, place: int) -> None:
         """Where rounding hides a derivative over a unit of x, it may show over a longer way: of what is added, say."""
         far = differences.straight_difference(
             self.problem.evaluate,
@@ -256,7 +256,7 @@ class Comparison:
             derivatives.replace(place, far)
 
     def _note_unjudged(
-        self, position: int, derivatives: numeric.NumericGradient, sizes: Array, tolerances: Array
+        self, position: int, derivatives: numeric.ElementDerivatives, sizes: Array, tolerances: Array
     ) -> None:
         """Say of which elements nothing is known: their tolerance is above the gradient itself."""
         name = self.problem.names[position]
@@ -275,7 +275,7 @@ class Comparison:
             self.unknown.append(GradientError(cause, name, position))
 
     def _errors(
-        self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
+        self, position: int, derivatives: numeric.ElementDerivatives, found: Sequence[Array]
     ) -> tuple[Array, Array]:
         """How far each element is from its derivative (or from the one-sided ones), and how far it may be."""
         gradient = found[position].reshape(-1)[derivatives.indices].astype(np.float64)
@@ -389,7 +389,7 @@ class Comparison:
         return first
 
     def _finding(
-        self, position: int, derivatives: numeric.NumericGradient, found: Sequence[Array]
+        self, position: int, derivatives: numeric.ElementDerivatives, found: Sequence[Array]
     ) -> Finding:
         errors, tolerances = self._errors(position, derivatives, found)
         errors = np.where(np.isfinite(derivatives.values), errors, 0)
@@ -406,7 +406,7 @@ class Comparison:
 
     def derivatives_with(
         self, position: int, changed: dict[int, Array], indices: Any = None
-    ) -> numeric.NumericGradient | None:
+    ) -> numeric.ElementDerivatives | None:
         """Derivatives with other values for some inputs; None where the function does not take them."""
         inputs = [changed.get(place, x) for place, x in enumerate(self.inputs)]
         try:
@@ -416,6 +416,6 @@ class Comparison:
             return None
         if output.shape != self.output.shape or not np.isfinite(output).all():
             return None
-        return numeric.numeric_gradient(
+        return numeric.element_derivatives(
             self.problem.evaluate, inputs, position, self.cotangent, indices, self.analytic, self.growth
         )

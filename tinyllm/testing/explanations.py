@@ -16,12 +16,12 @@ import numpy as np
 
 from tinyllm.backend import Array
 from tinyllm.testing.differences import Function
-from tinyllm.testing.numeric import NumericGradient
+from tinyllm.testing.numeric import ElementDerivatives
 
 EXPAND_LIMIT = 512
 """Most elements to differentiate by when a missing sum over a broadcast axis is looked for."""
 
-DifferentiateWith = Callable[[int, dict[int, Array], Any], NumericGradient | None]
+DifferentiateWith = Callable[[int, dict[int, Array], Any], ElementDerivatives | None]
 """Derivatives by input `position` at flat indices (all if None), with other values for some inputs; None where the
 function does not take them."""
 
@@ -46,7 +46,7 @@ class Finding:
     backward: Callable[..., Sequence[Any]]
     output: Array
     cotangent: Array
-    numeric: NumericGradient
+    numeric: ElementDerivatives
     differentiate: DifferentiateWith
     worst: int
     tolerance: float

@@ -29,7 +29,7 @@ METHODS = ("auto", "complex step", "central differences")
 Method = Literal["auto", "complex step", "central differences"]
 
 
-class NumericGradient:
+class ElementDerivatives:
     """Derivatives by single elements of one input: `indices` are flat, the other arrays are beside them.
 
     Attributes are those of `Derivative`, as arrays of shape (number of indices,); low and high are the smaller and the
@@ -57,9 +57,7 @@ class NumericGradient:
         self.sizes[place], self.reaches[place] = derivative.size, derivative.reach
 
 
-def is_analytic(
-    f: Function, inputs: Sequence[Array], cotangent: Array, generator: np.random.Generator
-) -> bool:
+def is_analytic(f: Function, inputs: Sequence[Array], generator: np.random.Generator) -> bool:
     """Whether the complex step may be trusted for `f` around `inputs`, which are float64.
 
     f must accept complex arrays, return complex ones with the real part of the real evaluation, and agree
@@ -123,7 +121,7 @@ def rounding_growth(f: Function, inputs: Sequence[Array]) -> float:
     return min(max(lost, 1.0), 1e4)
 
 
-def numeric_gradient(
+def element_derivatives(
     f: Function,
     inputs: Sequence[Array],
     position: int,
@@ -131,7 +129,7 @@ def numeric_gradient(
     indices: Iterable[int] | None = None,
     analytic: bool = False,
     growth: float = 1.0,
-) -> NumericGradient:
+) -> ElementDerivatives:
     """The derivatives of sum(cotangent * f) by single elements of input `position`.
 
     Args:
@@ -147,7 +145,7 @@ def numeric_gradient(
             derivatives.append(complex_step(f, inputs, position, int(index), cotangent))
         else:
             derivatives.append(central_differences(f, inputs, position, int(index), cotangent, base, growth))
-    return NumericGradient(wanted, derivatives)
+    return ElementDerivatives(wanted, derivatives)
 
 
 def numerical_gradient(
@@ -176,9 +174,9 @@ def numerical_gradient(
     if weights.shape != base.shape:
         raise ValueError(f"cotangent has shape {weights.shape}, fn returns shape {base.shape}")
     analytic = method == "complex step" or (
-        method == "auto" and is_analytic(fn, arrays, weights, np.random.default_rng(seed))
+        method == "auto" and is_analytic(fn, arrays, np.random.default_rng(seed))
     )
     results = [
-        numeric_gradient(fn, arrays, position, weights, None, analytic) for position in range(len(arrays))
+        element_derivatives(fn, arrays, position, weights, None, analytic) for position in range(len(arrays))
     ]
     return [result.values.reshape(x.shape) for result, x in zip(results, arrays, strict=True)]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.autograd.tensor import Op, Tensor, ancestors, propagate
+from tinyllm.autograd.backward_pass import ancestors, propagate
+from tinyllm.autograd.tensor import Op, Tensor
 from tinyllm.backend import current
 from tinyllm.debug.graphs.elements import Edge, Group, Kind, Node, Part, Statistics
 from tinyllm.debug.graphs.svg import FILLS, draw

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import fast_form_of
+from tinyllm.autograd.registry import fast_form_of
 from tinyllm.backend import Array, current
 from tinyllm.ops.activation import Gelu, GeluTanh, Silu, Swiglu
 from tinyllm.ops.error_function import erf as erf_of_array

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, FusedOp, fast_form_of
+from tinyllm.autograd.registry import FusedOp, fast_form_of
+from tinyllm.autograd.tensor import Case
 from tinyllm.backend import Array, current
 from tinyllm.backend.philox import Key, keep_mask
 from tinyllm.ops.attention import attend

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import fast_form_of
+from tinyllm.autograd.registry import fast_form_of
 from tinyllm.backend import Array
 from tinyllm.backend.philox import keep_mask
 from tinyllm.ops.lookup import RandomMask

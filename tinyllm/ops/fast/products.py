@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Any
 
-from tinyllm.autograd.tensor import fast_form_of
+from tinyllm.autograd.registry import fast_form_of
 from tinyllm.backend import Array, current
 from tinyllm.ops.matrix import LinearMap, Matmul
 

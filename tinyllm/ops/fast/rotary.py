@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.tensor import Case, FusedOp, fast_form_of
+from tinyllm.autograd.registry import FusedOp, fast_form_of
+from tinyllm.autograd.tensor import Case
 from tinyllm.backend import Array, current
 from tinyllm.ops.fast.norm import inverse_root
 from tinyllm.ops.fast.products import row_sum, rows

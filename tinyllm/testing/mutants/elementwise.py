@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from tinyllm.backend import current
+from tinyllm.ops import choice, logarithms
 from tinyllm.ops import elementwise as e
 from tinyllm.testing.mutants.planting import mutant
 
@@ -48,7 +49,7 @@ def power_exponent_gradient_without_log(self: Any, gradient: Any) -> Any:
     return gradient * self.b * self.a ** (self.b - 1), gradient * self.y
 
 
-@mutant(e.Log, "backward")
+@mutant(logarithms.Log, "backward")
 def log_backward_multiplies(self: Any, gradient: Any) -> Any:
     """The derivative of ln x is x instead of 1/x."""
     return gradient * self.x
@@ -99,20 +100,20 @@ def erf_backward_of_the_density(self: Any, gradient: Any) -> Any:
     return gradient * current.xp.exp(-self.x * self.x) * (1 / math.sqrt(2 * math.pi))
 
 
-@mutant(e.Absolute, "backward")
+@mutant(choice.Absolute, "backward")
 def absolute_backward_ignores_the_sign(self: Any, gradient: Any) -> Any:
     """|x| passes its gradient on as it is, also where x is negative."""
     return gradient * 1
 
 
-@mutant(e.Relu, "backward")
+@mutant(choice.Relu, "backward")
 def relu_passes_where_the_gradient_is_positive(self: Any, gradient: Any) -> Any:
     """The mask of relu is made from the gradient instead of from x: positive gradients pass, negative ones do not.
     The loss falls at first, because some of the signs agree."""
     return gradient * (gradient > 0)
 
 
-@mutant(e.Maximum, "backward")
+@mutant(choice.Maximum, "backward")
 def maximum_backward_to_both(self: Any, gradient: Any) -> Any:
     """Both operands of maximum(a, b) get the whole gradient, whichever was larger."""
     return gradient * 1, gradient * 1
@@ -124,13 +125,13 @@ def remainder_backward_of_the_fraction(self: Any, gradient: Any) -> Any:
     return gradient, -gradient * (self.a / self.b)
 
 
-@mutant(e.Where, "backward")
+@mutant(choice.Where, "backward")
 def where_backward_swapped(self: Any, gradient: Any) -> Any:
     """where(c, a, b) sends the gradient of the chosen elements to the operand that was not chosen."""
     return gradient * ~self.condition, gradient * self.condition
 
 
-@mutant(e.Clip, "backward")
+@mutant(choice.Clip, "backward")
 def clip_backward_outside_too(self: Any, gradient: Any) -> Any:
     """clip passes the gradient outside of its range as well, where its value is constant. (As an estimator it has a
     name, straight-through; as a derivative it is wrong.)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyllm import backend
-from tinyllm.autograd import tensor
+from tinyllm.autograd import backward_pass, tensor
 from tinyllm.autograd.tensor import Op, Tensor
 from tinyllm.backend import current
 from tinyllm.nn import Module
@@ -16,7 +16,9 @@ from tinyllm.testing.mutants.planting import mutant
 def backward_overwrites_grad(self: Tensor, gradient: Any = None, retain_graph: bool = False) -> None:
     """backward() sets .grad where it should add to it. Gradients of micro-batches are lost but for the last, so that
     gradient accumulation trains on a part of the batch."""
-    for x, value in tensor.propagate(self, tensor._cotangent(self, gradient), retain_graph=retain_graph):
+    for x, value in backward_pass.propagate(
+        self, tensor._cotangent(self, gradient), retain_graph=retain_graph
+    ):
         if x.op is None or x.retains_grad:
             x.grad = current.xp.array(value)
 
@@ -27,7 +29,7 @@ def zero_grad_does_nothing(self: Module, set_to_none: bool = True) -> None:
     more the longer it runs."""
 
 
-@mutant(tensor, "propagate")
+@mutant(backward_pass, "propagate")
 def second_use_replaces_the_first(
     output: Tensor,
     cotangent: Any,
@@ -39,17 +41,17 @@ def second_use_replaces_the_first(
     its gradient, and residual connections lose a branch."""
     found = {id(output): cotangent}
     leaves: dict[int, Tensor] = {} if output.op else {id(output): output}
-    for x in reversed(tensor.ancestors(output, stop)):
+    for x in reversed(backward_pass.ancestors(output, stop)):
         gradient, op = found.pop(id(x), None), x.op
         if gradient is None or op is None:
             continue
         yield x, gradient
-        results = tensor._backward_as_graph(op, gradient) if create_graph else op.backward(gradient)
+        results = op.backward_as_graph(gradient) if create_graph else op.backward(gradient)
         for i, (y, value) in enumerate(
             zip(op.inputs, results if isinstance(results, tuple) else (results,), strict=True)
         ):
             if value is not None and y.requires_grad:
-                found[id(y)] = tensor._conform(op, i, y, value) if value.shape != y.shape else value
+                found[id(y)] = backward_pass._conform(op, i, y, value) if value.shape != y.shape else value
                 if y.op is None or id(y) in stop:
                     leaves[id(y)] = y
     for leaf in leaves.values():
@@ -57,7 +59,7 @@ def second_use_replaces_the_first(
         yield leaf, value if isinstance(value, Tensor) else current.xp.array(value)
 
 
-@mutant(tensor, "ancestors")
+@mutant(backward_pass, "ancestors")
 def graph_walked_level_by_level(output: Tensor, stop: frozenset[int] = frozenset()) -> list[Tensor]:
     """The graph is walked level by level instead of in topological order. A node is handled before the longest path
     to it has brought its gradient, and what comes late is dropped."""
@@ -82,7 +84,7 @@ def _stretched(x: Tensor, gradient: Any) -> tuple[int, ...]:
     )
 
 
-@mutant(tensor, "_conform")
+@mutant(backward_pass, "_conform")
 def broadcasting_is_averaged_out(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
     """The gradient of an input that was broadcast is the mean over the copies instead of their sum. Biases and norm
     weights learn as many times too slowly as there are rows."""
@@ -90,7 +92,7 @@ def broadcasting_is_averaged_out(op: Op, position: int, x: Tensor, gradient: Any
     return (gradient.sum(axis=axes) / max(1, gradient.size // max(1, x.size))).reshape(x.shape)
 
 
-@mutant(tensor, "_conform")
+@mutant(backward_pass, "_conform")
 def broadcasting_takes_the_first_copy(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
     """The gradient of an input that was broadcast is that of its first copy: the shape fits, the sum is missing. Only
     the first row of a batch teaches a bias."""
@@ -99,7 +101,7 @@ def broadcasting_takes_the_first_copy(op: Op, position: int, x: Tensor, gradient
     return gradient[first].reshape(x.shape) if gradient.size else gradient.sum(axis=axes).reshape(x.shape)
 
 
-@mutant(tensor, "_conform")
+@mutant(backward_pass, "_conform")
 def broadcasting_sums_new_axes_alone(op: Op, position: int, x: Tensor, gradient: Any) -> Any:
     """Broadcasting is summed over the axes that were added in front, and not over axes of length 1 that were
     stretched. (D,) biases learn rightly; (B, 1) scales get the gradient of one column."""

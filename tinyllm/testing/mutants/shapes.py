@@ -7,7 +7,8 @@ from typing import Any
 
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
-from tinyllm.ops import index, matrix, reduce, shape
+from tinyllm.ops import index, matrix, reduce, running, shape
+from tinyllm.ops.axes import named_axes
 from tinyllm.ops.fast import products
 from tinyllm.ops.fast.products import rows
 from tinyllm.testing.mutants.planting import mutant
@@ -17,7 +18,7 @@ from tinyllm.testing.mutants.planting import mutant
 def sum_backward_divides_by_the_count(self: Any, gradient: Any) -> Any:
     """The gradient of a sum is divided by the number of elements, as that of a mean is. Every loss that is a sum
     learns too slowly."""
-    n = math.prod(self.shape[axis] for axis in reduce.reduced_axes(self.axis, len(self.shape)))
+    n = math.prod(self.shape[axis] for axis in named_axes(self.axis, len(self.shape)))
     return current.xp.broadcast_to(self.expand(gradient, self.shape), self.shape) / max(n, 1)
 
 
@@ -35,7 +36,7 @@ def prod_backward_divides_by_zero(self: Any, gradient: Any) -> Any:
     return self.expand(gradient, self.x.shape) * y / self.x
 
 
-@mutant(reduce.Cumsum, "backward")
+@mutant(running.Cumsum, "backward")
 def cumsum_backward_not_flipped(self: Any, gradient: Any) -> Any:
     """The gradient of a running sum is the running sum of the gradient from the start, where it must come from the
     end: x_i is in every sum after it, not before it."""

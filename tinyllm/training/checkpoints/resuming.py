@@ -205,23 +205,17 @@ def _checked_numbers(values: Mapping[str, Any]) -> Numbers:
     """The numbers of a saved run; raises ValueError, TypeError or KeyError when they are damaged."""
     names = ("step", "optimizer_steps", "evaluated_step", "best_step", "threads")
     numbers = {name: values[name] for name in names}
+    numbers["without_gain"] = values.get("without_gain", 0)  # older runs have none
     if not all(type(number) is int and number >= -1 for number in numbers.values()):
         raise ValueError(f"{numbers} must be whole numbers")
-    without_gain = values.get("without_gain", 0)
-    if type(without_gain) is not int or without_gain < 0:
-        raise ValueError(f"without_gain={without_gain!r} must be a whole number")
-    if numbers["step"] < 0 or numbers["optimizer_steps"] < 0 or not 1 <= numbers["threads"] <= MOST_THREADS:
+    least = min(numbers["step"], numbers["without_gain"], numbers.pop("optimizer_steps"))
+    if least < 0 or not 1 <= numbers["threads"] <= MOST_THREADS:
         raise ValueError(f"{numbers} are out of range")
-    best_loss = math.inf if values["best_loss"] is None else float(values["best_loss"])
-    evaluated_loss = values.get("evaluated_loss")
+    best, evaluated = values["best_loss"], values.get("evaluated_loss")
     return Numbers(
-        numbers["step"],
-        numbers["evaluated_step"],
-        best_loss,
-        numbers["best_step"],
-        numbers["threads"],
-        math.nan if evaluated_loss is None else float(evaluated_loss),
-        without_gain,
+        **numbers,
+        best_loss=math.inf if best is None else float(best),
+        evaluated_loss=math.nan if evaluated is None else float(evaluated),
     )
 
 
