@@ -15,6 +15,7 @@ from tinyllm import backend
 from tinyllm.autograd.mode import module_stack, no_grad
 from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import cuda
 from tinyllm.nn.hooks import Boundary, Hook
 from tinyllm.nn.state import LoadResult, listed, require_fit
 from tinyllm.system.errors import InputError
@@ -296,6 +297,11 @@ class Module:
             if buffer.dtype.kind == "f":
                 buffer.data = buffer.data.astype(dtype)
         return self
+
+    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Convert to a dtype, as `astype`; a device must be where all arrays lie (see `Tensor.to`)."""
+        wanted = cuda.wanted_dtype(*targets, dtype, device)
+        return self if wanted is None else self.astype(wanted)
 
     def double(self) -> Self:
         """Convert parameters and buffers to float64."""
