@@ -136,17 +136,22 @@ class Operators:
             yield ops.getitem(self, i)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """x[key] = value: x has a new array, and a graph that holds the old one keeps it.
+        """x[key] = value: x has a new array, and what holds the old one, such as a graph, keeps it.
 
-        Raises TypeError where a gradient would be lost, or the Tensor that x is a part of would not change with it.
+        Raises TypeError where a gradient would be lost, and for a view, with which the whole would not change.
         """
         this: Any = self
         recorded = this.requires_grad or getattr(value, "requires_grad", False)
-        if this.op is not None or (recorded and is_grad_enabled()) or self.data.base is not None:
+        # Dual numbers, inside `jvp`, are no array, and have no base.
+        if (
+            this.op is not None
+            or (recorded and is_grad_enabled())
+            or getattr(self.data, "base", key) is not None
+        ):
             raise TypeError(
-                "a Tensor is not changed in place where a graph holds it or it is a view of another one: "
-                "ops.where(mask, value, x) and x.masked_fill(mask, value) make another one, x[i, j] = value changes "
-                "the whole x; x.data[...] = value changes the array beneath"
+                "a Tensor that a graph holds, or that is a view of another one, is not changed in place: "
+                "ops.where(mask, value, x) and x.masked_fill(mask, value) make another one; "
+                "x.data[...] = value changes the array beneath"
             )
         changed = self.data.copy()
         changed[ops.index.own_index(key)] = value.data if isinstance(value, Operators) else value
