@@ -10,8 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from support.strict_device import strict_device
 
+import tinyllm
 from tinyllm import ops
+from tinyllm.autograd import jvp
 from tinyllm.autograd.backward_pass import propagate
 from tinyllm.autograd.mode import enable_grad, is_grad_enabled, no_grad, use_formulas
 from tinyllm.autograd.registry import REGISTRY, register
@@ -631,3 +634,88 @@ def test_integers_and_booleans_meet_floats_in_float32_and_each_other_as_in_numpy
     assert (Tensor([1, 2]) * np.array([0.5, 0.25])).dtype == np.float64
     assert (Tensor(np.ones(2)) + Tensor([1, 2])).dtype == np.float64
     np.testing.assert_array_equal((Tensor([1, 2]) + 1.5).data, [2.5, 3.5])
+
+
+# ---- What programs written for torch do with Tensors ------------------------------------------
+
+
+def test_items_are_assigned_to_what_no_graph_and_no_other_tensor_holds() -> None:
+    given = np.arange(6.0).reshape(2, 3).copy()
+    x = Tensor(given)
+    x[:, 0::2] = Tensor([[1.0, 2.0]])
+    x[x == 4] = -np.inf
+    x[Tensor([1]), -1] = 7
+    np.testing.assert_array_equal(x.data, [[1, 1, 2], [1, -np.inf, 7]])
+    np.testing.assert_array_equal(given.ravel(), range(6))
+    y = x.clone()
+    y[0, 0] = 5
+    assert x.data[0, 0] == 1
+
+    # A graph that holds x has the gradient of the x that it was made of.
+    w, factor = leaf([2.0, 3.0]), Tensor(np.array([5.0, 7.0]))
+    loss = (w * factor).sum()
+    factor[0] = 100
+    loss.backward()
+    np.testing.assert_array_equal(w.grad, [5, 7])
+
+    with no_grad():
+        w[0] = 1
+    np.testing.assert_array_equal(w.data, [1, 3])
+
+
+@pytest.mark.parametrize(
+    "assign",
+    [
+        lambda x, w: w.__setitem__(0, 1),
+        lambda x, w: x.__setitem__(0, w),
+        lambda x, w: (w * 2).__setitem__(0, 1),
+        lambda x, w: x[0].__setitem__(0, 1),
+        lambda x, w: x.T.__setitem__(0, 1),
+    ],
+    ids=["a leaf", "a value with a graph", "a node", "a row", "a transposed"],
+)
+def test_an_assignment_that_would_be_lost_is_refused(assign: Callable[..., None]) -> None:
+    with pytest.raises(TypeError, match="not changed in place"):
+        assign(Tensor(np.zeros((2, 2))), leaf([1.0, 2.0]))
+
+
+def test_inside_jvp_no_item_is_assigned() -> None:
+    def assigned(x: Tensor) -> Tensor:
+        y = x * 2
+        y[0] = 1
+        return y
+
+    def assigned_from(x: Tensor) -> Tensor:
+        y = Tensor(np.zeros(2))
+        y[0] = x[0]
+        return y
+
+    for function in (assigned, assigned_from):
+        with pytest.raises((TypeError, ValueError)):
+            jvp(function, np.ones(2), np.ones(2))
+
+
+def test_torchs_words_for_axes_dtypes_and_devices() -> None:
+    x = Tensor([[1.0, 0.0, 2.0]])
+    assert (x.dim(), x.t().shape, x.device) == (2, (3, 1), "cpu")
+    assert [x.bool().dtype, x.int().dtype, x.type("float64").dtype] == [np.bool_, np.int32, np.float64]
+    assert x.to("cpu") is x.cpu() is x.to(device="cpu") is x.to(None, non_blocking=True) is x
+    assert x.to(np.float64).dtype == x.to("cpu", "float64").dtype == x.to(leaf(0.0)).dtype == np.float64
+    assert x.to("cpu", dtype=np.int64).dtype == np.int64
+    for elsewhere in (
+        lambda: x.to("cuda:0"),
+        lambda: x.to(device="mps"),
+        lambda: tinyllm.zeros(2, device="cuda"),
+    ):
+        with pytest.raises(ValueError, match=r"all arrays are on 'cpu'.*use_backend"):
+            elsewhere()
+    assert tinyllm.zeros(2, device=tinyllm.device("cpu")).shape == (2,)
+    assert not tinyllm.cuda.is_available()
+    layer = tinyllm.nn.Linear(2, 2)
+    assert layer.to("cpu") is layer
+    assert layer.to(np.float64).weight.dtype == np.float64
+    with strict_device():
+        assert tinyllm.cuda.is_available()
+        assert tinyllm.ones(2, device="cuda:0").to("cuda").device == "cuda"
+        with pytest.raises(ValueError, match="all arrays are on 'cuda'"):
+            tinyllm.ones(2).to("cpu")

@@ -14,7 +14,7 @@ from tinyllm import ops
 from tinyllm.autograd.operators import Operators
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.backend.philox import Key
-from tinyllm.ops import synonyms
+from tinyllm.ops.by_dim import BY_DIM
 from tinyllm.testing import gradcheck, gradient_function
 
 Array = npt.NDArray[Any]
@@ -211,7 +211,7 @@ TAKING_AN_AXIS = [
     name
     for name in ops.__all__
     if "axis" in inspect.signature(getattr(ops, name)).parameters
-    and name not in synonyms.REFUSED
+    and name not in BY_DIM
     and name != "rope"  # the axis of positions, which torch does not have
 ]
 AXIS_CALLS: dict[str, Callable[..., Any]] = {
@@ -253,11 +253,32 @@ def test_words_of_torch_and_numpy_for_other_arguments() -> None:
     np.testing.assert_array_equal(X.diagonal(dim1=1, dim2=0).data, X.data.diagonal(0, 1, 0))
 
 
-@pytest.mark.parametrize("name", synonyms.REFUSED)
-def test_dim_is_refused_where_torch_means_something_else(name: str) -> None:
-    argument = (2,) if name == "split" else ()
-    with pytest.raises(TypeError, match=rf"{name}: dim= is torch's word.*say "):
-        getattr(X, name)(*argument, dim=1)
+def test_dim_means_what_torch_means_by_it() -> None:
+    """Where the two libraries differ: pairs, lengths of parts, and n - 1."""
+    x = X.data
+    for name in ("max", "min"):
+        found = getattr(X, name)(dim=1)
+        np.testing.assert_array_equal(found.values.data, getattr(x, name)(1))
+        np.testing.assert_array_equal(found.indices.data, getattr(x, f"arg{name}")(1))
+        assert getattr(X, name)(dim=0, keepdim=True).indices.shape == (1, 4)
+        assert isinstance(getattr(X, name)(axis=1), Tensor)
+    values, positions = X.sort(dim=0, descending=True)
+    np.testing.assert_array_equal(values.data, np.sort(x, 0)[::-1])
+    np.testing.assert_array_equal(positions.data, np.argsort(-x, 0))
+    for sections, lengths in ((3, [3, 1]), (2, [2, 2]), (9, [4]), ([1, 3], [1, 3])):
+        parts = X.split(sections, dim=1)
+        assert [part.shape for part in parts] == [(2, n) for n in lengths]
+        np.testing.assert_array_equal(np.concatenate([part.data for part in parts], 1), x)
+    assert [part.shape for part in X.split(2, axis=1)] == [(2, 2)] * 2
+    with pytest.raises(ValueError, match=r"split: the lengths \[1, 2\] are those of 3 elements, not of 4"):
+        X.split([1, 2], dim=1)
+    np.testing.assert_allclose(X.var(dim=1).data, x.var(1, ddof=1), rtol=1e-15)
+    np.testing.assert_allclose(X.std(dim=0, keepdim=True).data, x.std(0, ddof=1, keepdims=True), rtol=1e-15)
+    np.testing.assert_allclose(X.var(dim=1, unbiased=False).data, x.var(1), rtol=1e-15)
+    # The gradient of torch's max(dim=) goes to the one that it names.
+    tied = Tensor([[1.0, 3.0, 3.0]], requires_grad=True)
+    tied.max(dim=1).values.sum().backward()
+    np.testing.assert_array_equal(tied.grad, [[0, 1, 0]])
 
 
 def test_torchs_repeat_is_called_tile() -> None:
@@ -266,11 +287,16 @@ def test_torchs_repeat_is_called_tile() -> None:
             call()
 
 
-def test_torchs_transpose_is_called_swapaxes() -> None:
+def test_two_axes_of_more_are_exchanged_by_transpose() -> None:
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
-    for tensor, axes in ((x, (1, 2)), (x, (-2, -1)), (X, (0, 1)), (X, (-2, -1))):
+    for axes in ((1, 2), (-2, -1), (0, 2), (2, 0), (1, 1)):
+        np.testing.assert_array_equal(x.transpose(*axes).data, x.data.swapaxes(*axes))
+    for axes in ((0, 1), (-2, -1)):  # of a matrix, they are an order too, which NumPy follows
         with pytest.raises(ValueError, match=r"swapaxes\("):
-            tensor.transpose(*axes)
+            X.transpose(*axes)
+    for wrong in (((0, 1),), (0, 3)):
+        with pytest.raises((ValueError, IndexError), match=r"axes|axis 3"):
+            x.transpose(*wrong)
     np.testing.assert_array_equal(X.transpose(1, 0).data, X.data.T)
     np.testing.assert_array_equal(X.transpose((0, 1)).data, X.data)
     np.testing.assert_array_equal(X.permute(0, 1).data, X.data)

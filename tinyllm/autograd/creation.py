@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,48 +11,73 @@ import numpy as np
 from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
+from tinyllm.backend.cuda import require_here
 
 long = np.dtype("int64")
 """What torch calls the dtype of tokens."""
 
 
+def _on_device(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make` with torch's `device=`, which must be where all arrays lie (see `Tensor.to`)."""
+
+    @functools.wraps(make)
+    def made(*arguments: Any, device: str | None = None, **keywords: Any) -> Tensor:
+        require_here(device)
+        return make(*arguments, **keywords)
+
+    return made
+
+
+@_on_device
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A Tensor with a copy of `data`: numbers, lists of them, an array (which keeps its dtype) or a Tensor."""
     made = Tensor(data, dtype=dtype)
     return Tensor(current.xp.array(made.data), requires_grad=requires_grad)
 
 
+def from_numpy(ndarray: Any) -> Tensor:
+    """A Tensor of an array's dtype, which shares its memory."""
+    return Tensor(ndarray)
+
+
+@_on_device
 def zeros(*size: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """Zeros: `zeros(2, 3)` or `zeros((2, 3))`."""
     return Tensor(current.xp.zeros(_shape(size), dtype=dtype), requires_grad=requires_grad)
 
 
+@_on_device
 def ones(*size: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """Ones: `ones(2, 3)` or `ones((2, 3))`."""
     return Tensor(current.xp.ones(_shape(size), dtype=dtype), requires_grad=requires_grad)
 
 
+@_on_device
 def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """One number everywhere; without a dtype, an integer makes integers."""
     value = Tensor(fill_value, dtype=dtype)
     return Tensor(current.xp.full(_shape((size,)), value.data), requires_grad=requires_grad)
 
 
+@_on_device
 def zeros_like(input: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros of the shape and dtype of another Tensor."""
     return Tensor(current.xp.zeros(input.shape, dtype=dtype or input.dtype), requires_grad=requires_grad)
 
 
+@_on_device
 def ones_like(input: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones of the shape and dtype of another Tensor."""
     return Tensor(current.xp.ones(input.shape, dtype=dtype or input.dtype), requires_grad=requires_grad)
 
 
+@_on_device
 def eye(n: int, m: int | None = None, dtype: Any = "float32") -> Tensor:
     """Ones on the diagonal of an (n, m) matrix of zeros."""
     return Tensor(current.xp.eye(n, m, dtype=dtype))
 
 
+@_on_device
 def arange(
     start: Any, end: Any = None, step: Any = 1, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -62,29 +88,34 @@ def arange(
     return Tensor(backend.asarray(values, dtype or kind), requires_grad=requires_grad)
 
 
+@_on_device
 def linspace(start: float, end: float, steps: int, dtype: Any = "float32") -> Tensor:
     """`steps` numbers from start to end, both included."""
     return Tensor(backend.asarray(np.linspace(start, end, steps), dtype))
 
 
+@_on_device
 def rand(*size: Any, generator: Any = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """Numbers from [0, 1), of `generator` or of the one of `manual_seed`."""
     drawn = _generator(generator).random(_shape(size), dtype=_drawn_in(dtype))
     return Tensor(backend.asarray(drawn, dtype), requires_grad=requires_grad)
 
 
+@_on_device
 def randn(*size: Any, generator: Any = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """Normal numbers, mean 0 and standard deviation 1, of `generator` or of the one of `manual_seed`."""
     drawn = _generator(generator).standard_normal(_shape(size), dtype=_drawn_in(dtype))
     return Tensor(backend.asarray(drawn, dtype), requires_grad=requires_grad)
 
 
+@_on_device
 def randint(low: int, high: Any, size: Any = None, *, generator: Any = None, dtype: Any = long) -> Tensor:
     """Integers from [low, high), or with two arguments `randint(high, size)` from [0, high)."""
     low, high, size = (0, low, high) if size is None else (low, high, size)
     return Tensor(backend.asarray(_generator(generator).integers(low, high, _shape((size,))), dtype))
 
 
+@_on_device
 def randperm(n: int, *, generator: Any = None, dtype: Any = long) -> Tensor:
     """The integers from 0 to n - 1 in a random order."""
     return Tensor(backend.asarray(_generator(generator).permutation(n), dtype))

@@ -9,6 +9,7 @@ written for arrays, is differentiated when gradients of gradients are asked for.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
@@ -17,7 +18,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.mode import is_grad_enabled
-from tinyllm.backend import Array
+from tinyllm.backend import Array, cuda
 
 Axis = int | Sequence[int] | None
 
@@ -137,10 +138,26 @@ class Operators:
             yield ops.getitem(self, i)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError(
-            "a Tensor is not changed in place, because a graph may hold it: ops.where(mask, value, x) and "
-            "x.masked_fill(mask, value) make another one; x.data[...] = value changes the array beneath"
-        )
+        """x[key] = value: x has a new array, and what holds the old one, such as a graph, keeps it.
+
+        Raises TypeError where a gradient would be lost, and for a view, with which the whole would not change.
+        """
+        this: Any = self
+        recorded = this.requires_grad or getattr(value, "requires_grad", False)
+        # Dual numbers, inside `jvp`, are no array, and have no base.
+        if (
+            this.op is not None
+            or (recorded and is_grad_enabled())
+            or getattr(self.data, "base", key) is not None
+        ):
+            raise TypeError(
+                "a Tensor that a graph holds, or that is a view of another one, is not changed in place: "
+                "ops.where(mask, value, x) and x.masked_fill(mask, value) make another one; "
+                "x.data[...] = value changes the array beneath"
+            )
+        changed = self.data.copy()
+        changed[ops.index.own_index(key)] = value.data if isinstance(value, Operators) else value
+        self.data = changed
 
     # Comparisons and logic carry no gradient: they return Tensors without a graph.
     def __eq__(self, other: object) -> Self:  # type: ignore[override]
@@ -180,14 +197,14 @@ class Operators:
     absolute: Callable[..., Self]
     add: Callable[..., Self]
     all: Callable[..., Self]
-    allclose: Callable[..., bool]
+    allclose: Callable[..., builtins.bool]
     amax: Callable[..., Self]
     amin: Callable[..., Self]
     any: Callable[..., Self]
     argmax: Callable[..., Self]
     argmin: Callable[..., Self]
     argsort: Callable[..., Self]
-    array_equal: Callable[..., bool]
+    array_equal: Callable[..., builtins.bool]
     astype: Callable[..., Self]
     broadcast_to: Callable[..., Self]
     ceil: Callable[..., Self]
@@ -279,6 +296,7 @@ class Operators:
     transpose: Callable[..., Self]
     tril: Callable[..., Self]
     triu: Callable[..., Self]
+    type: Callable[..., Self]
     unsqueeze: Callable[..., Self]
     var: Callable[..., Self]
     view: Callable[..., Self]
@@ -297,15 +315,41 @@ class Operators:
         """The values as Python numbers in nested lists."""
         return backend.to_numpy(self.data).tolist()
 
-    def numel(self) -> int:
+    def numel(self) -> builtins.int:
         """The number of elements, as in torch."""
         return int(self.data.size)
 
-    float, double, half, long = map(_converted, ("float32", "float64", "float16", "int64"))
+    def dim(self) -> builtins.int:
+        """The number of axes, as in torch."""
+        return len(self.data.shape)
+
+    def t(self) -> Self:
+        """A matrix transposed, as in torch."""
+        return ops.transpose(self)
+
+    @property
+    def device(self) -> str:
+        """Where the values lie, in torch's words: "cpu" or "cuda"."""
+        return cuda.here()
+
+    def to(self, *targets: Any, dtype: Any = None, device: Any = None, non_blocking: Any = False) -> Self:
+        """This Tensor converted to a dtype, or to that of another Tensor.
+
+        All arrays lie on one device (`use_backend`): it is accepted here, and raises ValueError if it is another.
+        """
+        wanted = cuda.wanted_dtype(*targets, dtype, device)
+        return self if wanted is None else ops.astype(self, wanted)
+
+    def cpu(self) -> Self:
+        """This Tensor: `numpy()` fetches the values from wherever they lie."""
+        return self
+
+    float, double, half = map(_converted, ("float32", "float64", "float16"))
+    int, long, bool = map(_converted, ("int32", "int64", "bool"))
     __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, ("add", "sub", "mul", "truediv"))
     __ifloordiv__, __imod__, __ipow__, __imatmul__ = map(_in_place, ("floordiv", "mod", "pow", "matmul"))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: Any = None, copy: builtins.bool | None = None) -> Array:
         values = cast(Any, self).numpy()
         if copy is False and dtype is not None and values.dtype != dtype:
             raise ValueError(f"converting {values.dtype} to {dtype} needs a copy")

@@ -2,11 +2,12 @@
 
 `current.xp` is the module whose functions compute; write `current.xp.exp(...)`, since a value import of `xp` would
 freeze the choice. `device` is CuPy, which nothing else imports; `arrays` has what neither library has a fast function
-for. `kernels` makes one kernel of an elementwise function, through its source (`kernel_sources`), which comes from
-running it on symbols (`tracing`). `philox` makes random masks that have the same bits everywhere; `drawing` has the
-generator of those who give none.
+for; `cuda` answers what programs written for torch ask. `kernels` makes one kernel of an elementwise function, through
+its source (`kernel_sources`), which comes from running it on symbols (`tracing`). `philox` makes random masks that have
+the same bits everywhere; `drawing` has the generator of those who give none.
 """
 
+from tinyllm.backend import cuda
 from tinyllm.backend.arrays import (
     add_at,
     cache_parts,
@@ -49,6 +50,7 @@ __all__ = [
     "choose",
     "clear_rows",
     "concatenate_last",
+    "cuda",
     "default_generator",
     "elementwise",
     "ignore_non_finite",

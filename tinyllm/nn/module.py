@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from tinyllm import backend
 from tinyllm.autograd.mode import module_stack, no_grad
 from tinyllm.autograd.observer import observers
 from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import cuda
 from tinyllm.nn.hooks import Boundary, Hook
-from tinyllm.nn.state import LoadResult, listed, require_fit
+from tinyllm.nn.state import LoadResult, holds_array, listed, not_a_parameter, require_fit, under_one_name
 from tinyllm.system.errors import InputError
 
 
@@ -95,8 +94,8 @@ class Module:
             for name in self.declared_parameters:
                 value = getattr(self, name)
                 # Tensors pass: whoever differentiates with respect to a weight puts one there for the time of a call.
-                if value is not None and not (isinstance(value, Tensor) and _is_array(value.data)):
-                    raise _not_a_parameter(path_of(module_stack.get()), name, value)
+                if value is not None and not (isinstance(value, Tensor) and holds_array(value.data)):
+                    raise not_a_parameter(path_of(module_stack.get()), name, value)
             for observer in observers():
                 observer.enter_module(self)
             if self._forward_hooks or self._backward_hooks:
@@ -122,12 +121,7 @@ class Module:
 
         Returns a function that removes the hook.
         """
-        self._forward_hooks = (*self._forward_hooks, hook)
-
-        def remove() -> None:
-            self._forward_hooks = tuple(other for other in self._forward_hooks if other is not hook)
-
-        return remove
+        return self._registered("_forward_hooks", hook)
 
     def register_full_backward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call `hook(module, input_gradients, output_gradients)` in backward, once all of them are known.
@@ -136,10 +130,13 @@ class Module:
         no gradient), and one for the output, which must be a Tensor. What the hook returns, if not None,
         replaces the gradient of a module with a single input. Returns a function that removes the hook.
         """
-        self._backward_hooks = (*self._backward_hooks, hook)
+        return self._registered("_backward_hooks", hook)
+
+    def _registered(self, kind: str, hook: Hook) -> Callable[[], None]:
+        setattr(self, kind, (*getattr(self, kind), hook))
 
         def remove() -> None:
-            self._backward_hooks = tuple(other for other in self._backward_hooks if other is not hook)
+            setattr(self, kind, tuple(other for other in getattr(self, kind) if other is not hook))
 
         return remove
 
@@ -158,8 +155,7 @@ class Module:
 
     def children(self) -> Iterator[Module]:
         """The submodules that this module holds itself, each once."""
-        for _, child in self.named_children():
-            yield child
+        return (child for _, child in self.named_children())
 
     def named_modules(
         self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -183,8 +179,7 @@ class Module:
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
-        for _, module in self.named_modules():
-            yield module
+        return (module for _, module in self.named_modules())
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Call `fn` with every module below this one, and with this one last."""
@@ -207,18 +202,17 @@ class Module:
             for name in module.declared_parameters:
                 value = getattr(module, name)
                 if value is not None and not isinstance(value, Parameter):
-                    raise _not_a_parameter(path, name, value)
+                    raise not_a_parameter(path, name, value)
             for name, member in module.members():
                 if isinstance(member, Parameter) and not (remove_duplicate and id(member) in seen):
-                    if not _is_array(member.data):
-                        raise _not_a_parameter(path, name, member)
+                    if not holds_array(member.data):
+                        raise not_a_parameter(path, name, member)
                     seen.add(id(member))
                     yield (f"{path}.{name}" if path else name), member
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """All parameters, each once."""
-        for _, parameter in self.named_parameters(recurse=recurse):
-            yield parameter
+        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Make `tensor` the attribute `name`, and a part of the state that no optimizer changes, such as a mask.
@@ -245,8 +239,7 @@ class Module:
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
         """All buffers."""
-        for _, buffer in self.named_buffers(recurse=recurse):
-            yield buffer
+        return (buffer for _, buffer in self.named_buffers(recurse=recurse))
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze all parameters (False), so that backward computes no gradients for them, or free them again."""
@@ -297,6 +290,11 @@ class Module:
                 buffer.data = buffer.data.astype(dtype)
         return self
 
+    def to(self, *targets: Any, dtype: Any = None, device: Any = None) -> Self:
+        """Convert to a dtype, as `astype`; a device must be where all arrays lie (see `Tensor.to`)."""
+        wanted = cuda.wanted_dtype(*targets, dtype, device)
+        return self if wanted is None else self.astype(wanted)
+
     def double(self) -> Self:
         """Convert parameters and buffers to float64."""
         return self.astype("float64")
@@ -329,7 +327,7 @@ class Module:
         first = {id(tensor): name for name, tensor in tensors.items()}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             if name in state and name not in tensors:
-                state = _under_one_name(state, name, first[id(parameter)])
+                state = under_one_name(state, name, first[id(parameter)])
         passed_over = LoadResult(
             [name for name in tensors if name not in state], [name for name in state if name not in tensors]
         )
@@ -361,13 +359,6 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *lines]) + "\n)"
 
 
-def _is_array(data: Any) -> bool:
-    """Whether this is an array, of whatever library: a number of NumPy has a dtype too, and cannot be written into."""
-    return type(data) is np.ndarray or (
-        hasattr(data, "dtype") and hasattr(data, "__setitem__") and not isinstance(data, Tensor)
-    )
-
-
 def _found(name: str, value: Any) -> Iterator[tuple[str, Module | Parameter]]:
     """The modules and parameters that an attribute is, or that are in a list or a dictionary there."""
     if isinstance(value, (Module, Parameter)):
@@ -388,29 +379,6 @@ def _folded(children: Sequence[tuple[str, str]], all_of_them: bool) -> Iterator[
             yield f"{names[0]}-{names[-1].rpartition('.')[2]}", f"{len(names)} x {text}"
         else:
             yield from ((name, text) for name in names)
-
-
-def _under_one_name(state: Mapping[str, Any], other: str, name: str) -> dict[str, Any]:
-    """The state with the array of `other` under `name`, which is the same parameter in this model."""
-    values = {name: state[other], **{key: value for key, value in state.items() if key != other}}
-    one, two = (x.data if isinstance(x, Tensor) else x for x in (values[name], state[other]))
-    if not np.array_equal(backend.to_numpy(one), backend.to_numpy(two)):
-        raise InputError(f"{name!r} and {other!r} are one parameter here, and their arrays differ")
-    return values
-
-
-def _not_a_parameter(path: str, name: str, value: Any) -> InputError:
-    name = f"{path}.{name}" if path else name
-    if isinstance(value, Tensor) and not _is_array(value.data):
-        name, value = f"{name}.data", value.data
-        return InputError(
-            f"{name} is of class {type(value).__name__}, where an array must stand; write `{name}[...] = values`, or "
-            "assign an array"
-        )
-    return InputError(
-        f"{name} is of class {type(value).__name__}, where a Parameter must stand; change its values with "
-        f"`{name}.data[...] = values`, or assign Parameter(values)"
-    )
 
 
 def _packed(value: Any) -> Any:

@@ -1,10 +1,14 @@
-"""Whether the arrays of a state fit the tensors of a model, and what does not."""
+"""Whether the arrays of a state fit the tensors of a model, and what stands where a parameter must."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from tinyllm import backend
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.system.errors import InputError
 from tinyllm.system.wording import nearest, shown
 
@@ -60,3 +64,34 @@ def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(map(shown, names[:_LISTED])) + more
+
+
+def holds_array(data: Any) -> bool:
+    """Whether this is an array, of whatever library: a number of NumPy has a dtype too, and cannot be written into."""
+    return type(data) is np.ndarray or (
+        hasattr(data, "dtype") and hasattr(data, "__setitem__") and not isinstance(data, Tensor)
+    )
+
+
+def under_one_name(state: Mapping[str, Any], other: str, name: str) -> dict[str, Any]:
+    """The state with the array of `other` under `name`, which is the same parameter in this model."""
+    values = {name: state[other], **{key: value for key, value in state.items() if key != other}}
+    one, two = (x.data if isinstance(x, Tensor) else x for x in (values[name], state[other]))
+    if not np.array_equal(backend.to_numpy(one), backend.to_numpy(two)):
+        raise InputError(f"{name!r} and {other!r} are one parameter here, and their arrays differ")
+    return values
+
+
+def not_a_parameter(path: str, name: str, value: Any) -> InputError:
+    """The error that `value` stands as attribute `name` of the module at `path`, in the place of a Parameter."""
+    name = f"{path}.{name}" if path else name
+    if isinstance(value, Tensor) and not holds_array(value.data):
+        name, value = f"{name}.data", value.data
+        return InputError(
+            f"{name} is of class {type(value).__name__}, where an array must stand; write `{name}[...] = values`, or "
+            "assign an array"
+        )
+    return InputError(
+        f"{name} is of class {type(value).__name__}, where a Parameter must stand; change its values with "
+        f"`{name}.data[...] = values`, or assign Parameter(values)"
+    )

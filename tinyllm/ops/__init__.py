@@ -2,8 +2,9 @@
 
 Names and meanings are NumPy's, and NumPy's own functions take Tensors (`numpy_functions`). torch's names are accepted
 for functions and arguments (`synonyms`), with these meanings: `var` and `std` divide by n unless told otherwise, `max`,
-`min` and `sort` return values alone, `split` takes a number of parts, `repeat` repeats elements (torch's is `tile`),
-`transpose` orders all axes. Where a call could be meant either way, it raises.
+`min` and `sort` return values alone, `split` takes a number of parts, but called with `dim=` they are torch's
+(`by_dim`); `repeat` repeats elements (torch's is `tile`); `transpose` orders all axes, or exchanges two of more.
+Where a call could be meant either way, it raises.
 
 **The rule of promotion.** Nothing becomes float64 that no float64 array or Tensor has asked for:
 

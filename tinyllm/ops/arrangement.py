@@ -18,7 +18,7 @@ from tinyllm.ops.shape import broadcast_to, concatenate, expand_dims, lengths_of
 def copy(x: Any) -> Tensor:
     """x in memory of its own; the gradient flows through."""
     x = as_tensor(x)
-    return reshape(concatenate([reshape(x, -1)]), x.shape)
+    return concatenate([x]) if x.ndim else reshape(concatenate([reshape(x, 1)]), ())
 
 
 def contiguous(x: Any) -> Tensor:

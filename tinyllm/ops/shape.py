@@ -152,13 +152,16 @@ def reshape(x: Any, *shape: Any) -> Tensor:
 def transpose(x: Any, *axes: Any) -> Tensor:
     """The axes in the order given, reversed when none is given: `transpose(x, 0, 2, 1)`, as in NumPy.
 
-    Raises ValueError for torch's `transpose(0, 1)`, which exchanges two axes, as `swapaxes` does here.
+    Two axes of a tensor of more are no order of all, and are exchanged, as in torch. Raises ValueError for
+    `transpose(0, 1)` of a matrix, which NumPy leaves as it is and torch transposes.
     """
     x = as_tensor(x)
-    if len(axes) == 2 and (x.ndim != 2 or named_axes(axes, 2) == (0, 1)):
+    if len(axes) == 2 and x.ndim > 2:
+        return swapaxes(x, *axes)
+    if len(axes) == 2 and x.ndim == 2 and named_axes(axes, 2) == (0, 1):
         raise ValueError(
-            f"transpose{axes} of shape {x.shape}: an order of all axes is expected, or none for the reversed; "
-            f"swapaxes{axes} exchanges two, as torch's transpose does"
+            f"transpose{axes} of shape {x.shape} changes nothing in NumPy, and exchanges the axes in torch: say "
+            f"swapaxes{axes} or .T to exchange them"
         )
     return permute(x, *axes)
 

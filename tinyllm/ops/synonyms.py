@@ -1,6 +1,7 @@
 """Names of torch, and of NumPy elsewhere, for the functions and arguments that are offered here under NumPy's names.
 
-The meaning is always that of the function here. Where torch's function of the same name has another, its word raises.
+The meaning is that of the function here. Where torch's function of the same name has another, `dim=`, which is torch's
+word alone, calls torch's (`by_dim`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+from tinyllm.ops.by_dim import BY_DIM
 
 ARGUMENTS = {
     "dim": "axis", "dims": "axis", "dim1": "axis1", "dim2": "axis2", "start_dim": "start_axis", "end_dim": "end_axis",
@@ -22,28 +25,15 @@ FUNCTIONS = {
     "abs": "absolute", "amax": "max", "amin": "min", "cat": "concatenate", "clamp": "clip",
     "clone": "copy", "div": "divide", "logsigmoid": "log_sigmoid", "movedim": "moveaxis", "mul": "multiply",
     "neg": "negative", "pow": "power", "ravel": "flatten", "repeat_interleave": "repeat", "sub": "subtract",
-    "unsqueeze": "expand_dims", "view": "reshape",
+    "type": "astype", "unsqueeze": "expand_dims", "view": "reshape",
 }  # fmt: skip
 """Other names of functions: which function each of them is."""
-
-_PAIRS = "torch returns a pair (values, positions), this function the values"
-_DIVISOR = "torch divides by n - 1 unless told otherwise, NumPy and this function by n"
-REFUSED = {
-    "max": f"{_PAIRS}; say axis=, or amax(dim=); argmax has the positions",
-    "min": f"{_PAIRS}; say axis=, or amin(dim=); argmin has the positions",
-    "sort": f"{_PAIRS}; say axis=; argsort has the positions, and topk both",
-    "split": "torch cuts into parts of a given length, NumPy and this function into a number of parts; "
-    "say axis=, or chunk(x, parts, dim)",
-    "var": f"{_DIVISOR}; say dim= with correction=, or axis=",
-    "std": f"{_DIVISOR}; say dim= with correction=, or axis=",
-}
-"""Functions that torch's `dim` is not accepted by, because its meaning would be another, and what to say instead."""
 
 
 def with_synonyms(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, offered as `name`, taking the other words for its arguments as well.
 
-    The result raises TypeError for an argument that is given under two names, and for a word in `REFUSED`.
+    The result raises TypeError for an argument that is given under two names.
     """
     parameters = inspect.signature(function).parameters
     words = {word: own for word, own in ARGUMENTS.items() if own in parameters and word not in parameters}
@@ -52,9 +42,11 @@ def with_synonyms(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(function)
     def translated(*arguments: Any, **keywords: Any) -> Any:
-        if keywords and not words.keys().isdisjoint(keywords):
-            keywords = _translated(name, words, keywords)
-        return function(*arguments, **keywords)
+        if not keywords or words.keys().isdisjoint(keywords):
+            return function(*arguments, **keywords)
+        if "dim" in keywords and name in BY_DIM:
+            return BY_DIM[name](*arguments, **keywords)
+        return function(*arguments, **_translated(name, words, keywords))
 
     return translated
 
@@ -63,6 +55,4 @@ def _translated(name: str, words: dict[str, str], keywords: dict[str, Any]) -> d
     own = {words.get(word, word): value for word, value in keywords.items()}
     if len(own) < len(keywords):
         raise TypeError(f"{name}: an argument is given under two names, {' and '.join(keywords)}")
-    if "dim" in keywords and name in REFUSED and "correction" not in own:
-        raise TypeError(f"{name}: dim= is torch's word, and {REFUSED[name]}")
     return own
