@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor, as_tensor, floating, operands
 from tinyllm.backend import current
@@ -188,7 +190,7 @@ class Classes:
         of_each = as_tensor(self.kept.astype(self.dtype))
         if weight is not None:
             of_each = of_each * operands(losses, weight)[1][self.targets]
-        wide = current.xp.result_type(self.dtype, current.xp.float32)  # of many, sums overflow float16
+        wide = np.result_type(self.dtype, np.float32)  # of many, sums overflow float16
         total, count = losses.astype(wide).sum(), of_each.astype(wide).sum()
         return (total / where(self.kept.any(), count, 1)).astype(self.dtype)
 
