@@ -129,6 +129,8 @@ COMPOSED: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] =
     "log_sigmoid": (ops.log_sigmoid, ((3, 4),)),
     "tan": (ops.tan, ((3, 4),)),
     "norms": (lambda x: ops.layer_norm(ops.rms_norm(x)), ((3, 4),)),
+    "sort": (lambda x: ops.sort(x, 0, descending=True) * ops.sort(x, 0), ((3, 4),)),
+    "topk": (lambda x: ops.topk(x, 2)[0], ((3, 4),)),
     "embedding": (lambda w: ops.embedding(w, backend.asarray(CLASSES[::2]), 2), ((3, 4),)),
     "one_hot": (lambda w: ops.one_hot(backend.asarray(CLASSES[::2]), 3).astype(w.dtype) @ w, ((3, 4),)),
     "scatter_add": (
@@ -169,7 +171,9 @@ def test_composed_function_is_that_of_numpy(name: str) -> None:
         xs = [Tensor(backend.asarray(x), requires_grad=True) for x in arrays]
         y = function(*xs)
         cotangent = np.random.default_rng(2).standard_normal(y.shape)
-        return [backend.to_numpy(x) for x in (y.data, *gradients(y, xs, backend.asarray(cotangent)))]
+        as_graph = [x.data for x in gradients(y, xs, backend.asarray(cotangent), create_graph=True)]
+        found = (y.data, *gradients(y, xs, backend.asarray(cotangent)), *as_graph)
+        return [backend.to_numpy(x) for x in found]
 
     expected = run()
     with on_device():

@@ -536,3 +536,15 @@ def test_a_scalar_has_axes_0_and_minus_1(name: str, axis: int) -> None:
         assert x.grad.shape == ()
     with pytest.raises((IndexError, ValueError)):
         getattr(ops, name)(x, 1)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "prod", "var", "std", "logsumexp", "any",
+                                  "all", "flip", "squeeze", "vector_norm"])  # fmt: skip
+@pytest.mark.parametrize("axis", [(0,), [-1], np.array([0]), ()])
+def test_the_axes_of_a_scalar_may_be_a_sequence(name: str, axis: Any) -> None:
+    x = Tensor(3.0, requires_grad=True)
+    y = getattr(ops, name)(x, axis=axis)
+    assert y.shape == ()
+    if y.requires_grad:
+        y.backward()
+        assert x.grad.shape == ()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllm import ops
+from tinyllm.autograd import hessian
 from tinyllm.autograd.mode import use_formulas
 from tinyllm.autograd.tensor import Tensor, gradients
 from tinyllm.testing import gradcheck
@@ -103,6 +104,19 @@ def test_nothing_overflows(dtype: Any) -> None:
         eps = float(np.finfo(dtype).eps)
         np.testing.assert_allclose(value(output), values, rtol=2 * eps, err_msg=name)
         np.testing.assert_allclose(found, derivatives, rtol=2 * eps, err_msg=name)
+
+
+def test_second_derivatives_of_a_loss_that_is_square_near_0() -> None:
+    """1 below delta (divided by beta, of smooth_l1_loss), at 0 too, and 0 beyond it."""
+    x = np.array([-3.0, -0.25, 0.0, 0.25, 3.0])
+    for loss, scale in ((ops.huber_loss, 1), (lambda x, y, r: ops.smooth_l1_loss(x, y, r, beta=0.5), 0.5)):
+        second = hessian(lambda x, loss=loss: loss(x, np.zeros(5), "sum"), x)
+        np.testing.assert_array_equal(value(second), np.diag([0, 1, 1, 1, 0]) / scale)
+
+
+def test_smooth_l1_loss_does_not_overflow_on_the_way() -> None:
+    loss = ops.smooth_l1_loss(np.array([3e200]), np.array([0.0]), beta=1e200)
+    np.testing.assert_allclose(value(loss), 2.5e200)
 
 
 def test_logaddexp_of_infinities() -> None:
@@ -475,6 +489,19 @@ BUFFERS: dict[str, tuple[Callable[[Tensor, Any], Tensor], Array]] = {
     "embedding with padding": (lambda x, i: ops.embedding(x, i, 0), np.array([0, 1, 1])),
     "scatter_add": (lambda x, i: ops.scatter_add(x, 1, i, x * x), np.array([[2, 0], [1, 1]])),
     "additive mask": (lambda x, m: ops.scaled_dot_product_attention(x, x, x, mask=m), Y[:, :2]),
+    "factor": (lambda x, a: x * a, ROW),
+    "part of a factor": (lambda x, a: x * a[:2, None], ROW),
+    "factor that is no NumPy array": (lambda x, a: x * memoryview(a), Y),
+    "divisor": (lambda x, a: x / (a + 1), ROW),
+    "dividend": (lambda x, a: a / (x + 9), ROW),
+    "exponent": (lambda x, a: (x + 9) ** a, ROW),
+    "matrix": (lambda x, a: x @ a, ROW),
+    "weight of a layer": (ops.linear, Y),
+    "weight of a norm": (ops.rms_norm, ROW),
+    "factor of einsum": (lambda x, a: ops.einsum("ij,j->i", x, a), ROW),
+    "bound": (lambda x, a: ops.clip(x, None, a), ROW),
+    "other side of a maximum": (ops.maximum, ROW),
+    "with an integer Tensor": (lambda x, a: ops.einsum("ij,j,j->i", x, a, Tensor([1, 2, 3])), ROW),
 }
 
 

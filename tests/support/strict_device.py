@@ -330,7 +330,7 @@ class StrictDevice:
 
     def asarray(self, values: Any, dtype: Any = None) -> DeviceArray:
         """`values` itself where it is an array of this dtype, otherwise a new one."""
-        if isinstance(values, DeviceArray) and dtype in (None, values.dtype):
+        if isinstance(values, DeviceArray) and (dtype is None or dtype == values.dtype):
             return values
         return self.array(values, dtype)
 

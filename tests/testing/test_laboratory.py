@@ -227,6 +227,46 @@ def test_a_tolerance_above_the_gradient_is_said() -> None:
     assert check_vjp(np.tanh, lambda g, x: g * (1 - np.tanh(x) ** 2), x).unjudged == ()
 
 
+# ---- Equal elements in order -------------------------------------------------------------------
+
+
+def order_of(x: Array) -> Array:
+    return np.argsort(x, kind="stable")
+
+
+IN_ORDER: dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]] = {
+    "sorted": (np.sort, lambda g, x: g[np.argsort(order_of(x))]),
+    "sorted downwards": (lambda x: -np.sort(-x), lambda g, x: g[np.argsort(order_of(-x))]),
+    "squares of the two largest": (
+        lambda x: np.sort(x)[-2:] ** 2,
+        lambda g, x: np.concatenate([np.zeros(len(x) - 2), 2 * np.sort(x)[-2:] * g])[np.argsort(order_of(x))],
+    ),
+}
+TIES = [[0, 0, 0, 0, 0], [1, 1, 1, 0, 2], [-1, 1, 1, -1, 1], [0, 0, 1, 1, 1]]
+
+
+@DTYPES
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_equal_elements_may_be_taken_in_an_order(name: str, ties: list[int], dtype: Any) -> None:
+    """One that moves takes a place far from its own, so that its gradient is not between its one-sided derivatives."""
+    function, backward = IN_ORDER[name]
+    for seed in range(3):
+        check_vjp(function, lambda g, x: backward(g, x).astype(x.dtype), np.array(ties, dtype), seed=seed)
+
+
+@DTYPES
+@pytest.mark.parametrize("nearby", [True, False])
+@pytest.mark.parametrize("ties", TIES[:3])
+def test_an_order_excuses_no_other_mistake(ties: list[int], nearby: bool, dtype: Any) -> None:
+    for wrong in (lambda g, x: 3 * IN_ORDER["sorted"][1](g, x), lambda g, x: g * 0 + g.sum()):
+        with pytest.raises(GradientError):
+            check_vjp(np.sort, wrong, np.array(ties, dtype), nearby=nearby)
+    for kinked in (np.abs, lambda x: np.maximum(x, 0)):
+        with pytest.raises(GradientError):
+            check_vjp(kinked, lambda g, x: 1.5 * g, np.zeros(5, dtype), nearby=nearby)
+
+
 # ---- Reports -----------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyllm.autograd.forward_mode import primal
 from tinyllm.autograd.tensor import Tensor
+from tinyllm.backend import current
 
 
 def as_tensor(value: Any, dtype: np.dtype[Any] | None = None) -> Tensor:
@@ -39,7 +40,7 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
         )
     dtype = floats[0] if floats else None
     if dtype is not None and all(known == dtype for known in given):
-        return tuple([x if isinstance(x, Tensor) else as_tensor(x, dtype) for x in values])
+        return tuple([x if isinstance(x, Tensor) else _own(x, dtype) for x in values])
     if dtype is None:
         # NumPy's own numbers are numbers beside a Tensor: `counts * np.sqrt(2)` is float32.
         values = tuple([x.item() if given and isinstance(x, np.generic) else x for x in values])
@@ -48,8 +49,15 @@ def operands(*values: Any) -> tuple[Tensor, ...]:
         dtype = np.result_type(*[x.data.dtype for x in tensors], *numbers)
         if dtype == np.float64 and not any([x.data.dtype == dtype for x in tensors]):
             dtype = np.dtype(np.float32)
-    tensors = [as_tensor(value, dtype) for value in values]
+    tensors = [value if isinstance(value, Tensor) else _own(value, dtype) for value in values]
     return tuple([x if x.data.dtype == dtype else Tensor(x.data.astype(dtype)) for x in tensors])
+
+
+def _own(values: Any, dtype: Any) -> Tensor:
+    """A Tensor whose memory is not that of `values`, which may change before backward needs them as they are now."""
+    tensor = Tensor(values, dtype=dtype)
+    shared = tensor.data is values or getattr(tensor.data, "base", None) is not None
+    return Tensor(current.xp.array(tensor.data)) if shared else tensor
 
 
 def floating(*values: Any) -> tuple[Tensor, ...]:

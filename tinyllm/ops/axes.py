@@ -7,11 +7,15 @@ from typing import Any
 
 
 def own_axis(axis: Any) -> int | tuple[int, ...] | None:
-    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them."""
+    """`axis` as None, an int or a tuple of ints, from integers of any kind and sequences of them.
+
+    A sequence of one is that one, so that a scalar, too, is reduced over (0,).
+    """
     try:
         return None if axis is None else operator.index(axis)
     except TypeError:
-        return tuple([operator.index(position) for position in axis])
+        axes = tuple([operator.index(position) for position in axis])
+        return axes[0] if len(axes) == 1 else axes
 
 
 def named_axes(axis: Any, ndim: int) -> tuple[int, ...]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyllm.autograd.operands import as_tensor
 from tinyllm.autograd.operators import Axis
-from tinyllm.autograd.tensor import Tensor, as_tensor
+from tinyllm.autograd.tensor import Tensor
 from tinyllm.ops import reduce, shape
 from tinyllm.ops.index import take_along_axis
 from tinyllm.ops.ordering import argsort

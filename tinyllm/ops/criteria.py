@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from tinyllm import backend
 from tinyllm.autograd.operands import as_tensor, floating, operands
 from tinyllm.autograd.tensor import Tensor
@@ -16,7 +18,7 @@ from tinyllm.ops.choice import absolute, clip, where
 from tinyllm.ops.elementwise import exp, square
 from tinyllm.ops.logarithms import log, softplus
 from tinyllm.ops.lookup import one_hot
-from tinyllm.ops.reduce import mean
+from tinyllm.ops.reduce import in_float32, mean
 
 Reduce = Literal["mean", "sum", "none"]
 
@@ -53,14 +55,14 @@ def smooth_l1_loss(x: Any, target: Any, reduction: Reduce = "mean", beta: float 
         raise ValueError(f"smooth_l1_loss: beta={beta}; it needs beta >= 0")
     difference = _difference("smooth_l1_loss", x, target)
     return reduced(
-        "smooth_l1_loss", _huber(difference, beta) / beta if beta else absolute(difference), reduction
+        "smooth_l1_loss", _huber(difference, beta, beta) if beta else absolute(difference), reduction
     )
 
 
-def _huber(difference: Tensor, delta: float) -> Tensor:
-    d = absolute(difference)
-    near = clip(d, None, delta)
-    return near * (d - near / 2)
+def _huber(difference: Tensor, delta: float, scale: float = 1.0) -> Tensor:
+    """The loss divided by `scale`, before a product overflows; without |d|, whose second derivative at 0 would be 0."""
+    near = clip(difference, -delta, delta)
+    return near / scale * (difference - near / 2)
 
 
 def _difference(name: str, x: Any, target: Any) -> Tensor:
@@ -69,18 +71,13 @@ def _difference(name: str, x: Any, target: Any) -> Tensor:
 
 
 def _of_one_shape(name: str, x: Any, target: Any) -> tuple[Tensor, ...]:
-    x, target = floating(*operands(x, own(target)))
+    x, target = floating(*operands(x, target))
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: the first argument has shape {x.shape} and the target {target.shape}; they need one shape, and "
             "are not broadcast, since (N, 1) against (N,) would compare all with all"
         )
     return x, target
-
-
-def own(values: Any) -> Any:
-    """An array that its caller may change as a copy that he cannot: backward needs it as it is now."""
-    return values if isinstance(values, Tensor) or not hasattr(values, "dtype") else current.xp.array(values)
 
 
 def reduced(name: str, losses: Tensor, reduction: str) -> Tensor:
@@ -129,9 +126,9 @@ def binary_cross_entropy_with_logits(
     name = "binary_cross_entropy_with_logits"
     x, y = _of_one_shape(name, logits, targets)
     of_positive = expected(y, softplus(-x))
-    of_positive = of_positive if pos_weight is None else of_positive * own(pos_weight)
+    of_positive = of_positive if pos_weight is None else of_positive * pos_weight
     losses = of_positive + expected(1 - y, softplus(x))
-    return reduced(name, losses if weight is None else losses * own(weight), reduction)
+    return reduced(name, losses if weight is None else losses * weight, reduction)
 
 
 def kl_div(
@@ -160,7 +157,7 @@ def kl_div(
         raise ValueError(
             "kl_div: reduction='batchmean' divides by the length of the first axis; got shape ()"
         )
-    return terms.sum() / max(terms.shape[0], 1)
+    return in_float32(lambda x: x.sum() / max(x.shape[0], 1))(terms)
 
 
 # ---- Classes -----------------------------------------------------------------------------------
@@ -195,7 +192,9 @@ class Classes:
         of_each = as_tensor(self.kept.astype(self.dtype))
         if weight is not None:
             of_each = of_each * operands(losses, weight)[1][self.targets]
-        return losses.sum() / where(self.kept.any(), of_each.sum(), 1)
+        wide = np.result_type(self.dtype, np.float32)  # of many, sums overflow float16
+        total, count = losses.astype(wide).sum(), of_each.astype(wide).sum()
+        return (total / where(self.kept.any(), count, 1)).astype(self.dtype)
 
 
 def weighted(name: str, q: Tensor, weight: Any, label_smoothing: float = 0.0) -> Tensor:
@@ -210,7 +209,7 @@ def weighted(name: str, q: Tensor, weight: Any, label_smoothing: float = 0.0) ->
         q = q * (1 - label_smoothing) + label_smoothing / V
     if weight is None:
         return q
-    q, weight = operands(q, own(weight))
+    q, weight = operands(q, weight)
     if weight.shape != (V,):
         raise ValueError(f"{name}: weight has shape {weight.shape}; {V} classes need ({V},)")
     return q * weight

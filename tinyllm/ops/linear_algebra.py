@@ -72,6 +72,7 @@ def trace(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     return reduce.sum(diagonal(x, offset, axis1, axis2), -1)
 
 
+@reduce.in_float32
 def vector_norm(x: Any, ord: float | None = None, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """(sum |x|^ord)^(1/ord) over `axis`, of all elements without one; `ord` is 2 by default.
 

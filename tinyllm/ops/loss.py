@@ -11,7 +11,7 @@ from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.ops.choice import where
-from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, own, reduced, weighted
+from tinyllm.ops.criteria import Classes, Reduce, checked_targets, expected, reduced, weighted
 from tinyllm.ops.elementwise import square
 from tinyllm.ops.lookup import is_class
 from tinyllm.ops.softmaxes import log_softmax, logsumexp
@@ -104,7 +104,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: reduction={reduction!r}; choose 'mean', 'sum' or 'none'")
     targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
     if targets.dtype.kind == "f" and targets.shape == logits.shape and logits.ndim:
-        logits, q = operands(logits, own(targets))
+        logits, q = operands(logits, targets)
         losses = _of_probabilities(logits, weighted("cross_entropy", q, weight, label_smoothing), z_loss)
         return reduced("cross_entropy", losses, reduction)
     if weight is None and label_smoothing == 0:

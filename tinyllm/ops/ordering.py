@@ -22,10 +22,10 @@ def argsort(x: Any, axis: int | None = -1, descending: bool = False) -> Tensor:
 
 def _order(values: Any, axis: int, descending: bool) -> Any:
     if not descending:
-        return current.xp.argsort(values, axis=axis, kind="stable")
+        return values.argsort(axis=axis, kind="stable")
     # Backwards twice, so that equal elements stay in order.
     reverse = along(axis, slice(None, None, -1))
-    ascending = current.xp.argsort(values[reverse], axis=axis, kind="stable")
+    ascending = values[reverse].argsort(axis=axis, kind="stable")
     return (values.shape[axis] - 1 - ascending)[reverse]
 
 

@@ -13,7 +13,7 @@ from tinyllm.backend import Array
 from tinyllm.testing import differences, numeric
 from tinyllm.testing.differences import Derivative, Function
 from tinyllm.testing.explanations import Finding
-from tinyllm.testing.kinks import Kink, shared_kink
+from tinyllm.testing.kinks import Kink, apart, shared_kink
 from tinyllm.testing.numeric import Method
 from tinyllm.testing.report import GradientError, report
 
@@ -232,6 +232,10 @@ class Comparison:
         for place in doubtful[np.argsort(-sizes[doubtful])][: SAMPLE // 4]:
             self._look_further(position, derivatives, int(place))
         errors, tolerances = self._errors(position, derivatives, found)
+        beyond = np.flatnonzero((errors > tolerances) & derivatives.kinks)[:SAMPLE]
+        if beyond.size:
+            self._look_beside(position, derivatives, beyond)
+            errors, tolerances = self._errors(position, derivatives, found)
         known = np.isfinite(derivatives.values)
         for error, tolerance in zip(errors[known].tolist(), tolerances[known].tolist(), strict=True):
             self.tally.add(error, tolerance)
@@ -254,6 +258,20 @@ class Comparison:
         hidden = error + self.precision * self.growth * SAFETY * derivatives.sizes[place] / reach
         if far.reach > reach and abs(far.value - derivatives.values[place]) <= hidden + far.error < math.inf:
             derivatives.replace(place, far)
+
+    def _look_beside(self, position: int, derivatives: numeric.ElementDerivatives, places: Array) -> None:
+        """At a kink a gradient may also be that of a point beside it: of equal elements to be sorted, in one order."""
+        for inputs in apart(self.inputs):
+            there = numeric.element_derivatives(
+                self.problem.evaluate,
+                inputs,
+                position,
+                self.cotangent,
+                derivatives.indices[places],
+                False,
+                self.growth,
+            )
+            derivatives.widen(places, there)
 
     def _note_unjudged(
         self, position: int, derivatives: numeric.ElementDerivatives, sizes: Array, tolerances: Array

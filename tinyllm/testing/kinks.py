@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinyllm.backend import Array
-from tinyllm.testing.differences import Function, central_differences
+from tinyllm.testing.differences import Function, central_differences, unit
 
 DIFFERENT = 1e-3
 """The difference of two derivatives, relative to their size, from which on they are different."""
@@ -32,6 +32,20 @@ class Kink:
     def slope(self) -> float:
         """The derivative to that side."""
         return self.forward if self.way > 0 else -self.backward
+
+
+APART = 1e-2
+"""How far the first and the last element are moved apart, relative to the unit of an input."""
+
+
+def apart(inputs: Sequence[Array]) -> Iterator[list[Array]]:
+    """The inputs with equal elements moved apart, so that they ascend, and so that they descend."""
+    for reach in (APART, -APART):
+        ramps = [np.linspace(-reach / 2, reach / 2, x.size).reshape(x.shape) for x in inputs]
+        yield [
+            (x + ramp * unit(x)).astype(x.dtype) if x.dtype.kind == "f" else x
+            for x, ramp in zip(inputs, ramps, strict=True)
+        ]
 
 
 def shared_kink(

@@ -28,6 +28,9 @@ METHODS = ("auto", "complex step", "central differences")
 
 Method = Literal["auto", "complex step", "central differences"]
 
+NEARLY = 0.02
+"""How much a derivative may differ, relative to its size, from that of a point beside it."""
+
 
 class ElementDerivatives:
     """Derivatives by single elements of one input: `indices` are flat, the other arrays are beside them.
@@ -55,6 +58,13 @@ class ElementDerivatives:
         self.lows[place], self.highs[place] = sorted((derivative.forward, derivative.backward))
         self.magnitudes[place] = derivative.magnitude
         self.sizes[place], self.reaches[place] = derivative.size, derivative.reach
+
+    def widen(self, places: Array, there: ElementDerivatives) -> None:
+        """Let the elements at `places` have the derivatives `there` too, where these are known."""
+        values = np.where(there.kinks | ~np.isfinite(there.values), np.nan, there.values)
+        slack = NEARLY * np.abs(values)
+        self.lows[places] = np.fmin(self.lows[places], values - slack)
+        self.highs[places] = np.fmax(self.highs[places], values + slack)
 
 
 def is_analytic(f: Function, inputs: Sequence[Array], generator: np.random.Generator) -> bool:
