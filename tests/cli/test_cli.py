@@ -437,7 +437,10 @@ def test_early_stopping_is_said_and_can_be_taken_back(
 ) -> None:
     start = ["train", "--data", "text.txt", "--out", "run", *TINY, "--eval-every", "1", "--stop-after", "1"]
     assert run(*start) == 0
-    assert "the last, in step 3, is 1.7500" in capsys.readouterr().err
+    assert (
+        "the last, in step 3, is 1.7500; stopped early, after --stop-after 1 evaluation"
+        in capsys.readouterr().err
+    )
     assert run("train", "--resume", "--out", "run") == 0
     assert "the run has stopped: 1 evaluations without a lower validation loss; --stop-after N" in (
         capsys.readouterr().err

@@ -450,7 +450,7 @@ def test_resume_refuses_another_run(change: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("size", [0, 1, 7])
 def test_text_shorter_than_a_window(size: int) -> None:
     tokens = np.arange(size, dtype=np.uint16)
-    message = rf"validation text is too short: {size} tokens.* needs 8 .*lower --context-length"
+    message = rf"validation text is too short: {size} tokens.* needs 8; lower --context-length"
     with pytest.raises(InputError, match=message):
         SlidingWindows(tokens, 7, 1, name="validation text")
     for cls in SAMPLERS:

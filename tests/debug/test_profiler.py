@@ -191,7 +191,7 @@ def test_memory_of_a_small_model_by_hand() -> None:
         def forward(self, x: Any) -> Tensor:
             return ops.tanh(self.linear(x)).reshape(-1)
 
-    x = np.ones((200, 100), dtype=np.float32)
+    x = Tensor(np.ones((200, 100), dtype=np.float32))
     result = profile_step(Layer(), x, None, steps=1, loss=lambda output, _: output.sum())
     assert result.memory.parameters == result.memory.gradients == 4 * 50 * 100
     rows = by_name(result.ops)

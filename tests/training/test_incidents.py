@@ -256,7 +256,6 @@ def test_what_is_said_and_logged(broken_weight: Path, tmp_path: Path) -> None:
     )
     assert "back to step 40" in lines[1]
     assert "without the next 3 batches" in lines[1]
-    assert "--learning-rate" in lines[1]
 
 
 def test_the_state_before_is_not_that_of_an_earlier_run(tmp_path: Path) -> None:

@@ -45,11 +45,12 @@ def _at_least_one(**numbers: int) -> None:
             raise InputError(f"{name} must be at least 1, got {number}; change {flag}")
 
 
-def _need_one_window(tokens: Tokens, context_length: int, name: str) -> None:
+def _need_one_window(
+    tokens: Tokens, context_length: int, name: str, advice: str = "lower --context-length or give more text"
+) -> None:
     if len(tokens) < context_length + 1:
         raise InputError(
-            f"the {name} is too short: {len(tokens)} tokens, and one window needs "
-            f"{context_length + 1} (context_length + 1); lower --context-length or give more text"
+            f"the {name} is too short: {len(tokens)} tokens, and one window needs {context_length + 1}; {advice}"
         )
 
 
@@ -145,7 +146,7 @@ class SequentialWindows:
         self.tokens = _as_tokens(tokens)
         _at_least_one(context_length=context_length, batch_size=batch_size)
         # One window is not needed here: a shorter text is one window, partly filled up.
-        _need_one_window(self.tokens, 1, name)
+        _need_one_window(self.tokens, 1, name, "give more text, or raise --validation-fraction")
         self.context_length = context_length
         self.batch_size = batch_size
 

@@ -235,6 +235,10 @@ def _summary(trainer: Trainer) -> str:
     if trainer.best_step != trainer.step and math.isfinite(trainer.evaluated_loss):
         since = f", no lower in {trainer.without_gain} evaluations since" if trainer.without_gain > 1 else ""
         lines.append(f"the last, in step {trainer.evaluated_step}, is {trainer.evaluated_loss:.4f}{since}")
+    if trainer.stops_early:
+        lines.append(
+            f"stopped early, after --stop-after {trainer.config.stop_after} evaluations without gain"
+        )
     sample = f"; a sample of the model of {best}:" if trainer.config.sample_tokens else ""
     return f"{'; '.join(lines)}\nthe run is in {trainer.run}{sample}"
 

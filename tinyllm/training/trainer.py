@@ -251,7 +251,7 @@ class Trainer:
             report = f"; what led there is in {rejection.incident}" if rejection.incident else ""
             raise InputError(
                 f"training diverged in step {rejection.step}: {rejection.reason}; {remedy.tried}; "
-                f"{lower_rates(self.config)}, with --resume or in a new run{report}"
+                f"{lower_rates(self.config)}, in a new run or with --resume{report}"
             )
         return remedy
 
