@@ -14,7 +14,7 @@ from tinyllm.autograd.tensor import Tensor
 torch = pytest.importorskip("torch", reason="needs the interop-test extra")
 
 INF, NAN = np.inf, np.nan
-BASES = [0.0, -0.0, 0.5, 2.0, -2.0, INF]
+BASES = [0.0, -0.0, 1e-310, 0.5, 2.0, -2.0, INF, NAN]
 EXPONENTS = [0.0, 1.0, 2.0, 3.0, 0.5, -1.0, -2.0, INF]
 PAIRS = np.array(list(itertools.product(BASES, EXPONENTS))).T
 

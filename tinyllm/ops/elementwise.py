@@ -116,10 +116,12 @@ class Power(Op):
         return self.y
 
     def backward(self, gradient: Array) -> Any:
-        """d a^b/da = b a^(b - 1), 0 at a = b = 0; d a^b/db = a^b ln a, whose limit at a = 0 is 0 for b >= 0."""
+        """d a^b/da = b a^(b - 1), 0 for b = 0; d a^b/db = a^b ln a, whose limit at a = 0 is 0 for b >= 0."""
         xp = current.xp
         zero = self.a == 0
-        n = xp.where(zero * (self.b == 0), 1, self.b)
+        with backend.ignore_non_finite():
+            no_inverse = xp.logical_not(xp.isfinite(1 / primal(self.a)))  # 0 a^-1 would be NaN
+        n = xp.where(no_inverse * (self.b == 0), 1, self.b)
         gradient_a = gradient * self.b * self.a ** (n - 1) if self.needs(0) else None
         base = xp.where(zero * (self.b >= 0), 1, self.a)
         gradient_b = gradient * self.y * xp.log(base) if self.needs(1) else None
