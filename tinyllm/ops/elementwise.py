@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import backend
-from tinyllm.autograd.forward_mode import Dual
+from tinyllm.autograd.forward_mode import Dual, primal
 from tinyllm.autograd.operands import as_tensor, countable, floating, operands
 from tinyllm.autograd.registry import register
 from tinyllm.autograd.tensor import Case, Op, Tensor
