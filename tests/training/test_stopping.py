@@ -89,7 +89,9 @@ def losses(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["serial", "processes"])
+@pytest.fixture(
+    scope="module", params=[1, pytest.param(2, marks=pytest.mark.forks)], ids=["serial", "processes"]
+)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """A run without trouble, and its number of workers."""
     run = tmp_path_factory.mktemp("whole") / "run"
