@@ -703,11 +703,10 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
         trainer.save()
 
 
+@pytest.mark.forks
 def test_a_killed_worker_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not hasattr(os, "fork"):
-        pytest.skip("workers are threads here")
     (tmp_path / "text.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
     train_steps = Trainer.train_steps

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from tinyllm import ops
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.nn import functional
-from tinyllm.nn.functional import Reduction
 from tinyllm.nn.module import Module
+from tinyllm.ops.criteria import Reduce
 
 
 class Identity(Module):
@@ -91,12 +91,12 @@ class CrossEntropyLoss(Module):
         weight: Tensor | None = None,
         *,
         ignore_index: int = -100,
-        reduction: Reduction = "mean",
+        reduction: Reduce = "mean",
         label_smoothing: float = 0.0,
     ) -> None:
         self.register_buffer("weight", weight)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
-        self.reduction: Reduction = reduction
+        self.reduction: Reduce = reduction
 
     def forward(self, input: Tensor, target: Any) -> Tensor:
         return functional.cross_entropy(
@@ -112,8 +112,8 @@ class CrossEntropyLoss(Module):
 class MSELoss(Module):
     """The mean of (input - target)^2, or with `reduction` the sum or each."""
 
-    def __init__(self, *, reduction: Reduction = "mean") -> None:
-        self.reduction: Reduction = reduction
+    def __init__(self, *, reduction: Reduce = "mean") -> None:
+        self.reduction: Reduce = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(input, target, reduction=self.reduction)

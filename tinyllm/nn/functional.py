@@ -14,13 +14,12 @@ from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import current
 from tinyllm.backend.philox import Key
 from tinyllm.ops import linear, sigmoid, tanh
+from tinyllm.ops.criteria import Reduce
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "log_softmax", "mse_loss", "one_hot",
     "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "tanh",
 ]  # fmt: skip
-
-Reduction = Literal["mean", "sum", "none"]
 
 
 def relu(input: Any, inplace: bool = False) -> Tensor:
@@ -115,7 +114,7 @@ def cross_entropy(
     weight: Any = None,
     *,
     ignore_index: int = -100,
-    reduction: Reduction = "mean",
+    reduction: Reduce = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """-ln softmax(input)[target], the classes along the second axis. input: (V,), (N, V) or (N, V, ...).
@@ -140,7 +139,7 @@ def cross_entropy(
     )
 
 
-def mse_loss(input: Any, target: Any, *, reduction: Reduction = "mean") -> Tensor:
+def mse_loss(input: Any, target: Any, *, reduction: Reduce = "mean") -> Tensor:
     """(input - target)^2, two of one shape: the mean, the sum, or each."""
     return ops.mse_loss(input, target, reduction)
 
