@@ -1,13 +1,20 @@
 """Data: text from files, and windows of tokens from text."""
 
+from tinyllm.data.mixing import Mixture
+from tinyllm.data.sampling import (
+    BatchSampler,
+    PackedWindows,
+    RandomOffsets,
+    RandomWindows,
+    StridedWindows,
+    WindowSampler,
+)
 from tinyllm.data.text import embedded_corpus, read_text
 from tinyllm.data.windows import (
     IGNORE_INDEX,
-    BatchSampler,
-    RandomOffsets,
-    RandomWindows,
     SequentialWindows,
     SlidingWindows,
+    Tokens,
     split_by_position,
     token_digest,
 )
@@ -15,10 +22,15 @@ from tinyllm.data.windows import (
 __all__ = [
     "IGNORE_INDEX",
     "BatchSampler",
+    "Mixture",
+    "PackedWindows",
     "RandomOffsets",
     "RandomWindows",
     "SequentialWindows",
     "SlidingWindows",
+    "StridedWindows",
+    "Tokens",
+    "WindowSampler",
     "embedded_corpus",
     "read_text",
     "split_by_position",

@@ -37,7 +37,10 @@ def _split_mix(seeds: Words, places: Words) -> Words:
 def _seeds(count: int, seed: int, stream: int) -> Words:
     """Independent seeds, (count, 1)."""
     # The last word is never 0, so that no other use of a seed's numbers has the same ones.
-    return np.random.SeedSequence([seed, 0, stream]).generate_state(count, np.uint64)[:, None]
+    seeds: Words = (
+        np.random.SeedSequence([seed, 0, stream]).generate_state(count, np.uint64).astype(np.uint64)
+    )
+    return seeds[:, None]
 
 
 def random_integers(places: Ids, size: int, seed: int, stream: int) -> Ids:
