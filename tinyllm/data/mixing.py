@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.data.permutation import permute
-from tinyllm.data.sampling import BatchSampler
+from tinyllm.data.sampling import BatchSampler, DrawTable
 from tinyllm.data.windows import Batch, Ids
 from tinyllm.system.errors import InputError
 
@@ -50,8 +50,8 @@ class Mixture(BatchSampler):
         self.sources = tuple(sources)
         self.counts = _shares(weights or [source.num_tokens for source in sources], len(sources))
         """How many of 1024 draws each source has."""
-        self._cycle = -1
-        self._order: tuple[Ids, Ids] = (self.counts, self.counts)
+        self.draws_of_sources = DrawTable(self._draws_of_sources)
+        """draws (B,) ascending -> (2, B): which source each is of, and which draw of that source it is."""
 
     @property
     def num_tokens(self) -> int:
@@ -65,27 +65,16 @@ class Mixture(BatchSampler):
         sources = [source.identity() for source in self.sources]
         return {**super().identity(), "counts": self.counts.tolist(), "sources": sources}
 
-    def _order_of(self, cycle: int) -> tuple[Ids, Ids]:
-        """Which source each draw of a cycle is of, and how many it had before in the cycle, (CYCLE,) each."""
-        if cycle != self._cycle:
-            places = permute(np.arange(CYCLE), CYCLE, self.seed, _CYCLE_STREAM, np.full(CYCLE, cycle))
-            sources = np.searchsorted(np.cumsum(self.counts), places, side="right")
-            before = np.empty(CYCLE, dtype=np.int64)
-            for source, count in enumerate(self.counts):
-                before[sources == source] = np.arange(count)
-            self._cycle, self._order = cycle, (sources, before)
-        return self._order
-
-    def draws_of_sources(self, draws: Ids) -> tuple[Ids, Ids]:
-        """Which source each of these draws (B,) is of, and which draw of that source it is, (B,) each."""
+    def _draws_of_sources(self, draws: Ids) -> Ids:
+        """As `draws_of_sources`, of whole cycles."""
         cycles, places = np.divmod(draws, CYCLE)
-        sources, theirs = np.empty_like(draws), np.empty_like(draws)
-        for cycle in range(int(cycles[0]), int(cycles[-1]) + 1):
-            here = cycles == cycle
-            of_cycle, before = self._order_of(cycle)
-            sources[here] = of_cycle[places[here]]
-            theirs[here] = cycle * self.counts[sources[here]] + before[places[here]]
-        return sources, theirs
+        order = permute(places, CYCLE, self.seed, _CYCLE_STREAM, cycles)
+        sources = np.searchsorted(np.cumsum(self.counts), order, side="right")
+        theirs = cycles * self.counts[sources]
+        for source in range(len(self.counts)):
+            mine = (sources == source).reshape(-1, CYCLE)
+            theirs += (mine * (mine.cumsum(axis=1) - 1)).ravel()  # how many it had before in the cycle
+        return np.stack([sources, theirs])
 
     def windows(self, draws: Ids) -> Batch:
         sources, theirs = self.draws_of_sources(draws)

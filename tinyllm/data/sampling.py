@@ -5,6 +5,7 @@ on the tokens, the settings and its number alone. Ranks that work on one batch r
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +33,28 @@ _FIRST_STREAM = 4
 _OFFSETS_STREAM = 5
 
 _BLOCK = 1 << 12
-"""So many draws are computed at once, since few cost hardly less."""
+"""So many draws are computed at once, since few cost hardly less; a multiple of a mixture's cycle."""
+
+
+class DrawTable:
+    """A function of draws, whose values are computed for a block of draws at once and kept for the next call."""
+
+    def __init__(self, function: Callable[[Ids], Ids]) -> None:
+        """function: (N,) -> (..., N), each value of its draw alone."""
+        self._function = function
+        self._block = -1
+        self._values = np.empty(0, dtype=np.int64)
+
+    def __call__(self, draws: Ids) -> Ids:
+        """draws (B,) ascending -> (..., B)."""
+        first, last = int(draws[0]) // _BLOCK, int(draws[-1]) // _BLOCK
+        if first != last:
+            cut = int(np.searchsorted(draws, last * _BLOCK))
+            return np.concatenate([self(draws[:cut]), self(draws[cut:])], axis=-1)
+        if first != self._block:
+            self._values = self._function(np.arange(first * _BLOCK, (first + 1) * _BLOCK))
+            self._block = first
+        return self._values[..., draws - first * _BLOCK]
 
 
 class BatchSampler(ABC):
@@ -184,9 +206,7 @@ class WindowSampler(BatchSampler):
         self.tokens = as_tokens(tokens)
         self.document_starts = document_starts
         require_one_window(self.tokens, self.shortest or context_length, name)
-        # The starts of the block of draws last asked for. Draws come in order, so one is enough.
-        self._block = -1
-        self._block_starts = np.empty(0, dtype=np.int64)
+        self._starts_of = DrawTable(self._starts)
 
     @property
     def num_tokens(self) -> int:
@@ -201,15 +221,7 @@ class WindowSampler(BatchSampler):
         """The first positions of the windows of these draws, (B,)."""
 
     def windows(self, draws: Ids) -> Batch:
-        starts = np.empty_like(draws)
-        blocks = draws // _BLOCK
-        for block in range(int(blocks[0]), int(blocks[-1]) + 1):
-            if block != self._block:
-                self._block_starts = self._starts(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-                self._block = block
-            here = blocks == block
-            starts[here] = self._block_starts[draws[here] - block * _BLOCK]
-        return read_windows(self.tokens, starts, self.context_length, self.document_starts)
+        return read_windows(self.tokens, self._starts_of(draws), self.context_length, self.document_starts)
 
 
 class RandomOffsets(WindowSampler):

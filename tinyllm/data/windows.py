@@ -78,8 +78,7 @@ def gather(tokens: Tokens, starts: Ids, context_length: int) -> tuple[Ids, Ids]:
     A window that passes the end of the tokens is filled up, its inputs with 0 and its targets with IGNORE_INDEX.
     """
     size = context_length + 1
-    fits = starts + size <= len(tokens)
-    if isinstance(tokens, np.ndarray) and fits.all():
+    if isinstance(tokens, np.ndarray) and starts.max(initial=0) + size <= len(tokens):
         windows = tokens[starts[:, None] + np.arange(size)]  # (B, T + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
     inputs = np.zeros((len(starts), context_length), dtype=np.int64)
