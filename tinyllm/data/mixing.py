@@ -45,6 +45,8 @@ class Mixture(BatchSampler):
         if len({source.context_length for source in sources}) > 1:
             lengths = ", ".join(str(source.context_length) for source in sources)
             raise InputError(f"the sources of a mixture must have windows of one length, got {lengths}")
+        if len({source.separates_documents for source in sources}) > 1:
+            raise InputError("the sources of a mixture must all keep documents apart, or none of them")
         first = sources[0]
         super().__init__(first.context_length, first.batch_size, first.seed)
         self.sources = tuple(sources)
@@ -60,6 +62,10 @@ class Mixture(BatchSampler):
     @property
     def digest(self) -> str:
         return hashlib.sha256(" ".join(source.digest for source in self.sources).encode()).hexdigest()
+
+    @property
+    def separates_documents(self) -> bool:
+        return self.sources[0].separates_documents
 
     def identity(self) -> dict[str, Any]:
         sources = [source.identity() for source in self.sources]

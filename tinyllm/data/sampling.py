@@ -91,6 +91,11 @@ class BatchSampler(ABC):
     def digest(self) -> str:
         """The digest of the tokens, see token_digest."""
 
+    @property
+    @abstractmethod
+    def separates_documents(self) -> bool:
+        """Whether batches have a third array, of documents."""
+
     @abstractmethod
     def windows(self, draws: Ids) -> Batch:
         """The windows of these draws, (B,) ascending."""
@@ -215,6 +220,10 @@ class WindowSampler(BatchSampler):
     @property
     def digest(self) -> str:
         return token_digest(self.tokens)
+
+    @property
+    def separates_documents(self) -> bool:
+        return self.document_starts is not None
 
     @abstractmethod
     def _starts(self, draws: Ids) -> Ids:
