@@ -311,6 +311,7 @@ def test_packed_windows_lose_no_token(size: int, context: int, batch: int, seed:
         assert sorted(targets[real].tolist()) == list(range(1, size))
         assert (inputs[real] + 1 == targets[real]).all()
         assert (inputs[~real] == 0).all()
+        assert real[:, 0].all()  # no window of filling only
 
 
 def test_offsets_of_neighbouring_draws_are_independent() -> None:
