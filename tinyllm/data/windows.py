@@ -26,10 +26,12 @@ class Tokens(Protocol):
     """
 
     @property
-    def ndim(self) -> int: ...
+    def ndim(self) -> int:
+        """1."""
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """An integer type."""
 
     def __len__(self) -> int: ...
 

@@ -57,7 +57,8 @@ class Split(Protocol):
     """What tells its tokens from others, such as a sampler of them."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """The same for the same tokens alone, see data.token_digest."""
 
 
 class TextDigests:
