@@ -523,7 +523,8 @@ def test_every_field_can_be_set_by_its_flag(index: int, field: dataclasses.Field
     if isinstance(default, bool):
         value, arguments = not default, [f"--no-{flag[2:]}" if default else flag]
     elif isinstance(default, tuple):
-        value, arguments = ("a", "b"), [flag, "a", "b"]
+        value = (0.5, 3.0) if field.name == "weights" else ("a", "b")
+        arguments = [flag, *map(str, value)]
     else:
         if isinstance(default, str):
             value = min(OTHER_WORDS[field.name] - {default})

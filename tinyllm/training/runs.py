@@ -193,7 +193,7 @@ def _fit(trainer: Trainer, resumed: bool, notes: Sequence[str]) -> None:
         print_status(line)
     print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
-        f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
+        f"{trainer.sampler.num_tokens:,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} thread{'s' * (trainer.threads > 1)}"
     )
     print_status(_step_in_words(trainer))
@@ -274,7 +274,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _step_in_words(trainer: Trainer) -> str:
     """How large a step is, and what memory the run takes, said before the first."""
-    windows, tokens = trainer.sampler.batch_size, len(trainer.sampler.tokens)
+    windows, tokens = trainer.sampler.batch_size, trainer.sampler.num_tokens
     step = windows * trainer.model.config.context_length
     times = f", {step / tokens:,.0f} times the text," if step >= 2 * tokens else ""
     memory = estimate_memory(trainer.model.config, trainer.config, trainer.threads)
