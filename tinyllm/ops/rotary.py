@@ -34,7 +34,7 @@ class Rope(Op):
     )
 
     def __init__(self, offset: int | Array, theta: float, axis: int = -2) -> None:
-        self.offset, self.theta, self.axis = offset, theta, axis
+        self.offset, self.theta, self.axis = kept(offset), theta, axis
 
     def forward(self, x: Array) -> Array:
         angles = rotation_angles(x.shape, self.offset, self.theta, self.axis)  # (T, ..., K/2)
@@ -63,6 +63,11 @@ def rotation_angles(shape: tuple[int, ...], offset: int | Array, theta: float, a
         positions, frequencies = offset, current.xp.asarray(frequencies)
     between = (1,) * (len(shape) + axis - 1) if positions.ndim == 2 else ()
     return positions.reshape((*positions.shape[:-1], *between, T, *(1,) * (-axis - 1))) * frequencies
+
+
+def kept(offset: int | Array) -> int | Array:
+    """A copy of an array of positions: backward needs it as it is now."""
+    return offset if isinstance(offset, int) else current.xp.array(offset)
 
 
 def like(table: Any, x: Any) -> Any:
@@ -94,7 +99,7 @@ def positions_of(name: str, offset: Any, shape: tuple[int, ...], axis: int) -> i
     positions = current.xp.asarray(offset.data if isinstance(offset, Tensor) else offset)
     if positions.dtype.kind not in "iu":
         raise TypeError(
-            f"{name}: offset={shown(offset)}; it is an integer, the position of the first token, or an array of integers"
+            f"{name}: offset={shown(offset)}; it is one integer, the position of the first token, or an array of them"
         )
     T = shape[axis]
     if positions.shape != (T,) and (len(shape) == -axis or positions.shape != (shape[0], T)):

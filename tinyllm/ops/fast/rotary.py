@@ -14,7 +14,7 @@ from tinyllm.backend import Array, current
 from tinyllm.ops.fast.norm import inverse_root
 from tinyllm.ops.fast.products import row_sum, rows
 from tinyllm.ops.heads import normalised_and_rotated
-from tinyllm.ops.rotary import Rope, rotation_angles
+from tinyllm.ops.rotary import Rope, kept, rotation_angles
 
 
 @functools.lru_cache(maxsize=64)
@@ -99,7 +99,7 @@ class RotaryHeads(FusedOp):
     )
 
     def __init__(self, head_dim: int, eps: float, offset: int | Array, theta: float) -> None:
-        self.head_dim, self.eps, self.offset, self.theta = head_dim, eps, offset, theta
+        self.head_dim, self.eps, self.offset, self.theta = head_dim, eps, kept(offset), theta
 
     def forward(self, x: Array, weight: Array | None = None) -> Array:
         B, T, width = x.shape
