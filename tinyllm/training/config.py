@@ -107,6 +107,10 @@ class TrainConfig:
     seed: int = field(1, "of initial weights, data order and dropout", at_least=0, at_most=2**32 - 1)
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger", at_least=0)
     formulas: bool = field(False, "compute by the formulas, not by their fast forms: for a debugger")
+    recompute: bool = field(
+        False,
+        "compute each block once more in backward instead of keeping what it needs: less memory, more time",
+    )
     eval_every: int = field(500, "steps between evaluations of the whole validation split", at_least=1)
     stop_after: int = field(
         0, "stop after so many evaluations without a lower validation loss; 0: never", at_least=0

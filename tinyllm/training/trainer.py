@@ -73,6 +73,7 @@ class Trainer:
             checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model, self.tokenizer = model, tokenizer
         self.config, self.run = config, run
+        model.recompute = config.recompute
         self.callbacks = list(callbacks)
         self.objective = NextToken(config.z_loss) if objective is None else objective
         self.parameters = dict(model.named_parameters())
