@@ -506,6 +506,7 @@ def test_flags_lie_over_the_file_and_the_file_over_the_preset(monkeypatch: pytes
 
 OTHER_WORDS = {
     "backend": {"numpy", "cupy"},
+    "newlines": {"keep", "lf"},
     "precision": {"float32", "tf32"},
     "position_encoding": {"none", "rope"},
     "optimizer": {"adamw", "muon"},
