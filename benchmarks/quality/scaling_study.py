@@ -138,7 +138,7 @@ def runs_of(shapes: tuple[tuple[int, int], ...], budgets: list[float], fewest: i
         for width, layers in shapes:
             N = weights_in_products(width, layers)
             D = round(budget / (6 * N))
-            if D >= fewest * CONTEXT * WINDOWS:
+            if fewest * CONTEXT * WINDOWS <= D:
                 yield Run(width, layers, N, D, budget)
 
 
