@@ -123,7 +123,7 @@ def effective(total: float, unique: float, decay: float) -> float:
 
 def constrained_loss(law: ScalingLaw, N: float, D: float, unique: float) -> float:
     """The loss after D tokens of which `unique` differ, with N' and D' in place of N and D; Muennighoff, equation 6."""
-    if D <= unique:
+    if unique >= D:
         return law.loss(N, D)
     best = law.optimal_size(unique)
     return law.loss(effective(N, best, EXCESS_PARAMETERS), effective(D, unique, REPEATED_TOKENS))
