@@ -40,7 +40,7 @@ class Architecture:
 
     @property
     def weights_in_products(self) -> int:
-        """N of C = 6 N D: the weights that each token is multiplied with, which are the blocks' matrices and the head."""
+        """N of C = 6 N D: the weights that each token is multiplied with: the blocks' matrices and the head."""
         return self.num_layers * self.block_weights + self.vocab_size * self.hidden_size
 
     @property

@@ -264,7 +264,9 @@ def _minimise(
         weighted = J * weights[..., None]
         H = np.swapaxes(weighted, 1, 2) @ J
         scale = np.einsum("kii->ki", H)
-        H[:, range(5), range(5)] += damping[:, None] * (scale + 1e-9 * scale.max(axis=1, keepdims=True) + 1e-30)
+        H[:, range(5), range(5)] += damping[:, None] * (
+            scale + 1e-9 * scale.max(axis=1, keepdims=True) + 1e-30
+        )
         slope = (weighted * residuals[..., None]).sum(axis=1)
         step = np.linalg.solve(H, slope[..., None])[..., 0]
         # A step of more than 1 in a logarithm or an exponent is out of all proportion.
