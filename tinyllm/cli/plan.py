@@ -12,6 +12,7 @@ from tinyllm.backend import use_backend
 from tinyllm.cli.flags import given_flags, number
 from tinyllm.cli.train import SECTIONS, add_settings, resolve
 from tinyllm.models import ModelConfig
+from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.wording import command_line
 from tinyllm.training import fitted_runs, planning
@@ -19,7 +20,7 @@ from tinyllm.training.callbacks import duration
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.counts import architecture_of
 from tinyllm.training.memory import require_memory
-from tinyllm.training.scaling import CHARACTERS_PER_LAW_TOKEN, Fit
+from tinyllm.training.scaling import BESIROGLU, CHARACTERS_PER_LAW_TOKEN, Fit
 from tinyllm.training.text_size import TextSize, text_size
 
 SECONDS = 8.0
@@ -91,7 +92,7 @@ def plan_command(args: argparse.Namespace) -> None:
     elif model.vocab_size == 0:
         model = replace(model, vocab_size=UNKNOWN_VOCABULARY.get(train.tokenizer, 4096))
     if args.hours is None and args.flops is None:
-        require_memory(model, train, train.threads or planning.physical_cores())
+        require_memory(model, train, train.threads or physical_cores())
         print(*describe(model, train, text, fit, args.seconds), sep="\n")
         return
     _propose(args, model, train, text, fit)
@@ -101,8 +102,9 @@ def _propose(
     args: argparse.Namespace, model: ModelConfig, train: TrainConfig, text: TextSize | None, fit: Fit | None
 ) -> None:
     """Print the best models for a budget, and the command that makes the first."""
-    law = planning.BESIROGLU if fit is None else fit.law
-    proposals, rate = [], 0.0
+    law = BESIROGLU if fit is None else fit.law
+    proposals: list[planning.Proposal] = []
+    rate = 0.0
     # The rate grows with the size of the model, so that of the first proposal is measured too.
     for measured_model in (planning.family(model)[3], None):
         chosen = measured_model or proposals[0].model
@@ -168,13 +170,13 @@ def _learning(model: ModelConfig, train: TrainConfig, text: TextSize | None, fit
         lines.append("passes: the text is not known (no --data); taken for so much that none is seen twice")
     else:
         unique, ratio = max(1, text.train_tokens), text.characters_per_token
-        first, surely = planning.overfitting_passes(N, round(unique * ratio / CHARACTERS_PER_LAW_TOKEN))
+        first, surely = planning.overfitting_passes(N, unique)
         about = "" if text.exact else "about "
         passes = D / unique
         when = "not before the end" if passes <= first else "before the end"
         lines.append(
-            f"passes: {passes:.2f} over {about}{unique:,} tokens; overfitting is to be expected from {first:.1f} to "
-            f"{surely:.1f} passes on for this model and text, so {when}"
+            f"passes: {passes:.2f} over {about}{unique:,} tokens; with such a model on this text overfitting is to be "
+            f"expected after {first:.1f} passes, surely after {surely:.1f}: {when}"
         )
     expected = planning.expected_loss(N, D, min(unique, D), model.vocab_size, ratio, fit)
     if expected is None:

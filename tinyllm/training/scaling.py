@@ -122,11 +122,15 @@ def effective(total: float, unique: float, decay: float) -> float:
 
 
 def constrained_loss(law: ScalingLaw, N: float, D: float, unique: float) -> float:
-    """The loss after D tokens of which `unique` differ, with N' and D' in place of N and D; Muennighoff, equation 6."""
+    """The loss after D tokens of which `unique` differ, with N' and D' in place of N and D; Muennighoff, equation 6.
+
+    N' is N where that is below FITTED_SIZES: which size is best for so little text is a guess there.
+    """
     if unique >= D:
         return law.loss(N, D)
-    best = law.optimal_size(unique)
-    return law.loss(effective(N, best, EXCESS_PARAMETERS), effective(D, unique, REPEATED_TOKENS))
+    if FITTED_SIZES[0] <= N:
+        N = effective(N, law.optimal_size(unique), EXCESS_PARAMETERS)
+    return law.loss(N, effective(D, unique, REPEATED_TOKENS))
 
 
 # ---- Fitting -----------------------------------------------------------------------------------
