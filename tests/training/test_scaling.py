@@ -63,17 +63,17 @@ def test_a_fit_without_noise_finds_the_law(law: ScalingLaw) -> None:
 
 
 def test_the_intervals_of_a_noisy_fit_hold_the_law() -> None:
-    # An 80% interval misses one time in five: of five constants in six fits, 6 misses are expected; more than 14 have
+    # An 80% interval misses one time in five: of five constants in four fits, 4 misses are expected; more than 12 have
     # a chance below 1 in 1,000 even where the constants of one fit miss two at a time.
     names = ("E", "alpha", "beta", "size_exponent", "A")
     missed = 0
-    for seed in range(6):
+    for seed in range(4):
         fit = fit_law(*planted(BESIROGLU, 0.002, seed), resamples=60)
         assert fit.law.size_exponent == pytest.approx(BESIROGLU.size_exponent, abs=0.02)
         for name in names:
             low, high = fit.interval(name)
             missed += not low <= getattr(BESIROGLU, name) <= high
-    assert missed <= 14
+    assert missed <= 12
 
 
 def test_the_gradient_of_the_fit_is_that_of_finite_differences() -> None:
