@@ -9,7 +9,7 @@ cut short of a longer one is worse than it could be (Hoffmann et al., 2022). No 
 The budgets are such that all takes about `--minutes` at the speed that each size is measured to have at first.
 
 Writes plan.json (sizes and budgets), results.jsonl (a line for each finished run; started again, the study makes those
-that are missing), isoflop.png and fit.json into DIR. Runs are made side by side, each by one worker.
+that are missing), and in the end isoflop.png and fit.json into DIR. Runs are made side by side, each by one worker.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.tokenizer import ByteTokenizer
+from tinyllm.training import fitted_runs
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.trainer import Trainer
 
@@ -205,6 +206,15 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def report(out: Path) -> None:
+    """Fit the law to all runs, draw it, and print it."""
+    runs, _ = fitted_runs.read_runs([str(out / "results.jsonl")])
+    fit = fitted_runs.fit_runs(runs)
+    fitted_runs.write_fit(out / "fit.json", fit)
+    fitted_runs.draw_fit(out / "isoflop.png", fit, runs)
+    print(*fitted_runs.in_words(fit, runs), sep="\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -219,6 +229,7 @@ def main() -> None:
         args.minutes = 0.5
     try:
         study(args)
+        report(Path(args.out))
     except InputError as error:
         sys.exit(f"error: {error}")
 
