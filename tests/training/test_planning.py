@@ -60,7 +60,7 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path) -> None:
     )
     assert main(["train", "--data", str(text), "--out", str(run), *flags]) == 0
     folder = (run / "latest").resolve()
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     model = ModelConfig(vocab_size=88, context_length=16, num_layers=1, num_heads=4, hidden_size=128)
     # Names, tokenizer and training state are some kilobytes.
     assert size == pytest.approx(planning.checkpoint_bytes(model, TrainConfig(optimizer="muon")), rel=0.02)
