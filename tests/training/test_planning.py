@@ -55,9 +55,20 @@ def test_costs_are_counted_by_hand() -> None:
 def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path) -> None:
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("".join(map(chr, range(32, 120))) * 40)
-    flags = (
-        ["--steps", "1", "--num-layers", "1", "--sample-tokens", "0", "--threads", "1", "--batch-size", "2", "--context-length", "16"]
-    )
+    flags = [
+        "--steps",
+        "1",
+        "--num-layers",
+        "1",
+        "--sample-tokens",
+        "0",
+        "--threads",
+        "1",
+        "--batch-size",
+        "2",
+        "--context-length",
+        "16",
+    ]
     assert main(["train", "--data", str(text), "--out", str(run), *flags]) == 0
     folder = (run / "latest").resolve()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
