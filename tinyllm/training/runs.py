@@ -38,6 +38,7 @@ from tinyllm.training.loss_curve import LossCurve
 from tinyllm.training.memory import estimate_memory, require_memory
 from tinyllm.training.metrics import MetricsFile
 from tinyllm.training.objectives import NextToken
+from tinyllm.training.planning import TimeNeeded, tokens_a_step
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.trainer import Trainer
 
@@ -68,7 +69,9 @@ def train(
         found = keeping.find_valid(folder, training=True) if resume else None
         trainer = _build(model_config, train_config, found, notes)
         metrics = MetricsFile(folder, train_config.log_every)
-        trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
+        tokens = tokens_a_step(trainer.model.config, train_config)
+        needed = TimeNeeded(train_config, tokens, trainer.validation.num_targets)
+        trainer.callbacks += [run_folder, needed, Progress(), metrics, LossCurve(folder)]
         if found is not None:
             trainer.resume(found)
             del found  # the bytes of its files
