@@ -27,7 +27,7 @@ class _Helper:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", "from tinyllm.tokenizer.bpe.parallel import serve; serve()"]
+        command = [sys.executable, "-c", "from tinyllm.system.processes import serve; serve()"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
