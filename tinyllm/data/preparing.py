@@ -56,7 +56,7 @@ FLUSH_SECONDS = 5.0
 _TASK_BYTES = 1 << 20
 _GO_ON = "the same command goes on"
 
-Ids = npt.NDArray[np.integer[Any]]
+Ids = npt.NDArray[Any]
 Say = Callable[[str], None]
 
 
@@ -428,7 +428,8 @@ class _Preparation:
                 before = next(tasks).read
             bar(before)
             done = before
-            with contextlib.closing(ordered_map(encode, tasks, self.workers)) as results:
+            results = ordered_map(encode, tasks, self.workers)
+            with contextlib.closing(results):
                 for encoded, read in results:
                     for name, part in encoded.items():
                         writers[name].append(part.tokens, part.starts, part.characters, part.bytes)

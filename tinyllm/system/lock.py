@@ -49,8 +49,8 @@ class FolderLock:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 raise InputError(
-                    f"{self.path.parent}: process {self._owner()} {self.doing} in this folder; wait until it has ended, or "
-                    "give another --out"
+                    f"{self.path.parent}: process {self._owner()} {self.doing} in this folder; wait until it has "
+                    "ended, or give another --out"
                 ) from None
             return  # a file system without locks
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name

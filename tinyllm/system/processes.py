@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tinyllm.system.allocator import keep_freed_memory
@@ -162,7 +162,9 @@ class _Work:
         return self._last is not None and self._given == self._last
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """function(item) for each of the items, in order, with `workers` processes, of which this is one.
 
     Function, items and results are sent by pickle. At most a few items more than asked for are taken ahead.

@@ -132,7 +132,7 @@ class Tokenizer(ABC):
         return self.encode_to_array(text)
 
     def encode_documents(self, texts: Sequence[str], special_tokens: bool = True) -> list[TokenArray]:
-        """What encode_document gives for each of the texts; a thousand short ones at once are faster than one by one."""
+        """What encode_document gives for each of the texts; many short ones at once are faster than one by one."""
         return [self.encode_document(text, special_tokens) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int] | npt.NDArray[np.integer[Any]]) -> bytes:

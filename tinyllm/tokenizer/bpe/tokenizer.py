@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
+from tinyllm.system.processes import ordered_map
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer.added_tokens import AddedTokens
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
@@ -19,7 +20,6 @@ from tinyllm.tokenizer.bpe import json_format as bpe_json
 from tinyllm.tokenizer.bpe.bulk import BulkEncoder
 from tinyllm.tokenizer.bpe.learning import learned, require_count
 from tinyllm.tokenizer.bpe.merging import Merges
-from tinyllm.system.processes import ordered_map
 from tinyllm.tokenizer.bpe.sources import (
     Special,
     joined_at_borders,
@@ -253,7 +253,7 @@ class BPETokenizer(Tokenizer):
         parts = [list(self._split(text, allowed, ())) for text in texts]
         short = [part for document in parts for part, id in document if id is None and part]
         encoded = self._bulk.encode_short(short)
-        nothing = np.zeros(0, self.dtype)
+        nothing: Any = np.zeros(0, self.dtype)
         return [
             np.concatenate(
                 [nothing, *(next(encoded) if id is None else [id] for part, id in document if part)],
