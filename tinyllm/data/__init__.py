@@ -1,5 +1,6 @@
 """Data: text from files, tokens from text, kept on disk where they are many, and windows of tokens."""
 
+from tinyllm.data.documents import Document, Reading, documents_of, find_document_files
 from tinyllm.data.shards import Prepared, TokenShards, is_prepared, open_prepared
 from tinyllm.data.text import embedded_corpus, read_text
 from tinyllm.data.windows import (
@@ -16,13 +17,17 @@ from tinyllm.data.windows import (
 __all__ = [
     "IGNORE_INDEX",
     "BatchSampler",
+    "Document",
     "Prepared",
     "RandomOffsets",
     "RandomWindows",
+    "Reading",
     "SequentialWindows",
     "SlidingWindows",
     "TokenShards",
+    "documents_of",
     "embedded_corpus",
+    "find_document_files",
     "is_prepared",
     "open_prepared",
     "read_text",
