@@ -318,14 +318,13 @@ class _Preparation:
         tokenizer = self._tokenizer(found)
         if found.duplicates:
             self.say(f"{len(found.duplicates):,} documents came before and are dropped")
-        writers = {
-            name: SplitWriter(
-                self.folder, name, tokenizer.dtype, self.shard_tokens, self.state["splits"].get(name)
-            )
-            for name in SPLITS
-        }
         begun = time.perf_counter()
-        try:
+        with contextlib.ExitStack() as stack:
+            writers = {}
+            for name in SPLITS:
+                state = self.state["splits"].get(name)
+                writers[name] = SplitWriter(self.folder, name, tokenizer.dtype, self.shard_tokens, state)
+                stack.callback(writers[name].close)
             read = self._encode_all(tokenizer, found.duplicates, writers, flush_seconds)
             self._require_both(writers)
             if _inputs(self.files) != self.inputs:
@@ -333,15 +332,15 @@ class _Preparation:
                     "the files changed while they were read; begin again with --overwrite when nobody writes to them"
                 )
             self._end(writers, tokenizer)
-        finally:
-            for writer in writers.values():
-                writer.close()
         seconds = time.perf_counter() - begun
         return Outcome(open_prepared(self.folder), len(found.duplicates), read, seconds)
 
     def _begin(self, overwrite: bool) -> None:
         """Take the state that is there, if it is of the same work, or begin; raises InputError for another's."""
         file = self.folder / STATE_FILE
+        for name in (INDEX_FILE, STATE_FILE, FILE_NAME):
+            for path in self.folder.glob(f".{name}.*.tmp"):  # of a write that was killed
+                path.unlink()
         if is_prepared(self.folder):
             if not overwrite:
                 raise InputError(
@@ -398,7 +397,8 @@ class _Preparation:
                 found.sample.clear()
             else:
                 tokenizer = load_tokenizer(str(config.tokenizer))
-            tokenizer.save(self.folder)
+            content = json.dumps(tokenizer.to_json(), ensure_ascii=False, indent=2) + "\n"
+            storage.replace(file, content.encode())
             self.state["tokenizer"] = file_digest(file)
             self._save_state()
         elif not file.is_file() or file_digest(file) != self.state["tokenizer"]:

@@ -32,9 +32,13 @@ class _GrowingArray:
             )
         self._file: IO[bytes] = open(path, "r+b" if length else "w+b", buffering=0)  # noqa: SIM115
         self._header_length = header_length
-        self._write_header(header_length)
-        self._file.truncate(kept)
-        self._file.seek(kept)
+        try:
+            self._write_header(header_length)
+            self._file.truncate(kept)
+            self._file.seek(kept)
+        except OSError:
+            self.close()
+            raise
 
     def _write_header(self, length: int) -> None:
         self._file.seek(0)
@@ -52,7 +56,7 @@ class _GrowingArray:
         storage.flush_file(self._file)
 
     def end(self) -> Index:
-        """Write the header and close the file; returns its name and its SHA-256."""
+        """Write the header and close the file; returns its name and its SHA-256. After an error it can be closed."""
         if self.length != self._header_length:
             self._write_header(self.length)
         self.flush()
@@ -89,10 +93,15 @@ class SplitWriter:
         for shard in self._shards:
             ArrayFile(folder / shard["file"], dtype, shard["tokens"], shard["sha256"]).require_size()
         in_shard = self.tokens - sum(shard["tokens"] for shard in self._shards)
-        self._shard = self._open_shard(in_shard) if in_shard else None
         self._starts = _GrowingArray(
             folder / f"{name}-documents.npy", np.dtype(np.int64), self.documents, self.documents
         )
+        self._shard: _GrowingArray | None = None
+        try:
+            self._shard = self._open_shard(in_shard) if in_shard else None
+        except (OSError, InputError):
+            self.close()
+            raise
         known |= {array.path.name for array in (self._shard, self._starts) if array is not None}
         for path in folder.glob(f"{name}-*.npy"):
             if path.name not in known:
@@ -120,8 +129,8 @@ class SplitWriter:
                 self._end_shard(self._shard)
 
     def _end_shard(self, shard: _GrowingArray) -> None:
-        self._shard = None
         self._shards.append({"tokens": shard.length, **shard.end()})
+        self._shard = None
 
     def flush(self) -> Index:
         """Flush all to disk; returns what to go on from."""
