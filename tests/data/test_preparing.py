@@ -273,9 +273,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
     undisturbed = config_of(text, tokenizer, "undisturbed")
     with Faults(operation, 0, "error") as counting:
         prepare(undisturbed)
-    assert counting.calls > 20
+    assert counting.calls > 10
     rng = np.random.default_rng(len(operation + kind))
-    numbers = {1, 2, 3, counting.calls - 1, counting.calls, *rng.integers(4, counting.calls, 5).tolist()}
+    numbers = {1, 2, counting.calls - 1, counting.calls, *rng.integers(4, counting.calls, 2).tolist()}
     for number in sorted(numbers):
         out = f"out{number}"
         config = config_of(text, tokenizer, out)
