@@ -148,10 +148,9 @@ def test_text_that_the_tokenizer_lacks_is_an_error_that_names_the_file(text: Pat
         prepare(config_of(text, tmp_path / "characters.json"))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_processes_writes_the_same(text: Path, tokenizer: Path, workers: int) -> None:
+def test_any_number_of_processes_writes_the_same(text: Path, tokenizer: Path) -> None:
     prepare(config_of(text, tokenizer, "one"))
-    prepare(config_of(text, tokenizer, "several", threads=workers))
+    prepare(config_of(text, tokenizer, "several", threads=2))
     assert files("one") == files("several")
 
 
@@ -270,10 +269,11 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
     text: Path, tokenizer: Path, operation: str, kind: str
 ) -> None:
     (text / "b.txt").unlink()
+    write(text / "a.txt", random_documents(40))
     undisturbed = config_of(text, tokenizer, "undisturbed")
     with Faults(operation, 0, "error") as counting:
         prepare(undisturbed)
-    assert counting.calls > 10
+    assert counting.calls > 7
     rng = np.random.default_rng(len(operation + kind))
     numbers = {1, 2, counting.calls - 1, counting.calls, *rng.integers(4, counting.calls, 2).tolist()}
     for number in sorted(numbers):

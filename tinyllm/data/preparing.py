@@ -281,6 +281,7 @@ class _Preparation:
         self.folder = Path(config.out)
         self.workers = config.threads or physical_cores()
         self.inputs = _inputs(files)
+        self.given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
         self.settings: dict[str, Any] = {
             "field": config.field,
             "newlines": config.newlines,
@@ -306,9 +307,9 @@ class _Preparation:
 
     def _given_tokenizer(self) -> str | None:
         """The SHA-256 of the tokenizer that is given."""
-        if self.config.tokenizer is None:
+        if self.given is None:
             return None
-        content = json.dumps(load_tokenizer(self.config.tokenizer).to_json(), sort_keys=True)
+        content = json.dumps(self.given.to_json(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def run(self, overwrite: bool, flush_seconds: float) -> Outcome:
@@ -390,13 +391,11 @@ class _Preparation:
         """The tokenizer in the folder, which is put there first."""
         config, file = self.config, self.folder / FILE_NAME
         if self.state["tokenizer"] is None:
-            if config.vocab_size is not None:
-                tokenizer: Tokenizer = learn_tokenizer(
-                    found.sample, config.vocab_size, self.workers, self.say
-                )
+            tokenizer = self.given
+            if tokenizer is None:
+                assert config.vocab_size is not None
+                tokenizer = learn_tokenizer(found.sample, config.vocab_size, self.workers, self.say)
                 found.sample.clear()
-            else:
-                tokenizer = load_tokenizer(str(config.tokenizer))
             content = json.dumps(tokenizer.to_json(), ensure_ascii=False, indent=2) + "\n"
             storage.replace(file, content.encode())
             self.state["tokenizer"] = file_digest(file)

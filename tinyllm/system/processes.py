@@ -84,7 +84,11 @@ def serve() -> None:
                 answer = (True, error)
             pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()
-    except (EOFError, BrokenPipeError):
+    except (
+        EOFError,
+        BrokenPipeError,
+        pickle.UnpicklingError,
+    ):  # the parent has ended, in the middle of an item even
         return
 
 
