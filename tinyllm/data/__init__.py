@@ -1,4 +1,4 @@
-"""Data: text from files, and windows of tokens from text."""
+"""Data: text from files, tokens from text, kept on disk where they are many, and windows of tokens."""
 
 from tinyllm.data.documents import Document, Reading, documents_of, find_document_files
 from tinyllm.data.mixing import Mixture
@@ -10,6 +10,7 @@ from tinyllm.data.sampling import (
     StridedWindows,
     WindowSampler,
 )
+from tinyllm.data.shards import Prepared, TokenShards, is_prepared, open_prepared
 from tinyllm.data.text import embedded_corpus, read_text
 from tinyllm.data.windows import (
     IGNORE_INDEX,
@@ -26,17 +27,21 @@ __all__ = [
     "Document",
     "Mixture",
     "PackedWindows",
+    "Prepared",
     "RandomOffsets",
     "RandomWindows",
     "Reading",
     "SequentialWindows",
     "SlidingWindows",
     "StridedWindows",
+    "TokenShards",
     "Tokens",
     "WindowSampler",
     "documents_of",
     "embedded_corpus",
     "find_document_files",
+    "is_prepared",
+    "open_prepared",
     "read_text",
     "split_by_position",
     "token_digest",

@@ -28,8 +28,10 @@ class FolderLock:
     The kernel releases it when this process ends, in whatever way. Forks do not hold it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, doing: str = "trains") -> None:
+        """doing: what the process does that has the lock, for whoever is refused."""
         self.path = folder / LOCK_FILE
+        self.doing = doing
         self._descriptor: int | None = None
 
     def hold(self) -> None:
@@ -47,8 +49,8 @@ class FolderLock:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 raise InputError(
-                    f"{self.path.parent}: process {self._owner()} trains in this folder; wait until it has ended, or "
-                    "give another --out"
+                    f"{self.path.parent}: process {self._owner()} {self.doing} in this folder; wait until it has "
+                    "ended, or give another --out"
                 ) from None
             return  # a file system without locks
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name

@@ -19,7 +19,7 @@ from typing import IO
 StrPath = str | os.PathLike[str]
 
 
-def write_bytes(file: IO[bytes], content: bytes) -> None:
+def write_bytes(file: IO[bytes], content: bytes | memoryview) -> None:
     """Write all of `content` at the position of an unbuffered file."""
     rest = memoryview(content)
     while rest:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from tinyllm.tokenizer.bpe.pieces import (
     key_lengths,
     split_texts,
 )
-from tinyllm.tokenizer.patterns import Pattern
+from tinyllm.tokenizer.patterns import END_CHARACTER, Pattern
+from tinyllm.tokenizer.pretokenize import CHUNK, chunks
 
 Ids = npt.NDArray[np.int32]
 
@@ -75,6 +77,7 @@ class _KnownPieces:
 class _Chunk:
     """A chunk of text on the way to its ids."""
 
+    starts: Integers  # where in the bytes of the text each piece begins
     keyed: Any  # the indices of the pieces that have keys
     others: Integers  # and of the rest
     first: Keys
@@ -108,21 +111,45 @@ class BulkEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each of the `texts`, none of them empty; what is new in all of them is merged at once."""
-        known = self._known
-        if known.full:
-            known = self._known = _KnownPieces()
-        chunks = [self._look_up(known, text) for text in texts]
-        first = np.concatenate([chunk.first[chunk.missing] for chunk in chunks])
-        second = np.concatenate([chunk.second[chunk.missing] for chunk in chunks])
+        known = self._known_pieces()
+        looked_up = [self._look_up(known, [text]) for text in texts]
+        self._learn(known, looked_up)
+        return [_gathered(known.pool, *self._places(known, chunk)) for chunk in looked_up]
+
+    def encode_short(self, texts: Sequence[str]) -> Iterator[Ids]:
+        """The ids of each of many `texts`, none of them empty: like encode, but made for a thousand short ones."""
+        for group in _groups(texts):
+            if len(group[0]) > CHUNK:
+                yield np.concatenate(self.encode([*chunks(group[0], self._pattern)]))
+                continue
+            known = self._known_pieces()
+            chunk = self._look_up(known, group)
+            self._learn(known, [chunk])
+            places, counts = self._places(known, chunk)
+            ids = _gathered(known.pool, places, counts)
+            joint = len(END_CHARACTER.encode("utf-8", "surrogatepass"))
+            ends = np.cumsum([len(text.encode()) + joint for text in group])
+            pieces = np.searchsorted(chunk.starts, ends)  # so many are in the texts up to each
+            tokens = np.concatenate([[0], np.cumsum(counts)])[pieces].tolist()
+            yield from (ids[i:j] for i, j in itertools.pairwise([0, *tokens]))
+
+    def _known_pieces(self) -> _KnownPieces:
+        if self._known.full:
+            self._known = _KnownPieces()
+        return self._known
+
+    def _learn(self, known: _KnownPieces, looked_up: list[_Chunk]) -> None:
+        """Merge what is new in all of these."""
+        first = np.concatenate([chunk.first[chunk.missing] for chunk in looked_up])
+        second = np.concatenate([chunk.second[chunk.missing] for chunk in looked_up])
         distinct = _distinct(first, second)
         first, second = first[distinct], second[distinct]
-        others = [*{piece for chunk in chunks for piece in chunk.other_bytes} - known.others.keys()]
+        others = [*{piece for chunk in looked_up for piece in chunk.other_bytes} - known.others.keys()]
         if len(first) or others:
             known.add(first, second, others, self._merge(first, second, others))
-        return [self._assemble(known, chunk) for chunk in chunks]
 
-    def _look_up(self, known: _KnownPieces, text: str) -> _Chunk:
-        pieces = split_texts([text], self._pattern)
+    def _look_up(self, known: _KnownPieces, texts: Sequence[str]) -> _Chunk:
+        pieces = split_texts(texts, self._pattern)
         has_keys = pieces.keyed
         first, second = pieces.keys()
         keyed: Any = slice(None)
@@ -132,7 +159,8 @@ class BulkEncoder:
             first, second = first[keyed], second[keyed]
         places, counts = known.table.find(first, second)
         missing = np.flatnonzero(counts == 0)
-        return _Chunk(keyed, others, first, second, places, counts, missing, pieces.bytes_of(others))
+        other_bytes = pieces.bytes_of(others)
+        return _Chunk(pieces.starts, keyed, others, first, second, places, counts, missing, other_bytes)
 
     def _merge(self, first: Keys, second: Keys, others: list[bytes]) -> Merged:
         """The ids of distinct pieces, given by keys and as bytes."""
@@ -152,7 +180,8 @@ class BulkEncoder:
                     ids[places[i]], counts[i] = id, 1
         return Merged(ids, places, counts)
 
-    def _assemble(self, known: _KnownPieces, chunk: _Chunk) -> Ids:
+    def _places(self, known: _KnownPieces, chunk: _Chunk) -> tuple[Integers, Integers]:
+        """Where in the pool the ids of each piece are, and how many."""
         missing = chunk.missing
         if missing.size:
             found = known.table.find(chunk.first[missing], chunk.second[missing])
@@ -165,7 +194,21 @@ class BulkEncoder:
             all_places[chunk.keyed], all_counts[chunk.keyed] = places, counts
             all_places[chunk.others], all_counts[chunk.others] = np.array(of_others, dtype=np.int64).T
             places, counts = all_places, all_counts
-        return _gathered(known.pool, places, counts)
+        return places, counts
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in groups of about a chunk of characters; one that is longer than a chunk is alone."""
+    group: list[str] = []
+    length = 0
+    for text in texts:
+        if group and length + len(text) > CHUNK:
+            yield group
+            group, length = [], 0
+        group.append(text)
+        length += len(text)
+    if group:
+        yield group
 
 
 def _distinct(first: Keys, second: Keys) -> Integers:

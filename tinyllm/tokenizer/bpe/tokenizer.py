@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
+from tinyllm.system.processes import ordered_map
 from tinyllm.system.text_files import Newlines
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer.added_tokens import AddedTokens
@@ -20,7 +21,6 @@ from tinyllm.tokenizer.bpe import json_format as bpe_json
 from tinyllm.tokenizer.bpe.bulk import BulkEncoder
 from tinyllm.tokenizer.bpe.learning import learned, require_count
 from tinyllm.tokenizer.bpe.merging import Merges
-from tinyllm.tokenizer.bpe.parallel import ordered_map
 from tinyllm.tokenizer.bpe.sources import (
     Special,
     joined_at_borders,
@@ -248,6 +248,23 @@ class BPETokenizer(Tokenizer):
     def encode_document(self, text: str, special_tokens: bool = True) -> TokenArray:
         allowed = "all" if special_tokens else ()
         return self.encode_to_array(text, allowed_special=allowed, disallowed_special=())
+
+    def encode_documents(self, texts: Sequence[str], special_tokens: bool = True) -> list[TokenArray]:
+        if self._splits is not None or not (self.merges or self._whole):
+            return super().encode_documents(texts, special_tokens)
+        allowed = "all" if special_tokens else ()
+        parts = [list(self._split(text, allowed, ())) for text in texts]
+        short = [part for document in parts for part, id in document if id is None and part]
+        encoded = self._bulk.encode_short(short)
+        nothing: Any = np.zeros(0, self.dtype)
+        return [
+            np.concatenate(
+                [nothing, *(next(encoded) if id is None else [id] for part, id in document if part)],
+                dtype=self.dtype,
+                casting="unsafe",
+            )
+            for document in parts
+        ]
 
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: Special = (), disallowed_special: Special = "all"

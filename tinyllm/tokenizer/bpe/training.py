@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyllm.tokenizer.bpe.parallel import ordered_map
+from tinyllm.system.processes import ordered_map
 from tinyllm.tokenizer.bpe.pieces import (
     LONGEST_KEYED,
     Integers,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tinyllm.system.allocator import keep_freed_memory
@@ -27,7 +27,7 @@ class _Helper:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", "from tinyllm.tokenizer.bpe.parallel import serve; serve()"]
+        command = [sys.executable, "-c", "from tinyllm.system.processes import serve; serve()"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -84,7 +84,11 @@ def serve() -> None:
                 answer = (True, error)
             pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()
-    except (EOFError, BrokenPipeError):
+    except (
+        EOFError,
+        BrokenPipeError,
+        pickle.UnpicklingError,
+    ):  # the parent has ended, in the middle of an item even
         return
 
 
@@ -162,7 +166,9 @@ class _Work:
         return self._last is not None and self._given == self._last
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """function(item) for each of the items, in order, with `workers` processes, of which this is one.
 
     Function, items and results are sent by pickle. At most a few items more than asked for are taken ahead.
