@@ -257,7 +257,7 @@ class BPETokenizer(Tokenizer):
         short = [part for document in parts for part, id in document if id is None and part]
         encoded = self._bulk.encode_short(short)
         nothing: Any = np.zeros(0, self.dtype)
-        return [
+        arrays: list[Any] = [
             np.concatenate(
                 [nothing, *(next(encoded) if id is None else [id] for part, id in document if part)],
                 dtype=self.dtype,
@@ -265,6 +265,7 @@ class BPETokenizer(Tokenizer):
             )
             for document in parts
         ]
+        return arrays
 
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: Special = (), disallowed_special: Special = "all"
