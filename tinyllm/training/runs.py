@@ -38,6 +38,7 @@ from tinyllm.training.loss_curve import LossCurve
 from tinyllm.training.memory import estimate_memory, require_memory
 from tinyllm.training.metrics import MetricsFile
 from tinyllm.training.objectives import NextToken
+from tinyllm.training.planning import TimeNeeded, tokens_a_step
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.trainer import Trainer
 
@@ -68,7 +69,9 @@ def train(
         found = keeping.find_valid(folder, training=True) if resume else None
         trainer = _build(model_config, train_config, found, notes)
         metrics = MetricsFile(folder, train_config.log_every)
-        trainer.callbacks += [run_folder, Progress(), metrics, LossCurve(folder)]
+        tokens = tokens_a_step(trainer.model.config, train_config)
+        needed = TimeNeeded(train_config, tokens, trainer.validation.num_targets)
+        trainer.callbacks += [run_folder, needed, Progress(), metrics, LossCurve(folder)]
         if found is not None:
             trainer.resume(found)
             del found  # the bytes of its files
@@ -193,7 +196,7 @@ def _fit(trainer: Trainer, resumed: bool, notes: Sequence[str]) -> None:
         print_status(line)
     print_status(
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
-        f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
+        f"{trainer.sampler.num_tokens:,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} thread{'s' * (trainer.threads > 1)}"
     )
     print_status(_step_in_words(trainer))
@@ -274,7 +277,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _step_in_words(trainer: Trainer) -> str:
     """How large a step is, and what memory the run takes, said before the first."""
-    windows, tokens = trainer.sampler.batch_size, len(trainer.sampler.tokens)
+    windows, tokens = trainer.sampler.batch_size, trainer.sampler.num_tokens
     step = windows * trainer.model.config.context_length
     times = f", {step / tokens:,.0f} times the text," if step >= 2 * tokens else ""
     memory = estimate_memory(trainer.model.config, trainer.config, trainer.threads)
