@@ -46,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("short.txt").write_text("abc")
     Path("one.txt").write_text("t")
     Path("medium.txt").write_text("abcdefgh" * 3)
+    Path("records.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     Path("folder").mkdir()
     Path("config.toml").write_text("[model]\nhidden_sise = 8\n")
     return tmp_path
@@ -68,8 +69,12 @@ TRAIN = ["train", "--data", "text.txt"]
 CASES: dict[str, tuple[list[str], str]] = {
     # Text.
     "empty file": (["train", "--data", "empty.txt"], r"empty\.txt: the file is empty; give"),
-    "binary file": (["train", "--data", "binary.bin"], r"binary\.bin: not text: a NUL byte at byte 0; give UTF-8"),
-    "other encoding": (["train", "--data", "latin.txt"], r"latin\.txt: not UTF-8: byte 0xf6 at byte 2; convert"),
+    "binary file": (["train", "--data", "binary.bin"], r"binary\.bin: not text: a NUL byte at byte 0 \(line 1\); give"),
+    "other encoding": (["train", "--data", "latin.txt"], r"latin\.txt: not UTF-8: byte 0xf6 at byte 2 \(line 1\); con"),
+    "records without the field": (
+        ["train", "--data", "records.jsonl"],
+        r"records\.jsonl, line 2: no field 'text'; there are 'body'; name one",
+    ),
     "missing file": (["train", "--data", "mising.txt"], r"mising\.txt: no such file"),
     "second file missing": (["train", "--data", "text.txt", "no.txt"], r"no\.txt: no such file"),
     "folder without text": (["train", "--data", "folder"], r"folder: no text in this folder"),
@@ -278,6 +283,29 @@ def test_resuming_with_other_settings_or_text(trained: Path, capsys: pytest.Capt
     )
     said = error_of(capsys, *resume, "--tokenizer", "byte")
     assert "other settings: tokenizer was 'char' and is 'byte'; give" in said
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "other"), [("char", "vocabulary is another"), ("byte", "another SHA-256")]
+)
+def test_a_run_goes_on_with_the_line_ends_it_was_begun_with(
+    capsys: pytest.CaptureFixture[str], tokenizer: str, other: str
+) -> None:
+    Path("text.txt").write_bytes(TEXT.replace("\n", "\r\n").encode())
+    run = ["--out", "run", "--tokenizer", tokenizer]
+    assert cli.main([*TRAIN, *run, *TINY, "--newlines", "keep"]) == 0
+    said = error_of(capsys, "train", "--resume", *run, "--newlines", "lf")
+    assert other in said
+    assert "begun with, with the --newlines of then, or another --out" in said
+    if tokenizer == "char":
+        return
+    assert cli.main(["train", "--resume", *run, "--steps", "3"]) == 0
+    scores = []
+    for newlines in ("lf", "keep"):
+        capsys.readouterr()
+        assert cli.main(["eval", "run", "--data", "text.txt", "--newlines", newlines]) == 0
+        scores.append(int(capsys.readouterr().out.split()[0].replace(",", "")))
+    assert scores[1] - scores[0] == TEXT.count("\n")
 
 
 DAMAGES: dict[str, Any] = {

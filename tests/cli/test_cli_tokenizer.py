@@ -209,6 +209,18 @@ def test_encode_and_decode_text_files_and_standard_input(
     assert output(capsys, "decode", "bpe.json", "195") == "\ufffd"
 
 
+def test_line_ends_are_of_one_kind_where_text_is_learned_and_stay_where_it_is_encoded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("crlf.txt").write_bytes(b"the\r\n" * 9)
+    for newlines, expected in (("lf", b"the\n"), ("keep", b"the\r\n")):
+        flags = ["--newlines", newlines, "--vocab-size", "258", "--pattern", "gpt2", "--workers", "1"]
+        output(capsys, "train", "crlf.txt", "--out", f"{newlines}.json", *flags)
+        learned = BPETokenizer.train([expected.decode() * 9], 258, "gpt2")
+        assert load_tokenizer(f"{newlines}.json").to_json() == learned.to_json()
+    assert "13" in output(capsys, "encode", "bpe.json", "--file", "crlf.txt").split()
+
+
 def test_text_that_is_empty_has_no_ids(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +385,7 @@ def test_standard_input_must_be_utf8(
 ) -> None:
     give_input(monkeypatch, b"ab\xff")
     message = error_of(capsys, "encode", "bpe.json")
-    assert message == "standard input: not UTF-8: byte 0xff at byte 2; convert it to UTF-8"
+    assert message == "standard input: not UTF-8: byte 0xff at byte 2 (line 1); convert it to UTF-8"
 
 
 # ---- inspect -----------------------------------------------------------------------------------

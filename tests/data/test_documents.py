@@ -109,6 +109,7 @@ BAD = {
     "j.jsonl": ('{"text": %s}' % ("1" * 5000), "line 1: not JSON that can be read: .*digits"),
     "k.tsv": ("id\ttext\n1\n", "line 2: 1 fields, and the first line names 2"),
     "l.csv": ("id\n1\n", "line 1: no field 'text'; there are 'id'"),
+    "n.txt": ("ab\n\udcc3\n\nxyz", r"not UTF-8: byte 0xc3 at byte 3 \(line 2\)"),
     "m.txt": ("a\nb\n\udcc3", r"not UTF-8: byte 0xc3 at byte 4 \(line 3\)"),
 }
 
@@ -117,7 +118,7 @@ BAD = {
 def test_a_bad_record_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content, message = BAD[name]
     (tmp_path / name).write_text(content, errors="surrogateescape")
-    for size in (1, 5, 1 << 20):
+    for size in (1, 4, 5, 1 << 20):
         monkeypatch.setattr("tinyllm.data.documents._BLOCK", size)
         with pytest.raises(InputError, match=f"{name}.*{message}") as error:
             list(documents_of(tmp_path / name))
@@ -287,8 +288,10 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: s
     documents = documents_of(path)
     next(documents)
     if change == "longer":
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
         with open(path, "a") as file:
             file.write("x")
+        os.utime(path, ns=times)  # as where two changes come within one tick of the clock
     elif change == "shorter":
         os.truncate(path, 1 << 20)
     else:

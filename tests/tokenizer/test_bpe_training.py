@@ -246,12 +246,14 @@ def test_files_folders_and_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = tmp_path / "whole"
     whole.write_text(text, encoding="utf-8", newline="")
     for size in (1 << 22, 1, 2, 5, 64):
-        monkeypatch.setattr(sources_module, "blocks", lambda file, size=size: BLOCKS(file, size))
+        monkeypatch.setattr(
+            sources_module, "blocks", lambda file, newlines, size=size: BLOCKS(file, size, newlines)
+        )
         for name in ("gpt2", "gpt4", "o200k"):
             expected = BPETokenizer.train([text], 320, name).merges
-            assert BPETokenizer.train([whole], 320, name).merges == expected
+            assert BPETokenizer.train([whole], 320, name, newlines="keep").merges == expected
             in_parts = BPETokenizer.train([text[:half], text[half:]], 320, name).merges
-            assert BPETokenizer.train([folder], 320, name).merges == in_parts
+            assert BPETokenizer.train([folder], 320, name, newlines="keep").merges == in_parts
 
 
 BLOCKS = sources_module.blocks
@@ -289,7 +291,9 @@ def test_special_token_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file.write_text(text, encoding="utf-8", newline="")
     expected = reference.train(pieces_of([text], PATTERNS["llama3"], ["<|a b|>"]), 10, 2)
     for size in (1, 3, 9, 16, 1000):
-        monkeypatch.setattr(sources_module, "blocks", lambda file, size=size: BLOCKS(file, size))
+        monkeypatch.setattr(
+            sources_module, "blocks", lambda file, newlines, size=size: BLOCKS(file, size, newlines)
+        )
         tokenizer = BPETokenizer.train([file], 267, special_tokens=["<|a b|>"])
         assert merges_of(tokenizer) == expected
 

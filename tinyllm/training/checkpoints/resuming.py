@@ -81,7 +81,7 @@ class TextDigests:
         if other:
             raise InputError(
                 f"{self.run} cannot be resumed with this text: its {' and '.join(other)} tokens have another SHA-256; "
-                "give the text it was begun with, with the --newlines it was read with, or another --out"
+                "give the text it was begun with, with the --newlines of then, or another --out"
             )
 
 
@@ -238,9 +238,10 @@ def check_tokenizer(run: Path | None, tokenizer: Tokenizer, choice: str, found: 
     if before != choice and before is not None:
         _refuse(run, [f"tokenizer was {before!r} and is {choice!r}"])
     if found.tokenizer().to_json() != tokenizer.to_json():
+        which, how = ("text", ", with the --newlines of then") if choice == "char" else ("tokenizer", "")
         raise InputError(
-            f"{run} cannot be resumed with this {'text' if choice in ('char', 'bpe') else 'tokenizer'}: its vocabulary "
-            "is another; give the one it was begun with, or another --out"
+            f"{run} cannot be resumed with this {which}: its vocabulary is another; give the one it was begun with"
+            f"{how}, or another --out"
         )
 
 
