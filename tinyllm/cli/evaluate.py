@@ -25,6 +25,12 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         default=0,
         help="worker threads (default: one for each core)",
     )
+    parser.add_argument(
+        "--newlines",
+        choices=("lf", "keep"),
+        default="lf",
+        help="lf: line ends of the text become \\n, whatever they are; keep: they stay (default: lf)",
+    )
     add_special_tokens(parser, "the text")
     add_backend(parser)
     parser.set_defaults(command=evaluate_command, parser=parser)
@@ -33,7 +39,13 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 def evaluate_command(args: argparse.Namespace) -> None:
     """`tinyllm eval`."""
     use_backend(args.backend)
-    score = runs.evaluate(Path(args.path), args.data, args.threads, special_tokens=args.special_tokens)
+    score = runs.evaluate(
+        Path(args.path),
+        args.data,
+        args.threads,
+        special_tokens=args.special_tokens,
+        newlines=args.newlines,
+    )
     print(
         f"{score.tokens:,} tokens  loss {score.loss:.4f} nats  {score.bits_per_character:.4f} bits per character"
     )

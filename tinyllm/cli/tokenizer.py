@@ -291,7 +291,7 @@ def inspect_command(args: argparse.Namespace) -> None:
     if flags.show and not args.files:
         raise InputError("--show needs a text; give a file after PATH")
     tokenizer = open_tokenizer(Path(args.path))
-    text = read_text(args.files) if args.files else ""
+    text = read_text(args.files, newlines="keep") if args.files else ""
     ids = tokenizer.encode_document(text)
     strings = inspection.token_strings(tokenizer)
     print(*_description_lines(args.path, tokenizer), sep="\n")

@@ -1,5 +1,6 @@
 """Data: text from files, and windows of tokens from text."""
 
+from tinyllm.data.documents import Document, Reading, documents_of, find_document_files
 from tinyllm.data.text import embedded_corpus, read_text
 from tinyllm.data.windows import (
     IGNORE_INDEX,
@@ -15,11 +16,15 @@ from tinyllm.data.windows import (
 __all__ = [
     "IGNORE_INDEX",
     "BatchSampler",
+    "Document",
     "RandomOffsets",
     "RandomWindows",
+    "Reading",
     "SequentialWindows",
     "SlidingWindows",
+    "documents_of",
     "embedded_corpus",
+    "find_document_files",
     "read_text",
     "split_by_position",
     "token_digest",

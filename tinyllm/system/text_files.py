@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal
 
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
@@ -18,9 +20,14 @@ from tinyllm.system.storage import StrPath
 
 # In a folder, only these are taken; a file that is named directly may be called anything.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-
-JSON_LINES = (".jsonl", ".ndjson")
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Of files whose texts are a field of records; `data.documents_of` reads them."""
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+"""These may follow any of the endings but .parquet."""
 STANDARD_INPUT = Path("-")
+
+Newlines = Literal["lf", "keep"]
+"""What line ends become: \\n, whichever they are (\\r\\n and \\r are others), or what they are."""
 
 _UNPACK = "unpack it first"
 _KINDS_OF_FILES = {
@@ -60,21 +67,33 @@ _NAME = re.compile(
 )
 
 
-def find_text_files(path: StrPath, left_out: dict[str, list[Path]] | None = None) -> list[Path]:
+def kind_of(path: Path) -> tuple[str, str]:
+    """The ending of a file that says what is in it, and the one that says how it is compressed, or ""; lower case."""
+    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSED_SUFFIXES else ""
+    return (Path(path.stem).suffix if compression else path.suffix).lower(), compression
+
+
+def find_text_files(
+    path: StrPath,
+    left_out: dict[str, list[Path]] | None = None,
+    suffixes: Collection[str] = TEXT_SUFFIXES,
+) -> list[Path]:
     """The file itself, or the text files of a folder and its folders, sorted; hidden names are left out.
 
     Args:
         path: "-": standard input. left_out: what is passed over is added to it, by reason.
+        suffixes: of the files that are taken of a folder, compressed or not.
 
     Raises:
-        InputError: a folder without text files, one that cannot be read, or a file of JSON lines, which are no text.
+        InputError: a folder without text files, one that cannot be read, or a file of records where their syntax would
+            be taken for text.
     """
     path = Path(path)
     if not path.is_dir():
-        if path.suffix.lower() in JSON_LINES:
+        kind = kind_of(path)[0]
+        if kind in RECORD_SUFFIXES and kind not in suffixes:
             raise InputError(
-                f"{path}: JSON lines, whose syntax would be learned as text; write their texts to a file first: "
-                f"python -c \"import json, sys; [print(json.loads(s)['text']) for s in sys.stdin]\" < {path} > a.txt"
+                f"{path}: {kind} holds records, whose syntax would be taken for text; give a text file"
             )
         return [path]
 
@@ -89,7 +108,7 @@ def find_text_files(path: StrPath, left_out: dict[str, list[Path]] | None = None
                 reason = "hidden"
             elif name in folders:
                 reason = "link to a folder" if file.is_symlink() else ""
-            elif suffix not in TEXT_SUFFIXES:
+            elif kind_of(file)[0] not in suffixes:
                 reason = suffix or "without an ending"
             else:
                 reason = "" if file.is_file() else "no plain file"
@@ -98,9 +117,10 @@ def find_text_files(path: StrPath, left_out: dict[str, list[Path]] | None = None
                 passed_over.setdefault(reason, []).append(file)
         folders[:] = [name for name in folders if not name.startswith(".")]
     if not found:
-        suffixes = ", ".join(TEXT_SUFFIXES)
         others = f"; it holds {counted(passed_over)}" if passed_over else ""
-        raise InputError(f"{path}: no text in this folder: no file that ends in {suffixes}{others}")
+        raise InputError(
+            f"{path}: no text in this folder: no file that ends in {', '.join(suffixes)}{others}"
+        )
     # By the parts of the path, so that the order is the same on every system.
     return sorted(found, key=lambda file: file.relative_to(path).parts)
 
@@ -125,13 +145,19 @@ def looks_like_a_path(text: str) -> bool:
     return len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) is not None
 
 
-def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
+def blocks(
+    path: Path,
+    size: int = _BLOCK,
+    newlines: Newlines = "keep",
+    on_read: Callable[[int], None] | None = None,
+) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of about `size` bytes, without a byte order mark; none if it is empty.
 
-    `-` is standard input.
+    `-` is standard input. Files that end in .gz or .zst are decompressed. on_read: told how many bytes were read, as
+    they lie on the disk.
 
     Raises:
-        InputError: missing, unreadable, or not text (names the byte).
+        InputError: missing, unreadable, damaged, not text (names the byte), or changed while it is read.
     """
     if path == STANDARD_INPUT:
         if sys.stdin is None:
@@ -140,21 +166,117 @@ def blocks(path: Path, size: int = _BLOCK) -> Iterator[str]:
         if is_terminal(sys.stdin):
             print_status("standard input: type the text; Ctrl-D on a line of its own ends it")
             file = io.BytesIO(file.read())  # in one read, since each asks for a Ctrl-D of its own
-        yield from text_of(file, "standard input", size)
+        yield from text_of(file, "standard input", size, newlines)
         return
+    with reading(path), storage.open_file(path) as raw, unchanged(path, raw):
+        counted_file: Any = raw if on_read is None else _Counted(raw, on_read)
+        yield from text_of(_decompressed(counted_file, path), str(path), size, newlines)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within this context errors of reading a file become an InputError that names it."""
     try:
-        with storage.open_file(path) as file:
-            yield from text_of(file, str(path), size)
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file or folder") from None
     except OSError as error:
+        if type(error).__name__ == "BadGzipFile":  # not imported for its name alone
+            raise InputError(f"{path}: the compressed data is damaged ({error})") from None
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{path}: the compressed data is cut short or damaged ({error})") from None
 
 
-def text_of(file: IO[bytes], name: str, size: int = _BLOCK) -> Iterator[str]:
+@contextlib.contextmanager
+def unchanged(path: Path, file: IO[bytes]) -> Iterator[None]:
+    """Raise an InputError at the end of this context where a file that was open in it is another than at its begin."""
+    before = os.fstat(file.fileno())
+    yield
+    after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(f"{path}: changed while it was read; begin again when nobody writes to it")
+
+
+class _Counted(io.RawIOBase):
+    """A file that says how many bytes were read of it."""
+
+    def __init__(self, file: IO[bytes], on_read: Callable[[int], None]) -> None:
+        self._file, self._on_read = file, on_read
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._on_read(len(content))
+        return content
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _decompressed(file: Any, path: Path) -> Any:
+    """What is in a file, by the ending of its name."""
+    compression = kind_of(path)[1]
+    if compression == ".gz":
+        import gzip
+
+        return gzip.GzipFile(fileobj=file)
+    if compression == ".zst":
+        try:
+            from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # Python 3.14
+
+            return zstd.ZstdFile(file)
+        except ImportError:
+            pass
+        try:
+            import zstandard
+        except ImportError:
+            raise InputError(
+                f"{path}: reading .zst takes Python 3.14 or a package: pip install zstandard"
+            ) from None
+        return _Zstandard(zstandard, file)
+    return file
+
+
+class _Zstandard:
+    """A file compressed by Zstandard, read through the package; raises EOFError where it is damaged or cut short."""
+
+    def __init__(self, package: Any, file: IO[bytes]) -> None:
+        self._package = package
+        self._file = file
+        self._decompressor: Any = None
+        self._held = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._held) < size:
+            content = self._file.read(1 << 16)
+            if not content:
+                if self._decompressor is not None:
+                    raise EOFError("it ends inside a frame")
+                break
+            while content:
+                if self._decompressor is None:
+                    self._decompressor = self._package.ZstdDecompressor().decompressobj()
+                try:
+                    self._held += self._decompressor.decompress(content)
+                except self._package.ZstdError as error:
+                    raise EOFError(str(error)) from None
+                content = b""
+                if self._decompressor.eof:
+                    content, self._decompressor = self._decompressor.unused_data, None
+        taken, self._held = self._held[:size], self._held[size:]
+        return taken
+
+
+def text_of(file: IO[bytes], name: str, size: int = _BLOCK, newlines: Newlines = "keep") -> Iterator[str]:
     """The text of an open file, such as standard input, as blocks() gives it; `name` is what errors call it."""
     # Drops a byte order mark, wherever the first block ends.
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    bare: Any = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = io.IncrementalNewlineDecoder(bare, translate=True) if newlines == "lf" else bare
     advice = ""
     done = 0  # bytes read before this block
     while True:

@@ -18,6 +18,9 @@ class TrainConfig:
     data: tuple[str, ...] = field(
         (), "text to train on: files or folders, -: standard input; without it, Python's own help pages"
     )
+    newlines: Literal["lf", "keep"] = field(
+        "lf", "lf: line ends of the text become \\n, whatever they are; keep: they stay"
+    )
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
     tokenizer: str = field(
         "char",

@@ -19,6 +19,7 @@ from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError, WorkerEndedError
 from tinyllm.system.lock import FolderLock
 from tinyllm.system.progress import print_status
+from tinyllm.system.text_files import Newlines
 from tinyllm.system.toml_files import write_toml
 from tinyllm.system.wording import command_line
 from tinyllm.tokenizer import (
@@ -147,11 +148,16 @@ def _build(
     notes: lines about the text are added to it.
     """
     assert train_config.out is not None
-    text = read_text(train_config.data, notes.append) if train_config.data else embedded_corpus()
+    newlines = train_config.newlines
+    text = read_text(train_config.data, notes.append, newlines) if train_config.data else embedded_corpus()
     if train_config.validation_data:
         texts = (
             text,
-            read_text(train_config.validation_data, lambda line: notes.append(f"for validation: {line}")),
+            read_text(
+                train_config.validation_data,
+                lambda line: notes.append(f"for validation: {line}"),
+                newlines,
+            ),
         )
         text = "".join(texts)
     else:
@@ -339,7 +345,12 @@ class Score:
 
 
 def evaluate(
-    path: Path, data: Sequence[str], threads: int = 0, batch_size: int = 64, special_tokens: bool = True
+    path: Path,
+    data: Sequence[str],
+    threads: int = 0,
+    batch_size: int = 64,
+    special_tokens: bool = True,
+    newlines: Newlines = "lf",
 ) -> Score:
     """The loss of the model at `path` over the whole text of `data`, each token after the first predicted once.
 
@@ -349,7 +360,7 @@ def evaluate(
         raise InputError(f"threads={threads}; it must be at least 0 (0: one for each physical core)")
     model, tokenizer = keeping.load(path)
     read: list[str] = []
-    tokens = tokenizer.encode_document(read_text(data, read.append), special_tokens)
+    tokens = tokenizer.encode_document(read_text(data, read.append, newlines), special_tokens)
     if len(tokens) < 2:
         raise InputError("the text has one character; the loss needs at least two, so give more text")
     windows = SequentialWindows(tokens, model.config.context_length, batch_size)

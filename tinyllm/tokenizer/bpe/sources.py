@@ -60,7 +60,7 @@ def _parts(
                 code_points(text)  # here an error can still say where in the text it is
             sources: Iterable[Iterable[str]] = [[text]]
         elif isinstance(text, os.PathLike):
-            sources = (blocks(file) for file in find_text_files(text))
+            sources = (blocks(file, newlines="lf") for file in find_text_files(text))
         else:
             raise InputError(
                 f"texts holds {shown(text)}, a {type(text).__name__}; a text is a str, a file or folder a Path"

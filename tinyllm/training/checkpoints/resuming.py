@@ -38,6 +38,7 @@ CHANGEABLE = {
     "clip_running", "special_tokens", "threads", "formulas", "eval_every", "stop_after", "eval_batch_size",
     "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature",
     "watch_loss", "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
+    "newlines",
 }  # fmt: skip
 OPTIONAL = {"loss_scale"}
 """Parts that a checkpoint may lack."""
@@ -74,7 +75,7 @@ class TextDigests:
         if other:
             raise InputError(
                 f"{self.run} cannot be resumed with this text: its {' and '.join(other)} tokens have another SHA-256; "
-                "give the text it was begun with, or another --out"
+                "give the text it was begun with, with the --newlines it was read with, or another --out"
             )
 
 

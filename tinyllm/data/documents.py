@@ -1,0 +1,255 @@
+"""Documents from files: plain text, JSON lines, CSV and Parquet, compressed or not, in memory that does not grow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm.system.errors import InputError
+from tinyllm.system.storage import StrPath
+from tinyllm.system.text_files import (
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    Newlines,
+    blocks,
+    find_text_files,
+    kind_of,
+    reading,
+    unchanged,
+)
+from tinyllm.system.wording import shown
+
+DOCUMENT_SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
+OnRead = Callable[[int], None]
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or a part of a long one; begins: False where it goes on from the document before."""
+
+    text: str
+    begins: bool = True
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become documents.
+
+    Args:
+        field: the one of JSON lines, of CSV (named in the first line) and of Parquet that is the text.
+        newlines: "lf": all line ends become \\n; "keep": they stay.
+        separator: a text that stands between the documents of a plain file; None: a file is one document.
+        longest: characters; what is longer is cut at a blank line, a line end, or anywhere, in this order. Where it is
+            cut depends on the text before alone, so that text added to a file changes no document but its last.
+    """
+
+    field: str = "text"
+    newlines: Newlines = "lf"
+    separator: str | None = None
+    longest: int = 1 << 16
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise InputError(f"longest={self.longest}; a document has at least one character")
+        if self.separator == "":
+            raise InputError("the separator of documents is empty; give a text, or none")
+
+
+def find_document_files(
+    paths: Iterable[StrPath], left_out: dict[str, list[Path]] | None = None
+) -> list[Path]:
+    """The files themselves, and of folders all that end in one of DOCUMENT_SUFFIXES, compressed or not, sorted.
+
+    left_out: what is passed over is added to it, by reason.
+
+    Raises:
+        InputError: a path is missing, or a folder holds no such file.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        found += find_text_files(path, left_out, DOCUMENT_SUFFIXES)
+    if not found:
+        raise InputError("no text: give a file or a folder")
+    return found
+
+
+def documents_of(
+    file: Path, settings: Reading = Reading(), on_read: OnRead | None = None
+) -> Iterator[Document]:
+    """The documents of one file, in order; empty ones are left out.
+
+    Of the endings .jsonl, .ndjson, .csv, .tsv and .parquet, each record is a document; any other file is plain text.
+    .tsv has no quotes. on_read: told how many bytes were read, as they lie on the disk.
+
+    Raises:
+        InputError: it cannot be read, is damaged or not UTF-8 text, changes while it is read, or a record has no text.
+    """
+    kind = kind_of(file)[0]
+    if kind not in RECORD_SUFFIXES:
+        parts = blocks(file, _BLOCK, settings.newlines, on_read)
+        yield from _cut(parts, settings.longest, settings.separator)
+        return
+    if kind == ".parquet":
+        texts = _parquet(file, settings.field, on_read)
+    elif kind in (".jsonl", ".ndjson"):
+        texts = _json_lines(file, settings.field, on_read)
+    else:
+        texts = _separated(file, settings.field, on_read, "\t" if kind == ".tsv" else ",")
+    for text in texts:
+        if settings.newlines == "lf" and "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if len(text) <= settings.longest:
+            if text:
+                yield Document(text)
+        else:
+            yield from _cut([text], settings.longest, None)
+
+
+def _cut(parts: Iterable[str], longest: int, separator: str | None) -> Iterator[Document]:
+    """The documents of a text that comes in parts: what stands between separators, cut where it is too long."""
+    margin = len(separator) if separator else 0
+    held, at, begins = "", 0, True
+    for part in _and_then_none(parts):
+        held, at = held[at:] + (part or ""), 0
+        while True:
+            end = held.find(separator, at, at + longest + margin) if separator else -1
+            if end >= 0:
+                if end > at:
+                    yield Document(held[at:end], begins)
+                at, begins = end + margin, True
+            elif len(held) - at > longest + (margin if part is not None else 0):
+                end = at + _length_of_first(held[at : at + longest])
+                yield Document(held[at:end], begins)
+                at, begins = end, False
+            else:
+                break
+    if len(held) > at:
+        yield Document(held[at:], begins)
+
+
+def _and_then_none(parts: Iterable[str]) -> Iterator[str | None]:
+    yield from parts
+    yield None
+
+
+def _length_of_first(text: str) -> int:
+    """Where a document of this length is cut: after the last blank line in its second half, or the last line end."""
+    half = len(text) // 2
+    for end in ("\n\n", "\n"):
+        place = text.rfind(end, half)
+        if place >= 0:
+            return place + len(end)
+    return len(text)
+
+
+# ---- Records -----------------------------------------------------------------------------------
+
+
+def _lines(file: Path, on_read: OnRead | None) -> Iterator[str]:
+    """The lines of a file, each with its end, which is \\n alone."""
+    held = ""
+    for block in blocks(file, _BLOCK, "keep", on_read):
+        *whole, last = block.split("\n")
+        if whole:
+            yield held + whole[0] + "\n"
+            yield from (line + "\n" for line in whole[1:])
+            held = last
+        else:
+            held += last
+    if held:
+        yield held
+
+
+def _json_lines(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]:
+    for number, line in enumerate(_lines(file, on_read), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file}, line {number}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{file}, line {number}: an object with the field {shown(field)} is expected, got {shown(record)}"
+            )
+        yield _text_in(record, field, f"{file}, line {number}")
+
+
+def _text_in(record: dict[str, object], field: str, where: str) -> str:
+    if field not in record:
+        raise InputError(
+            f"{where}: no field {shown(field)}; there are {', '.join(map(shown, record)) or 'none'}: name one with "
+            "--field"
+        )
+    text = record[field]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the field {shown(field)} is {shown(text)}; it must be a text")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{where}: half of a UTF-16 pair, which is no character; mend the file"
+            ) from None
+    return text
+
+
+def _separated(file: Path, field: str, on_read: OnRead | None, delimiter: str) -> Iterator[str]:
+    """The texts of comma- or tab-separated values, of which the first line names the fields."""
+    lines = _lines(file, on_read)
+    if delimiter == "\t":
+        rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.reader(lines, strict=True)
+    before = csv.field_size_limit(sys.maxsize)  # of all readers, so it is put back
+    try:
+        names = next(rows, [])
+        if names and field not in names:
+            raise InputError(
+                f"{file}: no field {shown(field)} in the first line; there are {', '.join(map(shown, names))}: name "
+                "one with --field"
+            )
+        for row in rows:
+            if row and len(row) != len(names):
+                raise InputError(
+                    f"{file}, line {rows.line_num}: {len(row)} fields, and the first line names {len(names)}"
+                )
+            if row:
+                yield row[names.index(field)]
+    except csv.Error as error:
+        raise InputError(f"{file}, line {rows.line_num}: not CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{file}: reading .parquet takes a package: pip install pyarrow") from None
+    with reading(file), open(file, "rb") as raw, unchanged(file, raw):
+        try:
+            table = parquet.ParquetFile(raw)
+            names = table.schema_arrow.names
+            if field not in names:
+                raise InputError(
+                    f"{file}: no field {shown(field)}; there are {', '.join(map(shown, names))}: name one with --field"
+                )
+            number, size = 0, file.stat().st_size
+            for batch in table.iter_batches(batch_size=256, columns=[field]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    yield _text_in({field: text}, field, f"{file}, row {number}")
+                if on_read is not None:
+                    on_read(size * batch.num_rows // max(1, table.metadata.num_rows))
+        except pyarrow.ArrowException as error:
+            raise InputError(f"{file}: not Parquet, or damaged: {str(error).splitlines()[0]}") from None
