@@ -38,6 +38,7 @@ from tinyllm.training.engines.device import DeviceSteps, LossScale
 from tinyllm.training.events import Limits, Rejection, StepMetrics
 from tinyllm.training.objectives import NextToken
 from tinyllm.training.safeguards.watch import Watch
+from tinyllm.training.scoring import evaluate
 from tinyllm.training.trainer import Trainer
 
 
@@ -519,14 +520,14 @@ def test_text_and_loss_of_a_saved_model(tmp_path: Path) -> None:
 
     def told() -> tuple[list[int], float]:
         model, _ = keeping.load(folder)
-        return list(generate(model, [1, 2, 3], 40, seed=5)), runs.evaluate(folder, [str(text)]).loss
+        return list(generate(model, [1, 2, 3], 40, seed=5)), evaluate(folder, [str(text)]).loss
 
     tokens, loss = told()
     with on_device() as device:
         found = told()
         if device is not None:  # in this process: a fork cannot use a device
             before = device.count.copy()
-            runs.evaluate(folder, [str(text)], threads=2)
+            evaluate(folder, [str(text)], threads=2)
             assert (device.count - before).launches > 100
     assert found[0] == tokens
     assert abs(found[1] - loss) < 1e-5
