@@ -25,6 +25,7 @@ class Model:
     use_cache: bool | None = field(None, "maybe")
     note: str | None = field(None, "free text")
     data: tuple[str, ...] = field((), "files")
+    weights: tuple[float, ...] = field((), "weights")
     mode: Literal["fast", "slow"] | None = field(None, "a mode")
 
 
@@ -51,6 +52,7 @@ def test_only_given_flags_come_back() -> None:
         "tie_embeddings": True,
         "use_cache": False,
     }
+    assert parse(["--weights", "1", "2.5"]) == {"weights": (1.0, 2.5)}
     assert parse(["--data", "a", "b", "--note", "none"]) == {"data": ("a", "b"), "note": "none"}
     assert parse(["--clip", "none", "--num-kv-heads", "2"]) == {"clip": None, "num_kv_heads": 2}
     assert parse(["--activation", "gelu", "--level", "3", "--mode", "none"]) == {
@@ -67,6 +69,7 @@ def test_only_given_flags_come_back() -> None:
         (["--hidden-size", "big"], "--hidden-size: hidden_size must be an integer, got 'big'"),
         (["--hidden-size", "none"], "an integer, got 'none'"),
         (["--norm-eps", "nan"], "a number, got nan"),
+        (["--weights", "1", "much"], "--weights: must be a number, got 'much'"),
         (["--activation", "gelo"], "did you mean 'gelu'"),
         (["--level", "4"], "one of 1, 2, 3, got 4"),
         (["--use-cache", "maybe"], "true or false or none, got 'maybe'"),
@@ -92,6 +95,7 @@ def test_help_shows_text_type_choices_and_default() -> None:
         "clip at this norm, 100% of it (float or none; default: 1.0)",
         "(int or none; default: none)",
         "files (texts; default: empty)",
+        "weights (numbers; default: empty)",
     ]:
         assert piece in shown
     parser = argparse.ArgumentParser()

@@ -33,6 +33,7 @@ class Model:
     use_cache: bool | None = field(None, "maybe")
     note: Optional[str] = field(None, "free text")  # noqa: UP045
     data: tuple[str, ...] = field((), "files")
+    weights: tuple[float, ...] = field((), "weights", above=0)
     mode: Literal["fast", "slow"] | None = field(None, "a mode")
 
 
@@ -56,6 +57,7 @@ models = st.builds(
     use_cache=st.sampled_from([None, True, False]),
     note=st.none() | texts | st.just("none"),
     data=st.lists(texts | st.just("none"), max_size=4).map(tuple),
+    weights=st.lists(st.floats(allow_nan=False), max_size=4).map(tuple),
     mode=st.sampled_from([None, "fast", "slow"]),
 )
 
@@ -77,8 +79,10 @@ def same_types(left: Any, right: Any) -> bool:
 
 def test_defaults_and_given_values() -> None:
     assert from_mapping(Model, {}) == Model()
-    config = from_mapping(Model, {"hidden_size": 64, "norm_eps": 1, "data": ["a", "b"]})
-    assert config == dataclasses.replace(Model(), hidden_size=64, norm_eps=1.0, data=("a", "b"))
+    config = from_mapping(Model, {"hidden_size": 64, "norm_eps": 1, "data": ["a", "b"], "weights": [1, 2.5]})
+    expected = {"hidden_size": 64, "norm_eps": 1.0, "data": ("a", "b"), "weights": (1.0, 2.5)}
+    assert config == dataclasses.replace(Model(), **expected)
+    assert same_types(config.weights, (1.0, 2.5))
     assert type(config.norm_eps) is float
     assert type(config.data) is tuple
 
@@ -114,6 +118,10 @@ def test_mapping_and_json_round_trip(config: Model) -> None:
         ({"num_kv_heads": 1.5}, ["an integer or none, got 1.5"]),
         ({"data": "a"}, ["a list of strings, got 'a'"]),
         ({"data": ["a", 1]}, ["a list of strings"]),
+        ({"weights": 1}, ["a list of numbers, got 1"]),
+        ({"weights": [1, "2"]}, ["a list of numbers, got [1, '2']"]),
+        ({"weights": [1, True]}, ["a list of numbers"]),
+        ({"weights": [math.nan]}, ["a list of numbers"]),
         ({"note": {"x": "line\nbreak" * 1000}}, ["a string or none"]),
         ({"x" * 100_000: 1}, ["unknown key"]),
     ],

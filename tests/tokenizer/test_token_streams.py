@@ -216,7 +216,7 @@ def test_text_predicted_is_what_decoding_all_adds(
     words = ["to", " to", "a", "\u65e5", "\u65e5\u672c", "\U0001f600", "\u00e9", "<s>", "\n"]
     text = "".join(rng.choice(words, 200))
     for tokenizer in (sentence_pieces(prefix), byte_pairs(), ByteTokenizer(), CharTokenizer.train(text)):
-        ids = tokenizer.encode_to_array(text)
+        ids = tokenizer.encode_document(text)
         begins = next(tokenizer.decode_stream(ids[:1].tolist()))
         whole = tokenizer.decode(ids)
         found = tokenizer.text_predicted(ids)

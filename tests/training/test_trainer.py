@@ -583,19 +583,19 @@ def test_what_does_not_change_the_steps_may_change(finished: Path) -> None:
     assert trainer.step == 3
 
 
-CHANGES: list[tuple[dict[str, Any], int]] = [
-    ({"learning_rate": 1e-3}, 3),
-    ({"schedule": "cosine"}, 3),
-    ({"final_factor": 0.3}, 3),
-    ({"warmup_steps": 6}, 3),
-    ({"steps": 40}, 3),
-    ({"weight_decay": 0.7}, 3),
-    ({"clip_norm": 0.01}, 3),
-    ({"clip_running": 0.1, "watch_loss": 20.0}, 3),
-    ({"dropout": 0.5}, 3),
-    ({"batch_size": 4}, 5),  # 18 windows were shown
-    ({"batch_size": 7, "gradient_accumulation": 2}, 2),
-    ({"muon_learning_rate": 0.1, "muon_weight_decay": 0.2}, 3),
+CHANGES: list[dict[str, Any]] = [
+    {"learning_rate": 1e-3},
+    {"schedule": "cosine"},
+    {"final_factor": 0.3},
+    {"warmup_steps": 6},
+    {"steps": 40},
+    {"weight_decay": 0.7},
+    {"clip_norm": 0.01},
+    {"clip_running": 0.1, "watch_loss": 20.0},
+    {"dropout": 0.5},
+    {"batch_size": 4},
+    {"batch_size": 7, "gradient_accumulation": 2},
+    {"muon_learning_rate": 0.1, "muon_weight_decay": 0.2},
 ]
 
 
@@ -607,8 +607,8 @@ def with_change(change: Mapping[str, Any], **others: Any) -> Trainer:
     return make(replace(base, **rest), replace(MODEL, **dropout), **others)
 
 
-@pytest.mark.parametrize(("change", "position"), CHANGES, ids=str)
-def test_a_run_goes_on_with_other_settings(tmp_path: Path, change: dict[str, Any], position: int) -> None:
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_run_goes_on_with_other_settings(tmp_path: Path, change: dict[str, Any]) -> None:
     """The next step is that of a trainer of the new settings, given parameters and optimizer state by hand."""
     old = {name: value for name, value in vars(TRAIN).items() if name in change} | {"dropout": 0.0}
     begun = with_change({name: old[name] for name in change}, run=tmp_path / "run", callbacks=[Recorder(3)])
@@ -625,7 +625,10 @@ def test_a_run_goes_on_with_other_settings(tmp_path: Path, change: dict[str, Any
     by_hand = with_change(change)
     by_hand.model.load_state_dict(begun.model.state_dict())
     by_hand.optimizer.load_state_dict(begun.optimizer.state_dict(), 3)
-    by_hand.step, by_hand.sampler.step = 3, position
+    by_hand.step = by_hand.sampler.step = 3
+    shown = 3 * begun.sampler.batch_size  # the next window is the one after these, whatever the batch size is
+    batch = by_hand.sampler.windows(np.arange(shown, shown + by_hand.sampler.batch_size))
+    by_hand.sampler.batch = lambda step: batch  # type: ignore[method-assign, misc]
     for loss, norm in zip(watched, begun.watch.norms.values, strict=True):
         if kept:
             by_hand.watch.accept(loss, norm)

@@ -48,4 +48,4 @@ def evaluate_command(args: argparse.Namespace) -> None:
         newlines=args.newlines,
     )
     tokens, *units = vars(score).values()
-    print(f"{tokens:,} tokens, loss {loss_in_words(*units)}")
+    print(f"{tokens:,} tokens  loss {loss_in_words(*units)}")

@@ -28,7 +28,9 @@ def _parse_flag(setting: Setting, text: str) -> Any:
 
 
 def _flag_help(setting: Setting, default: Any) -> str:
-    kind = "texts" if setting.kind is tuple else setting.kind.__name__
+    kind = setting.kind.__name__
+    if setting.kind is tuple:
+        kind = "numbers" if setting.item is float else "texts"
     if setting.choices:
         kind = "one of " + ", ".join(map(str, setting.choices))
     if setting.optional:
@@ -36,7 +38,7 @@ def _flag_help(setting: Setting, default: Any) -> str:
     if default is dataclasses.MISSING:
         return f"{setting.help} ({kind}; required)".strip().replace("%", "%%")
     elif isinstance(default, tuple):
-        default = " ".join(default) or "empty"
+        default = " ".join(map(str, default)) or "empty"
     elif default is None or isinstance(default, bool):
         default = str(default).lower()
     # argparse formats help with %, so a lone percent sign would end in a traceback.
@@ -47,7 +49,7 @@ def add_flags(group: argparse._ActionsContainer, cls: type, preset: Mapping[str,
     """Add one flag for each field of `cls` to an argparse parser or argument group.
 
     hidden_size becomes --hidden-size, a bool becomes --tie-embeddings and --no-tie-embeddings, and
-    a tuple takes any number of texts. The word "none" gives None where the field has one and is
+    a tuple takes any number of texts or numbers. The word "none" gives None where the field has one and is
     not text. A flag that is not given leaves nothing in the namespace (argparse.SUPPRESS): see
     given_flags. `preset` has other defaults for the help to name.
     """
@@ -58,6 +60,8 @@ def add_flags(group: argparse._ActionsContainer, cls: type, preset: Mapping[str,
         elif setting.kind is tuple:
             options["nargs"] = "*"
             options["metavar"] = "TEXT"
+            if setting.item is float:
+                options.update(type=number, metavar="FLOAT")
         else:
             options["type"] = functools.partial(_parse_flag, setting)
             words = [str(choice) for choice in setting.choices]

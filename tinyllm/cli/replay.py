@@ -88,7 +88,8 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
         for name in ("step", "reason", "done", "loss", "grad_norm"):
             report[name]
         numbers = {name: int(report[name]) for name in ("position", "seed", "workers")}
-        inputs, targets = (np.asarray(batch[name], dtype=np.int64) for name in ("inputs", "targets"))
+        arrays = tuple(np.asarray(batch[name], dtype=np.int64) for name in NextToken.names if name in batch)
+        inputs, targets = arrays[:2]
         z_loss = float(report["z_loss"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{folder}: the report is damaged ({error})") from None
@@ -98,16 +99,18 @@ def load(folder: Path) -> tuple[dict[str, Any], Step]:
         )
     model = _model(before)
     V = model.config.vocab_size
-    if inputs.ndim != 2 or inputs.shape != targets.shape or not inputs.size:
+    if inputs.ndim != 2 or not inputs.size or any(array.shape != inputs.shape for array in arrays):
         raise InputError(
             f"{folder / 'batch.json'}: inputs and targets must be (B, T), got {shown(inputs.shape)}"
         )
+    if any((array[:, 1:] < array[:, :-1]).any() for array in arrays[2:]):
+        raise InputError(f"{folder / 'batch.json'}: documents must not fall along a row")
     ids = np.concatenate([inputs.reshape(-1), targets[targets != IGNORE_INDEX]])
     if ids.min() < 0 or ids.max() >= V:
         raise InputError(f"{folder / 'batch.json'}: ids must be from 0 to {V - 1}")
     if not 1 <= numbers["workers"] <= 4096 or numbers["position"] < 0 or not 0 <= numbers["seed"] < 2**32:
         raise InputError(f"{folder}: the report is damaged ({json.dumps(numbers)})")
-    return report, Step(model, NextToken(z_loss), (inputs, targets), **numbers)
+    return report, Step(model, NextToken(z_loss), arrays, **numbers)
 
 
 def _model(before: Path) -> TransformerLM:

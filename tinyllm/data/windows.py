@@ -1,63 +1,117 @@
 """Windows of tokens: pairs (inputs, targets) where targets is inputs moved on by one.
 
 A window that starts at s takes the inputs tokens[s : s + T] and the targets
-tokens[s + 1 : s + T + 1], so it needs T + 1 tokens. All tokens stay where they are (an array, or a
-memory-mapped file of any length): only the windows asked for are copied.
+tokens[s + 1 : s + T + 1], so it needs T + 1 tokens. All tokens stay where they are (an array, a
+memory-mapped file of any length, or anything sliced like one): only the windows asked for are read.
 """
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
 
-Tokens = npt.NDArray[np.integer[Any]]
 Ids = npt.NDArray[np.int64]
-Splittable = TypeVar("Splittable", str, Tokens)
+Batch = tuple[Ids, ...]
+"""(inputs, targets), or where documents are kept apart (inputs, targets, documents); (B, T) each."""
+
+
+class Tokens(Protocol):
+    """What is read of tokens: their number, their type, and slices. NumPy's arrays are such, and token shards.
+
+    A `digest` (str), of what the tokens are, saves reading them all to compare them with others.
+    """
+
+    @property
+    def ndim(self) -> int:
+        """1."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """An integer type."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Any: ...
+
+
+Splittable = TypeVar("Splittable", str, npt.NDArray[np.integer[Any]])
 
 IGNORE_INDEX = -100
 """The target that marks a place without a target; the loss leaves it out, as torch's does."""
 
-# Every use of random numbers has its own last word in the seed. Without one, default_rng([5, 0]),
-# the order of epoch 0, would be default_rng(5), the very numbers that initialise the weights.
-_WINDOWS_STREAM = 1
-_OFFSETS_STREAM = 2
-
 _DIGEST_CHUNK = 1 << 18
 
 
-def _as_tokens(tokens: npt.ArrayLike) -> Tokens:
-    """A one-dimensional integer array; a memory-mapped one stays on disk."""
-    array: npt.NDArray[Any] = np.asarray(tokens)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+def as_tokens(tokens: npt.ArrayLike | Tokens) -> Tokens:
+    """One-dimensional integers; what has a dtype, such as a memory-mapped array, stays where it is."""
+    array: Any = tokens
+    if isinstance(tokens, np.ndarray) or not hasattr(tokens, "dtype"):
+        array = np.asarray(tokens)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
         raise TypeError(f"tokens must be integers in one dimension, got {array.dtype} of shape {array.shape}")
     return array
 
 
-def _at_least_one(**numbers: int) -> None:
+def require_at_least_one(**numbers: int) -> None:
+    """Raise InputError for the first number, of a setting of its name, that is below 1."""
     for name, number in numbers.items():
         if number < 1:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{name} must be at least 1, got {number}; change {flag}")
 
 
-def _need_one_window(
+def require_one_window(
     tokens: Tokens, context_length: int, name: str, advice: str = "lower --context-length or give more text"
 ) -> None:
+    """Raise InputError where the tokens, called `name`, are fewer than context_length + 1."""
     if len(tokens) < context_length + 1:
         raise InputError(
             f"the {name} is too short: {len(tokens)} tokens, and one window needs {context_length + 1}; {advice}"
         )
 
 
-def _gather(tokens: Tokens, starts: Ids, context_length: int) -> tuple[Ids, Ids]:
-    """starts (B,) -> inputs (B, T), targets (B, T), each its own memory."""
-    windows = tokens[starts[:, None] + np.arange(context_length + 1)]  # (B, T + 1)
-    return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+def gather(tokens: Tokens, starts: Ids, context_length: int) -> tuple[Ids, Ids]:
+    """starts (B,) -> inputs (B, T), targets (B, T), each its own memory.
+
+    A window that passes the end of the tokens is filled up, its inputs with 0 and its targets with IGNORE_INDEX.
+    """
+    size = context_length + 1
+    if isinstance(tokens, np.ndarray) and starts.max(initial=0) + size <= len(tokens):
+        windows = tokens[starts[:, None] + np.arange(size)]  # (B, T + 1)
+        return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+    inputs = np.zeros((len(starts), context_length), dtype=np.int64)
+    targets = np.full((len(starts), context_length), IGNORE_INDEX, dtype=np.int64)
+    for row, start in enumerate(starts.tolist()):
+        window = tokens[start : start + size]
+        inputs[row, : len(window) - 1] = window[:-1]
+        targets[row, : len(window) - 1] = window[1:]
+    return inputs, targets
+
+
+def count_documents(document_starts: Ids, starts: Ids, context_length: int) -> Ids:
+    """The number of each token's document within its window, from 0: starts (B,) -> (B, T).
+
+    document_starts: the positions at which documents begin, ascending; only those in the windows are read.
+    """
+    ends = starts + context_length
+    first, last = np.searchsorted(document_starts, [starts + 1, ends])  # a begin at the start changes nothing
+    begins = np.zeros((len(starts), context_length), dtype=np.int64)
+    for row, (low, high) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        if low < high:
+            begins[row, document_starts[low:high] - starts[row]] = 1
+    return begins.cumsum(axis=1)
+
+
+def read_windows(tokens: Tokens, starts: Ids, context_length: int, document_starts: Ids | None) -> Batch:
+    """The batch of the windows with these starts (B,); with `document_starts`, and the documents of its tokens."""
+    batch = gather(tokens, starts, context_length)
+    if document_starts is None:
+        return batch
+    return (*batch, count_documents(document_starts, starts, context_length))
 
 
 def split_by_position(tokens: Splittable, validation_fraction: float) -> tuple[Splittable, Splittable]:
@@ -75,9 +129,12 @@ def split_by_position(tokens: Splittable, validation_fraction: float) -> tuple[S
     return tokens[:split], tokens[split:]
 
 
-def token_digest(tokens: npt.ArrayLike) -> str:
-    """The SHA-256 of the tokens as little-endian int64, whatever their dtype is."""
-    array = _as_tokens(tokens)
+def token_digest(tokens: npt.ArrayLike | Tokens) -> str:
+    """The digest that tokens know of themselves, or the SHA-256 of them as little-endian int64."""
+    known = getattr(tokens, "digest", None)
+    if isinstance(known, str):
+        return known
+    array = as_tokens(tokens)
     digest = hashlib.sha256()
     for start in range(0, len(array), _DIGEST_CHUNK):
         digest.update(array[start : start + _DIGEST_CHUNK].astype("<i8").data)
@@ -96,16 +153,16 @@ class SlidingWindows:
     """
 
     def __init__(
-        self, tokens: npt.ArrayLike, context_length: int, stride: int = 1, name: str = "text"
+        self, tokens: npt.ArrayLike | Tokens, context_length: int, stride: int = 1, name: str = "text"
     ) -> None:
         """`name` is what errors call the tokens, such as "validation text".
 
         Raises:
             InputError: fewer than context_length + 1 tokens, or a length or stride below 1.
         """
-        self.tokens = _as_tokens(tokens)
-        _at_least_one(context_length=context_length, stride=stride)
-        _need_one_window(self.tokens, context_length, name)
+        self.tokens = as_tokens(tokens)
+        require_at_least_one(context_length=context_length, stride=stride)
+        require_one_window(self.tokens, context_length, name)
         self.context_length = context_length
         self.stride = stride
 
@@ -136,19 +193,33 @@ class SequentialWindows:
     """
 
     def __init__(
-        self, tokens: npt.ArrayLike, context_length: int, batch_size: int, name: str = "text"
+        self,
+        tokens: npt.ArrayLike | Tokens,
+        context_length: int,
+        batch_size: int,
+        name: str = "text",
+        document_starts: Ids | None = None,
     ) -> None:
         """`name` is what errors call the tokens, such as "validation text".
+
+        document_starts: ascending positions at which documents begin. With them a batch has a third array, (B, T)
+        int64: the number of each token's document within its window, from 0.
 
         Raises:
             InputError: fewer than two tokens, or a length or size below 1.
         """
-        self.tokens = _as_tokens(tokens)
-        _at_least_one(context_length=context_length, batch_size=batch_size)
+        self.tokens = as_tokens(tokens)
+        require_at_least_one(context_length=context_length, batch_size=batch_size)
         # One window is not needed here: a shorter text is one window, partly filled up.
-        _need_one_window(self.tokens, 1, name, "give more text, or raise --validation-fraction")
+        require_one_window(self.tokens, 1, name, "give more text, or raise --validation-fraction")
         self.context_length = context_length
         self.batch_size = batch_size
+        self.document_starts = document_starts
+
+    @property
+    def digest(self) -> str:
+        """The digest of the tokens, see token_digest."""
+        return token_digest(self.tokens)
 
     @property
     def num_targets(self) -> int:
@@ -164,170 +235,8 @@ class SequentialWindows:
         """The number of batches."""
         return -(-self.num_windows // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Ids, Ids]]:
-        batch_tokens = self.batch_size * self.context_length
-        for start in range(0, self.num_targets, batch_tokens):
-            piece = self.tokens[start : start + batch_tokens + 1]
-            rows = -(-(len(piece) - 1) // self.context_length)
-            inputs = np.zeros(rows * self.context_length, dtype=np.int64)
-            targets = np.full(rows * self.context_length, IGNORE_INDEX, dtype=np.int64)
-            inputs[: len(piece) - 1] = piece[:-1]
-            targets[: len(piece) - 1] = piece[1:]
-            shape = (rows, self.context_length)
-            yield inputs.reshape(shape), targets.reshape(shape)
-
-
-class BatchSampler(ABC):
-    """Training batches without end, whose position can be saved.
-
-    batch(step) depends on the tokens, the settings and `step` alone, so a run that was resumed
-    sees the batches that it would have seen. Iterating goes on from the `step` reached:
-
-        sampler = RandomWindows(train, context_length=64, batch_size=12, seed=0)
-        inputs, targets = next(sampler)    # both (B, T) int64
-        saved = sampler.state_dict()
-    """
-
-    def __init__(
-        self,
-        tokens: npt.ArrayLike,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        name: str = "text",
-    ) -> None:
-        """`name` is what errors call the tokens, such as "training text".
-
-        Raises:
-            InputError: fewer than context_length + 1 tokens, a length or size below 1, or a seed
-                outside 0 to 4294967295.
-        """
-        self.tokens = _as_tokens(tokens)
-        _at_least_one(context_length=context_length, batch_size=batch_size)
-        _need_one_window(self.tokens, context_length, name)
-        # A larger seed would take two words of numpy's seed sequence, and could meet another pair
-        # of seed and epoch there.
-        if not 0 <= seed < 1 << 32:
-            raise InputError(f"seed must be from 0 to {(1 << 32) - 1}, got {seed}; change --seed")
-        self.context_length = context_length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.step = 0
-        """The step of the next batch, which is the number of batches given so far."""
-
-    @abstractmethod
-    def _starts(self, step: int) -> Ids:
-        """The first positions of the windows of one batch, (B,)."""
-
-    def batch(self, step: int) -> tuple[Ids, Ids]:
-        """The batch of any step, (inputs, targets), both (B, T) int64; moves nothing."""
-        if step < 0:
-            raise IndexError(f"steps begin at 0, got {step}")
-        return _gather(self.tokens, self._starts(step), self.context_length)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> tuple[Ids, Ids]:
-        batch = self.batch(self.step)
-        self.step += 1
-        return batch
-
-    def _identity(self) -> dict[str, int | str]:
-        return {
-            "sampler": type(self).__name__,
-            "num_tokens": len(self.tokens),
-            "context_length": self.context_length,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
-
-    def state_dict(self) -> dict[str, int | str]:
-        """The step, and what the order of batches depends on; JSON can hold it."""
-        return {**self._identity(), "step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position, which may be one of batches of another size.
-
-        Raises:
-            InputError: the state is of other data or settings, or is damaged; nothing is changed.
-        """
-        differing = [
-            f"{name} was {state.get(name)!r} and is {here!r}"
-            for name, here in self._identity().items()
-            if name != "batch_size" and state.get(name) != here
-        ]
-        if differing:
-            raise InputError(
-                f"the saved data position belongs to another run: {', '.join(differing)}; "
-                "resume with the text and the settings of that run"
-            )
-        step, batch_size = state.get("step"), state.get("batch_size")
-        if type(step) is not int or step < 0:
-            raise InputError(f"the saved data position is damaged: step must be 0 or more, got {step!r}")
-        if type(batch_size) is not int or batch_size < 1:
-            raise InputError(
-                f"the saved data position is damaged: batch_size must be 1 or more, got {batch_size!r}"
-            )
-        self.step = self._step_after(step, batch_size)
-
-    def _step_after(self, step: int, batch_size: int) -> int:
-        """The step to go on with after `step` batches of another size, so that no draw comes twice."""
-        return step
-
-
-class RandomOffsets(BatchSampler):
-    """Windows that start anywhere, drawn with replacement, each independent of the others."""
-
-    def _starts(self, step: int) -> Ids:
-        generator = np.random.default_rng([self.seed, step, _OFFSETS_STREAM])
-        return generator.integers(0, len(self.tokens) - self.context_length, size=self.batch_size)
-
-
-class RandomWindows(BatchSampler):
-    """Windows drawn without replacement: an epoch shows each of its windows once.
-
-    An epoch lays windows end to end from a random offset and shuffles them. It has
-    `windows_per_epoch` windows whatever the offset, so the step alone says where in which epoch a
-    batch stands; a batch may straddle two epochs. About one window's worth of tokens is left out
-    of an epoch, and since the offset moves over all of that, of no epoch in particular.
-    """
-
-    def __init__(
-        self,
-        tokens: npt.ArrayLike,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        name: str = "text",
-    ) -> None:
-        super().__init__(tokens, context_length, batch_size, seed, name)
-        self.windows_per_epoch = max(1, len(self.tokens) // context_length - 1)
-        # The order of the epoch last asked for. Steps come in order, so one is enough.
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
-
-    def _epoch_starts(self, epoch: int) -> Ids:
-        """The starts of all windows of an epoch in the order they are shown."""
-        if epoch != self._epoch:
-            generator = np.random.default_rng([self.seed, epoch, _WINDOWS_STREAM])
-            # Up to the last offset that fits, at least context_length - 1 in a text of two windows
-            # or more: so every token after the first is a target in some epoch.
-            used = self.windows_per_epoch * self.context_length
-            offset = generator.integers(0, len(self.tokens) - used)
-            self._order = offset + generator.permutation(self.windows_per_epoch) * (self.context_length)
-            self._epoch = epoch
-        return self._order
-
-    def _step_after(self, step: int, batch_size: int) -> int:
-        """The first whose windows were not shown; some of an epoch are left out where a batch begins among them."""
-        return -(-step * batch_size // self.batch_size)
-
-    def _starts(self, step: int) -> Ids:
-        positions = step * self.batch_size + np.arange(self.batch_size)
-        epochs, places = np.divmod(positions, self.windows_per_epoch)
-        starts = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            starts[here] = self._epoch_starts(epoch)[places[here]]
-        return starts
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, self.num_windows, self.batch_size):
+            windows = np.arange(first, min(first + self.batch_size, self.num_windows))
+            starts = windows * self.context_length
+            yield read_windows(self.tokens, starts, self.context_length, self.document_starts)

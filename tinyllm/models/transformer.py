@@ -13,12 +13,13 @@ from tinyllm import backend
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
 from tinyllm.models.config import POSITION_ENCODINGS, ModelConfig
-from tinyllm.nn.attention import MultiHeadAttention
+from tinyllm.nn.attention import Documents, MultiHeadAttention
 from tinyllm.nn.cache import KeyValueCache, LayerCache
 from tinyllm.nn.feed_forward import FeedForward
 from tinyllm.nn.layers import Dropout, Embedding, Linear, RMSNorm
 from tinyllm.nn.module import Module
 from tinyllm.nn.positional import PositionEncoding
+from tinyllm.nn.recomputation import recompute
 from tinyllm.system.errors import InputError
 
 
@@ -55,8 +56,10 @@ class TransformerBlock(Module):
         )
         self.feed_forward_dropout = Dropout(p, stream=3 * layer + 3)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache))
+    def forward(
+        self, x: Tensor, cache: LayerCache | None = None, documents: Documents | None = None
+    ) -> Tensor:
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache, documents))
         return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
 
     def infer(self, x: Array, cache: LayerCache | None = None, newest: bool = False) -> Array:
@@ -86,6 +89,8 @@ class TransformerLM(Module):
             raise InputError("vocab_size=0; set it to the number of tokens that the tokenizer has")
         rng = np.random.default_rng(seed)
         self.config = config
+        self.recompute = False
+        """Whether blocks keep nothing for backward, which runs them once more: less memory, a third more time."""
         D, V, tied = config.hidden_size, config.vocab_size, config.tie_embeddings
         # A tied matrix begins as a head does, because its rows are dot products with hidden states too.
         embedding_std = config.head_scale / math.sqrt(D) if tied else config.embedding_std
@@ -106,21 +111,29 @@ class TransformerLM(Module):
         tied = getattr(self.head, "weight", None) is self.embedding.weight
         return replace(self.config, tie_embeddings=tied)
 
-    def forward(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
+    def forward(
+        self, tokens: Any, cache: Sequence[LayerCache] | None = None, documents: Any = None
+    ) -> Tensor:
         """Logits for the token after each. tokens: (B, T) integers, an array, Tensor or lists -> (B, T, V).
 
-        With a cache, `tokens` continue those that the cache has seen, and it is extended. Raises ValueError for more
-        than `context_length` of them.
+        With a cache, `tokens` continue those that the cache has seen, and it is extended. documents: the number of each
+        token's document, (B, T) integers; then a token sees those of its own document alone, and its position counts
+        from the first of them. Raises ValueError for more than `context_length` tokens, and for documents of another
+        shape or with a cache.
         """
-        return self.head(self.hidden(tokens, cache))
+        return self.head(self.hidden(tokens, cache, documents))
 
-    def hidden(self, tokens: Any, cache: Sequence[LayerCache] | None = None) -> Tensor:
+    def hidden(self, tokens: Any, cache: Sequence[LayerCache] | None = None, documents: Any = None) -> Tensor:
         """What the head sees: tokens (B, T) -> (B, T, D)."""
         tokens, offset = self._taken(tokens, cache)
-        x = self.position.embed(self.embedding(tokens), offset)
+        apart = () if documents is None else (_kept_apart(documents, tokens.shape, cache),)
+        x = self.position.embed(self.embedding(tokens), apart[0].positions if apart else offset)
         x = self.embedding_dropout(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
+            if cache is None and self.recompute:
+                x = recompute(block, x, None, *apart)
+            else:
+                x = block(x, cache[i] if cache else None, *apart)
         return self.norm(x)
 
     def _taken(self, tokens: Any, cache: Sequence[LayerCache] | None) -> tuple[Array, int]:
@@ -169,3 +182,19 @@ class TransformerLM(Module):
             # Nothing looks at what the last block makes of the other tokens.
             x = block.infer(x, cache[i] if cache else None, newest=newest and i == last)
         return self.norm.infer(x)
+
+
+def _kept_apart(documents: Any, shape: tuple[int, ...], cache: Sequence[LayerCache] | None) -> Documents:
+    """What attention has to know of documents, (B, T) integers; raises ValueError for what cannot be those."""
+    if cache:
+        raise ValueError(
+            "documents came with a cache, in which they cannot be kept apart; give one of the two"
+        )
+    numbers = backend.asarray(documents.data if isinstance(documents, Tensor) else documents)
+    if numbers.shape != shape or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"documents are {numbers.dtype} of shape {numbers.shape}; they are integers of the shape of tokens, {shape}"
+        )
+    if (numbers[:, 1:] < numbers[:, :-1]).any():
+        raise ValueError("documents fall along a row; number them as they come, such as 0, 0, 1, 1, 1, 2")
+    return Documents.of(numbers)

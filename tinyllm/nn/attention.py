@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -25,10 +25,30 @@ _QUERIES = 256
 class HeadNorm(RMSNorm):
     """QK-norm: RMSNorm of each head of the queries or keys, before their position. x: (B, T, H K) -> (B, H, T, K)."""
 
-    def forward(self, x: Tensor, position: PositionEncoding, offset: int) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, position: PositionEncoding, offset: int | Array
+    ) -> Tensor:
         return position.heads(x, self.weight.size, offset, self.weight, self.eps)
 
     infer = RMSNorm.infer  # of heads that are cut already: (..., K) -> (..., K)
+
+
+class Documents(NamedTuple):
+    """The documents of the tokens in a batch, each of which attends to tokens of its own document alone.
+
+    together: (B, 1, T, T), whether two tokens are of the same document. positions: (B, T) integers, of each token in
+    its document, counted from the first token of it that is in the batch.
+    """
+
+    together: Array
+    positions: Array
+
+    @classmethod
+    def of(cls, numbers: Array) -> Documents:
+        """From the number of each token's document, (B, T) integers; a document's tokens stand side by side."""
+        together = numbers[:, :, None] == numbers[:, None, :]  # (B, T, T)
+        before = current.xp.tri(numbers.shape[1], dtype=bool)
+        return cls(together[:, None], (together & before).sum(axis=-1) - 1)
 
 
 class MultiHeadAttention(Module):
@@ -72,8 +92,12 @@ class MultiHeadAttention(Module):
         self.key_norm = HeadNorm(K, norm_eps) if qk_norm else None
         self.dropout = dropout or Dropout(0.0)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        offset = 0 if cache is None else cache.length
+    def forward(
+        self, x: Tensor, cache: LayerCache | None = None, documents: Documents | None = None
+    ) -> Tensor:
+        offset: int | Array = 0 if cache is None else cache.length
+        if documents is not None:
+            offset = documents.positions
         q = self.heads(self.query(x), self.query_norm, offset)  # (B, H, T, K)
         k = self.heads(self.key(x), self.key_norm, offset)  # (B, G, T, K)
         v = ops.split_heads(self.value(x), self.head_dim)  # (B, G, T, K)
@@ -86,15 +110,16 @@ class MultiHeadAttention(Module):
             k,
             v,
             causal=True,
+            mask=None if documents is None else documents.together,
             dropout_p=self.dropout.p if drop else 0.0,
             dropout_key=self.dropout.key() if drop else None,
         )  # (B, H, T, K)
         return self.output(ops.merge_heads(attended))
 
-    def heads(self, x: Tensor, norm: HeadNorm | None, offset: int) -> Tensor:
-        """The heads of queries or keys, normalised if there is a norm, and with their positions.
+    def heads(self, x: Tensor, norm: HeadNorm | None, offset: int | Array) -> Tensor:
+        """The heads of queries or keys, normalised if there is a norm, and with their positions (see PositionEncoding).
 
-        x: (B, T, H K), the first at position `offset` -> (B, H, T, K).
+        x: (B, T, H K) -> (B, H, T, K).
         """
         if norm is None:
             return self.position.heads(x, self.head_dim, offset)

@@ -14,17 +14,20 @@ from tinyllm.ops.fast.rotary import rotate_in_place, rotation_tables
 class PositionEncoding(Module):
     """How a model knows where a token stands. The methods say nothing about it here: no position encoding.
 
-    Attention with a causal mask can still tell positions apart a little (Kazemnejad et al., 2023).
+    Attention with a causal mask can still tell positions apart a little (Kazemnejad et al., 2023). `offset` is the
+    position of the first token, or the positions of all, integers (B, T).
     """
 
-    def embed(self, hidden: Tensor, offset: int) -> Tensor:
-        """Position information added to embeddings. hidden: (B, T, D), the first at position `offset`."""
+    def embed(self, hidden: Tensor, offset: int | Array) -> Tensor:
+        """Position information added to embeddings. hidden: (B, T, D)."""
         return hidden
 
-    def heads(self, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0) -> Tensor:
+    def heads(
+        self, x: Tensor, head_dim: int, offset: int | Array, weight: Any = None, eps: float = 0.0
+    ) -> Tensor:
         """The heads of queries or keys with position information; with a weight, normalised before (RMSNorm).
 
-        x: (B, T, H K), the first at position `offset`; weight: (K,) -> (B, H, T, K).
+        x: (B, T, H K), weight: (K,) -> (B, H, T, K).
         """
         x = ops.split_heads(x, head_dim)
         return x if weight is None else ops.rms_norm(x, weight, eps)
@@ -49,7 +52,9 @@ class RotaryEmbedding(PositionEncoding):
     def __init__(self, theta: float = 10000.0) -> None:
         self.theta = theta
 
-    def heads(self, x: Tensor, head_dim: int, offset: int, weight: Any = None, eps: float = 0.0) -> Tensor:
+    def heads(
+        self, x: Tensor, head_dim: int, offset: int | Array, weight: Any = None, eps: float = 0.0
+    ) -> Tensor:
         return ops.rotary_heads(x, head_dim, weight, eps, offset, self.theta)
 
     def infer(self, heads: Array, offset: int) -> Array:

@@ -9,7 +9,7 @@ from tinyllm.autograd.registry import composite, register
 from tinyllm.autograd.tensor import Case, Tensor
 from tinyllm.backend import Array
 from tinyllm.ops.norm import rms_norm
-from tinyllm.ops.rotary import rope
+from tinyllm.ops.rotary import positions_of, rope
 from tinyllm.ops.shape import Movement
 
 
@@ -56,7 +56,7 @@ class MergeHeads(Movement):
 
 @composite("rotary_heads")
 def normalised_and_rotated(
-    x: Tensor, weight: Tensor | None = None, *, head_dim: int, eps: float, offset: int, theta: float
+    x: Tensor, weight: Tensor | None = None, *, head_dim: int, eps: float, offset: int | Array, theta: float
 ) -> Tensor:
     """RoPE(RMSNorm(x_h)) of each head h; without a weight, RoPE(x_h). x: (B, T, H K) -> (B, H, T, K)."""
     heads = split_heads(x, head_dim)
@@ -79,11 +79,12 @@ def merge_heads(x: Any) -> Tensor:
 
 
 def rotary_heads(
-    x: Any, head_dim: int, weight: Any = None, eps: float = 1e-6, offset: int = 0, theta: float = 10000.0
+    x: Any, head_dim: int, weight: Any = None, eps: float = 1e-6, offset: Any = 0, theta: float = 10000.0
 ) -> Tensor:
     """Heads with RMSNorm, if there is a weight, and rotary positions: what attention does to queries and keys.
 
-    x: (B, T, H K), weight: (K,), K = head_dim even -> (B, H, T, K). Raises ValueError for other shapes.
+    x: (B, T, H K), weight: (K,), K = head_dim even -> (B, H, T, K). offset: as in `rope`, which is an integer or an
+    array (T,) or (B, T). Raises ValueError for other shapes.
     """
     inputs = floating(x) if weight is None else floating(*operands(x, weight))
     _check("rotary_heads", inputs[0], head_dim)
@@ -92,6 +93,7 @@ def rotary_heads(
             f"rotary_heads: head_dim={head_dim} and a weight of shape {[w.shape for w in inputs[1:]]}; "
             "head_dim must be even, and the weight have so many elements"
         )
+    offset = positions_of("rotary_heads", offset, inputs[0].shape, -2)
     return normalised_and_rotated(
         *inputs, head_dim=head_dim, eps=float(eps), offset=offset, theta=float(theta)
     )

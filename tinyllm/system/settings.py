@@ -1,7 +1,7 @@
 """Settings: flat frozen dataclasses to and from mappings, and the bounds of their numbers.
 
 A config is a frozen dataclass whose fields have one of these types: int, float, str, bool,
-tuple[str, ...], Literal[...] of strings or integers, or one of them `| None`:
+tuple[str, ...], tuple[float, ...], Literal[...] of strings or integers, or one of them `| None`:
 
     @dataclass(frozen=True)
     class ModelConfig:
@@ -97,6 +97,7 @@ class Setting:
 
     name: str
     kind: type  # a key of _KINDS
+    item: type  # of a tuple's items, str or float; else as kind
     choices: tuple[str | int, ...]  # empty: no Literal
     optional: bool
     default: Any  # dataclasses.MISSING: required
@@ -106,7 +107,7 @@ class Setting:
     @property
     def expected(self) -> str:
         """What its value must be, for errors."""
-        text = _KINDS[self.kind]
+        text = "a list of numbers" if (self.kind, self.item) == (tuple, float) else _KINDS[self.kind]
         if self.choices:
             text = "one of " + ", ".join(repr(choice) for choice in self.choices)
         return text + " or none" if self.optional else text
@@ -127,16 +128,13 @@ class Setting:
             if any(type(value) is type(choice) and value == choice for choice in self.choices):
                 return value
         elif self.kind is tuple:
-            if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-                return tuple(value)
+            if isinstance(value, list | tuple):
+                items = [_as_number(item) if self.item is float else item for item in value]
+                if all(isinstance(item, self.item) for item in items):
+                    return tuple(items)
         elif self.kind is float:
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                try:
-                    number = float(value)
-                except OverflowError:
-                    number = math.nan
-                if not math.isnan(number):
-                    return number
+            if (number := _as_number(value)) is not None:
+                return number
         elif isinstance(value, self.kind) and (self.kind is bool or not isinstance(value, bool)):
             return value
         near = nearest(value, map(str, self.choices)) if isinstance(value, str) else None
@@ -144,26 +142,37 @@ class Setting:
         raise InputError(f"{self.name} must be {self.expected}, got {shown(value)}{hint}")
 
 
-def _take_apart(annotation: Any) -> tuple[type, tuple[str | int, ...], bool]:
-    """(kind, choices, optional) of one annotation; TypeError if it is not a supported one."""
+def _as_number(value: Any) -> float | None:
+    """`value` as a float; None: it is no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _take_apart(annotation: Any) -> tuple[type, type, tuple[str | int, ...], bool]:
+    """(kind, item, choices, optional) of one annotation; TypeError if it is not a supported one."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
         if len(inner) == 1 and len(arguments) == 2:
-            kind, choices, _ = _take_apart(inner[0])
-            return kind, choices, True
+            return *_take_apart(inner[0])[:3], True
     elif origin is Literal:
         choices = tuple(choice for choice in arguments if choice is not None)
         kinds = {type(choice) for choice in choices}
         if kinds in ({str}, {int}):
-            return kinds.pop(), choices, None in arguments
-    elif annotation == tuple[str, ...]:
-        return tuple, (), False
+            kind = kinds.pop()
+            return kind, kind, choices, None in arguments
+    elif annotation in (tuple[str, ...], tuple[float, ...]):
+        return tuple, arguments[0], (), False
     elif annotation in (int, float, str, bool):
-        return annotation, (), False
+        return annotation, annotation, (), False
     raise TypeError(
         f"{annotation!r} is not a type that a config can hold: use int, float, str, bool, "
-        "tuple[str, ...], Literal[...] of strings or of integers, or one of them | None"
+        "tuple[str, ...], tuple[float, ...], Literal[...] of strings or of integers, or one of them | None"
     )
 
 
@@ -175,7 +184,7 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
         if not item.init:
             continue
         try:
-            kind, choices, optional = _take_apart(hints[item.name])
+            kind, of, choices, optional = _take_apart(hints[item.name])
         except TypeError as error:
             raise TypeError(f"{cls.__name__}.{item.name}: {error}") from None
         default = item.default
@@ -185,7 +194,7 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
         bounds = item.metadata.get("bounds", Bounds())
         if kind is int and bounds.at_least is not None and bounds.at_most is None:
             bounds = dataclasses.replace(bounds, at_most=LARGEST_INTEGER)
-        setting = Setting(item.name, kind, choices, optional, default, help_text, bounds)
+        setting = Setting(item.name, kind, of, choices, optional, default, help_text, bounds)
         if optional and default is not None and not setting.none_is_a_word:
             raise TypeError(
                 f"{cls.__name__}.{item.name}: its None could not be written, as TOML has no null "
@@ -227,14 +236,18 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], where: str = "config"
 def to_mapping(config: Any) -> dict[str, Any]:
     """The fields of a config dataclass by name, in order; from_mapping is its inverse.
 
-    The values are JSON's own types and tuples of strings, so json.dumps takes the result.
+    The values are JSON's own types and tuples of them, so json.dumps takes the result.
     """
     return {setting.name: getattr(config, setting.name) for setting in settings_of(type(config))}
 
 
 def check_bounds(config: Any) -> None:
-    """Raise InputError for the first field of a config that lies outside its bounds; a None has none."""
+    """Raise InputError for the first field of a config that lies outside its bounds, or an item of it does.
+
+    A None has none.
+    """
     for setting in settings_of(type(config)):
         value = getattr(config, setting.name)
-        if value is not None and not setting.bounds.hold(value):
+        items = value if setting.kind is tuple else (value,)
+        if value is not None and not all(map(setting.bounds.hold, items)):
             raise InputError(f"{setting.name}={shown(value)}; it must be {setting.bounds}")

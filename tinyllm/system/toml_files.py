@@ -91,7 +91,7 @@ def _toml_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, str):
         return _toml_string(value)
-    return "[" + ", ".join(_toml_string(item) for item in value) + "]"
+    return "[" + ", ".join(map(_toml_value, value)) + "]"
 
 
 def format_toml(sections: Mapping[str, Any]) -> str:

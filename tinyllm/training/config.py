@@ -24,8 +24,8 @@ class TrainConfig:
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
     tokenizer: str = field(
         "char",
-        "char: a token for each character; byte: for each byte; bpe: learned from the text; saved: that of --init-from, "
-        "which it is by default there; or a tokenizer.json",
+        "char: a token for each character; byte: for each byte; bpe: learned from the text; saved: that of "
+        "--init-from, its default there; or a tokenizer.json",
     )
     init_from: str | None = field(
         None,
@@ -42,8 +42,20 @@ class TrainConfig:
     steps: int = field(2000, "optimizer steps", at_least=1)
     batch_size: int = field(12, "windows in a batch", at_least=1)
     gradient_accumulation: int = field(1, "batches whose gradients are averaged in one step", at_least=1)
-    sampling: Literal["windows", "offsets"] = field(
-        "windows", "windows: shuffled windows, none twice in an epoch; offsets: anywhere, with replacement"
+    sampling: Literal["windows", "offsets", "sliding", "packed"] = field(
+        "windows",
+        "windows: end to end from a random offset, shuffled in each epoch; offsets: anywhere, with replacement; "
+        "sliding: every stride tokens, shuffled; packed: end to end, shuffled, no token left out of an epoch",
+    )
+    stride: int = field(0, "tokens from one window of sliding to the next; 0: context_length", at_least=0)
+    separate_documents: bool = field(
+        False, "tokens see those of their own document alone; the text must say where documents begin"
+    )
+    weights: tuple[float, ...] = field(
+        (),
+        "in which proportion windows are drawn from several texts; without them, by length",
+        above=0,
+        below=math.inf,
     )
     validation_fraction: float = field(0.1, "last part of the text, kept for validation", above=0, below=1)
     validation_data: tuple[str, ...] = field(
@@ -104,6 +116,10 @@ class TrainConfig:
     seed: int = field(1, "of initial weights, data order and dropout", at_least=0, at_most=2**32 - 1)
     threads: int = field(0, "workers; 0: one for each physical core; 1: for a debugger", at_least=0)
     formulas: bool = field(False, "compute by the formulas, not by their fast forms: for a debugger")
+    recompute: bool = field(
+        False,
+        "compute each block once more in backward instead of keeping what it needs: less memory, more time",
+    )
     eval_every: int = field(500, "steps between evaluations of the whole validation split", at_least=1)
     stop_after: int = field(
         0, "stop after so many evaluations without a lower validation loss; 0: never", at_least=0

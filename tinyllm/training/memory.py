@@ -75,7 +75,7 @@ def estimate_memory(model: ModelConfig, train: TrainConfig, workers: int) -> Mem
         gradients=4 * P * (sums + busy),
         optimizer=4 * _optimizer_numbers(model, train),
         batches=8 * windows * T * copies,
-        activations=4 * busy * _kept(model, largest, train.formulas),
+        activations=4 * busy * _kept(model, largest, train),
         evaluation=4 * workers * _passing(model, evaluated, train.formulas),
         tokens=busy * largest * T,
     )
@@ -105,7 +105,7 @@ def _optimizer_numbers(model: ModelConfig, train: TrainConfig) -> int:
     return mine * len(chosen.state_names) + (model.num_parameters - mine) * len(AdamW.state_names)
 
 
-def _kept(model: ModelConfig, windows: int, formulas: bool) -> int:
+def _kept(model: ModelConfig, windows: int, train: TrainConfig) -> int:
     """How many numbers a micro-batch keeps for backward, its logits and their gradient included."""
     D, H, K, T = model.hidden_size, model.num_heads, model.head_dim, model.context_length
     # Of width D the inputs and outputs of norms and residual branches, of the heads' what is projected, rotated and
@@ -115,11 +115,13 @@ def _kept(model: ModelConfig, windows: int, formulas: bool) -> int:
     if model.dropout:
         block += 4 * D
         scores *= 3  # the mask, and what it leaves
-    elif formulas:
+    elif train.formulas:
         scores *= 2  # before softmax and after it
     else:
         scores = _fast_scores(windows, model)
-    return windows * T * (model.num_layers * block + 2 * model.vocab_size) + model.num_layers * scores
+    # Recomputed blocks keep their inputs; one at a time is whole.
+    whole, inputs = (1, model.num_layers * D) if train.recompute else (model.num_layers, 0)
+    return windows * T * (whole * block + inputs + 2 * model.vocab_size) + whole * scores
 
 
 def _passing(model: ModelConfig, windows: int, formulas: bool) -> int:

@@ -18,7 +18,7 @@ def opening(trainer: Trainer, resumed: bool) -> Iterator[str]:
     tokenizer, steps = trainer.tokenizer, trainer.config.steps
     yield (
         f"{trainer.model.num_parameters():,} parameters, {tokenizer.vocab_size:,} {_unit(tokenizer)}s, "
-        f"{len(trainer.sampler.tokens):,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
+        f"{trainer.sampler.num_tokens:,} tokens to train on, {len(trainer.validation.tokens):,} to validate, "
         f"{trainer.threads} thread{'s' * (trainer.threads > 1)}"
     )
     yield _step_in_words(trainer)
@@ -54,7 +54,7 @@ def summary(trainer: Trainer) -> str:
 
 def _step_in_words(trainer: Trainer) -> str:
     """How large a step is, and what memory the run takes, said before the first."""
-    windows, tokens = trainer.sampler.batch_size, len(trainer.sampler.tokens)
+    windows, tokens = trainer.sampler.batch_size, trainer.sampler.num_tokens
     step = windows * trainer.model.config.context_length
     times = f", {step / tokens:,.0f} times the text," if step >= 2 * tokens else ""
     memory = estimate_memory(trainer.model.config, trainer.config, trainer.threads)

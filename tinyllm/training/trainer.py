@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyllm import backend
 from tinyllm.backend import Array
-from tinyllm.data import BatchSampler, RandomOffsets, RandomWindows, SequentialWindows
+from tinyllm.data import SequentialWindows, Tokens
 from tinyllm.models import TransformerLM
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
@@ -31,22 +31,22 @@ from tinyllm.training.optimization import build_optimizer, clip_limit, lower_rat
 from tinyllm.training.safeguards import incidents
 from tinyllm.training.safeguards.recovery import Recovery, Remedy
 from tinyllm.training.safeguards.watch import Watch
+from tinyllm.training.samplers import build_sampler, document_starts
 
 _OFTEN = 2
 """Evaluations in a row without gain that are more than noise, and are said."""
 
-SAMPLERS: dict[str, type[BatchSampler]] = {"windows": RandomWindows, "offsets": RandomOffsets}
-
 
 class Trainer:
-    """Trains a language model on an array of tokens.
+    """Trains a language model on tokens: arrays, or what is sliced like them (see data.Tokens).
 
     The bits of a run depend on the seed and the number of threads, and not on their timing (see engines). Where these
     are processes, they see what the model and the optimizer were when `engine` was entered, which `fit` does; what a
     callback changes later reaches them only in parameters and optimizer state, changed in place.
 
     Args:
-        model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers.
+        model, tokenizer: what is trained and saved. train_tokens, validation_tokens: (N,) integers. A list of several
+            to train on is mixed, by `config.weights`.
         config: how. run: the folder for checkpoints; None keeps none.
         callbacks: told of every step and evaluation. objective: the loss; None: of the next token, as `config` says.
 
@@ -62,7 +62,7 @@ class Trainer:
         self,
         model: TransformerLM,
         tokenizer: Tokenizer,
-        train_tokens: Array,
+        train_tokens: Tokens | Sequence[Tokens],
         validation_tokens: Array,
         config: TrainConfig,
         run: StrPath | None = None,
@@ -74,14 +74,16 @@ class Trainer:
             checkpoint.require_loadable(model, tokenizer)  # before work is done that could not be kept
         self.model, self.tokenizer = model, tokenizer
         self.config, self.run = config, run
+        model.recompute = config.recompute
         self.callbacks = list(callbacks)
         self.objective = NextToken(config.z_loss) if objective is None else objective
         self.parameters = dict(model.named_parameters())
         self.optimizer = build_optimizer(model, config)
         T = model.config.context_length
-        windows = config.batch_size * config.gradient_accumulation
-        self.sampler = SAMPLERS[config.sampling](train_tokens, T, windows, config.seed, "training text")
-        self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, "validation text")
+        self.sampler = build_sampler(train_tokens, T, config)
+        name = "validation text"
+        starts = document_starts(validation_tokens, config, name)
+        self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, name, starts)
         self.predicted = predicted(tokenizer, validation_tokens)
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
@@ -101,7 +103,7 @@ class Trainer:
             self._notify,
             60 * config.checkpoint_minutes,
         )
-        text = TextDigests(run, {"training": self.sampler.tokens, "validation": self.validation.tokens})
+        text = TextDigests(run, {"training": self.sampler, "validation": self.validation})
         parts: dict[str, Part] = {
             "sampler": self.sampler,
             "watch": self.watch,
@@ -258,7 +260,7 @@ class Trainer:
 
     def _roll_back(self, remedy: Remedy) -> None:
         """Go back to the first of the candidates that can be used, and on with batches that were not seen yet."""
-        counts, position, best_loss = self.recovery.state_dict(), self.sampler.step, self.best_loss
+        counts, position, best_loss = self.recovery.state_dict(), self.sampler.state_dict(), self.best_loss
         for folder in remedy.candidates:
             try:
                 self._apply(self.state.restore(checkpoint.read(folder)))
@@ -267,7 +269,8 @@ class Trainer:
                     raise
                 continue
             break
-        self.sampler.step = position + remedy.skipped
+        self.sampler.load_state_dict(position)
+        self.sampler.step += remedy.skipped
         # The best checkpoint stays, under another name than its step's.
         self.best_loss, self.best_step = best_loss, -1
         self.recovery.load_state_dict(counts)

@@ -14,26 +14,34 @@ from tinyllm.backend import Array, current
 from tinyllm.ops.fast.norm import inverse_root
 from tinyllm.ops.fast.products import row_sum, rows
 from tinyllm.ops.heads import normalised_and_rotated
-from tinyllm.ops.rotary import Rope, rotation_angles
+from tinyllm.ops.rotary import Rope, kept, rotation_angles
 
 
 @functools.lru_cache(maxsize=64)
 def _tables(shape: tuple[int, ...], offset: int, theta: float, dtype: str, xp: Any) -> tuple[Any, Any]:
-    angles = rotation_angles(shape, offset, theta, -len(shape))  # (T, ..., K/2)
+    return _written_out(rotation_angles(shape, offset, theta, -len(shape)), shape, dtype, xp)
+
+
+def _written_out(angles: Any, shape: tuple[int, ...], dtype: str, xp: Any) -> tuple[Any, Any]:
+    """The tables of angles (..., K/2), of the shape of x."""
     cos = np.concatenate([np.cos(angles), np.cos(angles)], axis=-1)
     sin = np.concatenate([-np.sin(angles), np.sin(angles)], axis=-1)
     # Written out to the full shape, because products of contiguous arrays are several times faster than
     # products that broadcast along short rows.
-    tables = [xp.asarray(np.ascontiguousarray(np.broadcast_to(t, shape)), dtype=dtype) for t in (cos, sin)]
-    return tables[0], tables[1]
+    tables = [xp.asarray(t, dtype=dtype) for t in (cos, sin)]
+    return tuple(xp.ascontiguousarray(xp.broadcast_to(t, shape)) for t in tables)  # type: ignore[return-value]
 
 
-def rotation_tables(x: Any, offset: int, theta: float, axis: int) -> tuple[Any, Any]:
+def rotation_tables(x: Any, offset: int | Array, theta: float, axis: int) -> tuple[Any, Any]:
     """cos of position times frequency, and sin with its sign, in double precision rounded to the dtype of x.
 
-    x: (..., T, ..., K) with positions along `axis` (negative) -> two arrays (T, ..., K). The first half of the last
-    axis of sin is negative: y = x cos + swap(x) sin, where swap exchanges the halves.
+    x: (..., T, ..., K) with positions along `axis` (negative) -> two arrays (T, ..., K), kept for the next call; where
+    `offset` is an array of positions (B, T), of the shape of x. The first half of the last axis of sin is negative:
+    y = x cos + swap(x) sin, where swap exchanges the halves.
     """
+    if not isinstance(offset, int):
+        shape = x.shape if offset.ndim == 2 else x.shape[axis:]
+        return _written_out(rotation_angles(x.shape, offset, theta, axis), shape, x.dtype.name, current.xp)
     return _tables(x.shape[axis:], offset, theta, x.dtype.name, current.xp)
 
 
@@ -83,10 +91,15 @@ class RotaryHeads(FusedOp):
         Case(((1, 3, 6), (2,)), {"head_dim": 2, "eps": 0.1, "offset": 5, "theta": 100.0}),
         Case(((2, 3, 8),), {"head_dim": 4, "eps": 0.0, "offset": 2, "theta": 10.0}),
         Case(((0, 3, 4), (2,)), {"head_dim": 2, "eps": 1e-6, "offset": 0, "theta": 10.0}),
+        Case(
+            ((2, 3, 8), (4,)),
+            {"head_dim": 4, "eps": 1e-6, "offset": np.array([[0, 1, 0], [5, 0, 1]]), "theta": 10.0},
+        ),
+        Case(((2, 3, 4),), {"head_dim": 2, "eps": 0.0, "offset": np.array([3, 0, 1]), "theta": 10.0}),
     )
 
-    def __init__(self, head_dim: int, eps: float, offset: int, theta: float) -> None:
-        self.head_dim, self.eps, self.offset, self.theta = head_dim, eps, offset, theta
+    def __init__(self, head_dim: int, eps: float, offset: int | Array, theta: float) -> None:
+        self.head_dim, self.eps, self.offset, self.theta = head_dim, eps, kept(offset), theta
 
     def forward(self, x: Array, weight: Array | None = None) -> Array:
         B, T, width = x.shape

@@ -12,7 +12,7 @@ import numpy as np
 from tinyllm import optim
 from tinyllm.autograd.tensor import Tensor
 from tinyllm.backend import Array
-from tinyllm.data import windows
+from tinyllm.data import sampling, windows
 from tinyllm.models.generation.decoder import Decoder
 from tinyllm.testing.invariants import check_overfits_one_batch
 from tinyllm.testing.mutants.check_models import V, small_model
@@ -170,7 +170,7 @@ TOKENS = np.arange(1, 104)
 @check("targets are the next tokens")
 def next_tokens() -> None:
     """In a text where each token is its position, each target is its input plus one."""
-    samplers = [kind(TOKENS, 8, 5, seed=1) for kind in (windows.RandomWindows, windows.RandomOffsets)]
+    samplers = [kind(TOKENS, 8, 5, seed=1) for kind in (sampling.RandomWindows, sampling.RandomOffsets)]
     pairs = [sampler.batch(step) for sampler in samplers for step in range(3)]
     pairs += [windows.SlidingWindows(TOKENS, 8)[4]]
     pairs += [(x[y != -100], y[y != -100]) for x, y in windows.SequentialWindows(TOKENS, 8, 3)]
@@ -199,19 +199,19 @@ def validation() -> None:
 @check("an epoch shows each window once")
 def epochs() -> None:
     """No window comes twice in an epoch, epochs differ, batches go on after a resume, every token comes up."""
-    sampler = windows.RandomWindows(TOKENS, 8, 1, seed=2)
+    sampler = sampling.RandomWindows(TOKENS, 8, 1, seed=2)
     n = sampler.windows_per_epoch
     orders = [[int(sampler.batch(epoch * n + i)[0][0, 0]) for i in range(n)] for epoch in range(3)]
     for order in orders:
         assert len(set(order)) == n, f"{n - len(set(order))} of {n} windows of an epoch came twice"
     assert orders[0] != orders[1], "two epochs have the same order"
-    for kind in (windows.RandomWindows, windows.RandomOffsets):
+    for kind in (sampling.RandomWindows, sampling.RandomOffsets):
         one, other = (kind(TOKENS, 8, 4, seed=2) for _ in range(2))
         batches = [next(one) for _ in range(3)]
         assert not np.array_equal(batches[0][0], batches[1][0]), "two steps have the same batch"
         other.load_state_dict(one.state_dict())
         assert np.array_equal(next(one)[0], next(other)[0]), "the batch after a resume is another"
-    offsets = windows.RandomOffsets(TOKENS, 8, 100, seed=3)
+    offsets = sampling.RandomOffsets(TOKENS, 8, 100, seed=3)
     seen = {int(token) for step in range(20) for token in offsets.batch(step)[1][:, -1]}
     assert max(seen) == TOKENS[-1], "the last token is never a target"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyllm import backend
 from tinyllm.autograd.mode import no_grad
-from tinyllm.data import windows
+from tinyllm.data import permutation, sampling, windows
 from tinyllm.testing.mutants.planting import mutant
 
 generate = importlib.import_module(
@@ -19,7 +19,7 @@ generate = importlib.import_module(
 # ---- Windows -----------------------------------------------------------------------------------
 
 
-@mutant(windows, "_gather")
+@mutant(windows, "gather")
 def targets_equal_the_inputs(tokens: Any, starts: Any, context_length: int) -> Any:
     """Targets are not moved on by one: the model learns to repeat the token that it sees. The loss falls to zero at
     once."""
@@ -27,14 +27,14 @@ def targets_equal_the_inputs(tokens: Any, starts: Any, context_length: int) -> A
     return inputs, inputs.copy()
 
 
-@mutant(windows, "_gather")
+@mutant(windows, "gather")
 def targets_moved_the_wrong_way(tokens: Any, starts: Any, context_length: int) -> Any:
     """Inputs and targets are exchanged: the model learns to predict the token before, which it has seen."""
     inputs, targets = _gather(tokens, starts, context_length)
     return targets, inputs
 
 
-_gather = windows._gather
+_gather = windows.gather
 _sequential = windows.SequentialWindows.__iter__
 
 
@@ -68,45 +68,44 @@ def validation_counts_the_filling(self: Any) -> Any:
         yield inputs, np.where(targets == windows.IGNORE_INDEX, 0, targets)
 
 
-@mutant(windows.RandomWindows, "_epoch_starts")
-def sampler_repeats_windows(self: Any, epoch: int) -> Any:
+@mutant(sampling, "permute")
+def sampler_repeats_windows(indices: Any, size: int, seed: int, stream: int, numbers: Any) -> Any:
     """Windows of an epoch are drawn with replacement: a third of the text is not seen in an epoch, and other parts
     twice."""
-    rng = np.random.default_rng([self.seed, epoch, 1])
-    return rng.integers(0, self.windows_per_epoch, self.windows_per_epoch) * self.context_length
+    return permutation.random_integers(indices + size * numbers, size, seed, stream)
 
 
-@mutant(windows.RandomWindows, "_epoch_starts")
-def sampler_same_order_in_every_epoch(self: Any, epoch: int) -> Any:
+@mutant(sampling.EpochSampler, "_starts")
+def sampler_same_order_in_every_epoch(self: Any, draws: Any) -> Any:
     """The order is shuffled once, and every epoch shows the same batches again, cut at the same places."""
-    return _epoch_starts(self, 0)
+    return _epoch_starts(self, draws % self.windows_per_epoch)
 
 
-_epoch_starts = windows.RandomWindows._epoch_starts
+_epoch_starts = sampling.EpochSampler._starts
 
 
-@mutant(windows.RandomOffsets, "_starts")
-def sampler_same_batch_at_every_step(self: Any, step: int) -> Any:
-    """The generator is made anew from the seed alone in each step: one batch for ever, which is learned by heart."""
-    return _offsets(self, 0)
+@mutant(sampling.RandomOffsets, "_starts")
+def sampler_same_batch_at_every_step(self: Any, draws: Any) -> Any:
+    """Numbers are drawn for a row of the batch whatever the step: one batch for ever, which is learned by heart."""
+    return _offsets(self, draws % self.batch_size)
 
 
-_offsets = windows.RandomOffsets._starts
+_offsets = sampling.RandomOffsets._starts
 
 
-@mutant(windows.RandomOffsets, "_starts")
-def sampler_never_draws_the_last_window(self: Any, step: int) -> Any:
+@mutant(sampling.RandomOffsets, "_starts")
+def sampler_never_draws_the_last_window(self: Any, draws: Any) -> Any:
     """The last possible start is left out: the last token of the text is never a target."""
-    return np.minimum(_offsets(self, step), len(self.tokens) - self.context_length - 2)
+    return np.minimum(_offsets(self, draws), len(self.tokens) - self.context_length - 2)
 
 
-@mutant(windows.BatchSampler, "load_state_dict")
+@mutant(sampling.BatchSampler, "load_state_dict")
 def resume_begins_the_data_anew(self: Any, state: dict[str, Any]) -> None:
     """The position in the data is saved, checked and not restored: after a resume the first batches come again."""
     _load_sampler(self, {**state, "step": 0})
 
 
-_load_sampler = windows.BatchSampler.load_state_dict
+_load_sampler = sampling.BatchSampler.load_state_dict
 
 
 @mutant(windows, "split_by_position")

@@ -13,8 +13,6 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from tinyllm.backend import Array
-from tinyllm.data import token_digest
 from tinyllm.models import TransformerLM
 from tinyllm.optim import OptimizerGroup
 from tinyllm.system.errors import InputError
@@ -38,7 +36,7 @@ CHANGEABLE = {
     "clip_running", "special_tokens", "threads", "formulas", "eval_every", "stop_after", "eval_batch_size",
     "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature",
     "watch_loss", "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
-    "newlines", "sample_every", "widen_vocabulary",
+    "newlines", "sample_every", "widen_vocabulary", "recompute",
 }  # fmt: skip
 OPTIONAL = {"loss_scale"}
 """Parts that a checkpoint may lack."""
@@ -56,17 +54,25 @@ class Part(Protocol):
         """Go on from a saved state; raises ValueError, TypeError or KeyError, with nothing changed, if damaged."""
 
 
-class TextDigests:
-    """The SHA-256 of the tokens of each split, as a part of a run: it goes on with the same text alone."""
+class Split(Protocol):
+    """What tells its tokens from others, such as a sampler of them."""
 
-    def __init__(self, run: Path | None, splits: Mapping[str, Array]) -> None:
+    @property
+    def digest(self) -> str:
+        """The same for the same tokens alone, see data.token_digest."""
+
+
+class TextDigests:
+    """The digest of the tokens of each split, as a part of a run: it goes on with the same text alone."""
+
+    def __init__(self, run: Path | None, splits: Mapping[str, Split]) -> None:
         self.run, self.splits = run, splits
         self._digests: dict[str, str] = {}
 
     def state_dict(self) -> dict[str, str]:
         """The digest of each split by name."""
         if not self._digests:
-            self._digests = {name: token_digest(tokens) for name, tokens in self.splits.items()}
+            self._digests = {name: split.digest for name, split in self.splits.items()}
         return self._digests
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,14 +183,15 @@ class RunState:
             )
 
     def _differences(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """What each setting that is another was, and is."""
-        now = {**to_mapping(self.model.current_config), **to_mapping(self.config)}
+        """What each setting that is another was, and is; one that the saved run does not know had its default."""
+        defaults = {**vars(type(self.model.current_config)), **vars(type(self.config))}
         before = {**saved["model"], **saved["train"]}
-        return {
-            name: (before.get(name), value)
-            for name, value in now.items()
-            if before.get(name) != (list(value) if isinstance(value, tuple) else value)
-        }
+        differences = {}
+        for name, value in {**to_mapping(self.model.current_config), **to_mapping(self.config)}.items():
+            earlier = before.get(name, defaults.get(name))
+            if _as_json(earlier) != _as_json(value):
+                differences[name] = earlier, value
+        return differences
 
     def changes(self, found: Checkpoint) -> Changes | None:
         """What is other than in the run that `found` is of, once it is restored; None: nothing.
@@ -200,6 +207,10 @@ class RunState:
             earlier = replace(self.config, **{name: before[name] for name in OF_THE_RATE})
             rates = learning_rate(earlier, step - 1), learning_rate(self.config, step)
         return Changes(step, settings, rates) if settings else None
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _checked_numbers(values: Mapping[str, Any]) -> Numbers:

@@ -20,8 +20,8 @@ Batch = tuple[Array, ...]
 class Objective(Protocol):
     """The loss that training makes small, and that evaluation measures.
 
-    `names` says what the arrays of a batch are called, in their order. A subclass defines `__call__` and `count`; what
-    it says of a batch in the report of a rejected step it may leave as it is here.
+    `names` says what the arrays of a batch are called, in their order; a batch may lack the last. A subclass defines
+    `__call__` and `count`; what it says of a batch in the report of a rejected step it may leave as it is here.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -48,7 +48,7 @@ class Objective(Protocol):
 
     def describe(self, batch: Batch, index: tuple[int, ...], tokenizer: Tokenizer) -> dict[str, Any]:
         """What stands in the batch where `each_loss` has this index, as plain values for a report."""
-        return {name: array[index[0]].tolist() for name, array in zip(self.names, batch, strict=True)}
+        return {name: array[index[0]].tolist() for name, array in zip(self.names, batch, strict=False)}
 
     def text(self, batch: Batch, tokenizer: Tokenizer) -> str:
         """The batch as a person reads it, window by window."""
@@ -56,6 +56,6 @@ class Objective(Protocol):
         for window in range(len(batch[0])):
             lines.append(f"---- window {window}")
             lines += [
-                f"{name}: {array[window].tolist()}" for name, array in zip(self.names, batch, strict=True)
+                f"{name}: {array[window].tolist()}" for name, array in zip(self.names, batch, strict=False)
             ]
         return "\n".join(lines) + "\n"

@@ -169,7 +169,7 @@ def record(
             "before": place,
             **_examine(step, gradients, tokenizer),
         }
-        batch = {name: array.tolist() for name, array in zip(step.objective.names, step.batch, strict=True)}
+        batch = {name: array.tolist() for name, array in zip(step.objective.names, step.batch, strict=False)}
         write_text(temporary / "batch.json", json.dumps(batch) + "\n")
         write_text(temporary / "batch.txt", step.objective.text(step.batch, tokenizer))
         write_text(temporary / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
