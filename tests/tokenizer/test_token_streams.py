@@ -197,7 +197,7 @@ def test_the_prompt_is_what_new_tokens_are_added_to(monkeypatch: pytest.MonkeyPa
     assert list(as_text) == [" to", " ", "", " to", ""]
 
 
-def test_characters_predicted_are_those_of_the_tokens_after_the_first() -> None:
+def test_text_predicted_is_that_of_the_tokens_after_the_first() -> None:
     pieces = sentence_pieces(prefix=True)
     assert pieces.text_predicted(np.array([259, 259, 259])) == TextSize(6, 6)  # " to to"
     assert byte_pairs().text_predicted(np.array([0x61, 256, 0x61])) == TextSize(3, 3)  # " ta"
