@@ -78,7 +78,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = exit_text(capsys, "--help")
     assert re.findall(r"^    (\w+)(?: |$)", text, re.MULTILINE) == [
-        "train", "sample", "eval", "tokenizer", "profile", "replay"
+        "train", "sample", "eval", "tokenizer", "plan", "profile", "replay"
     ]  # fmt: skip
 
 
@@ -186,17 +186,19 @@ def test_standard_input_is_a_text_to_train_and_evaluate_on(
 def test_what_a_folder_holds_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
     Path("folder").mkdir()
     Path("folder/a.txt").write_text(TEXT)
-    Path("folder/a.jsonl").write_text("{}")
+    Path("folder/a.log").write_text("left out")
     assert run("train", "--data", "folder", "text.txt", "--out", "run", *TINY) == 0
-    said = f"2 files, {2 * len(TEXT):,} characters; left out: 1 .jsonl (a.jsonl)"
+    said = f"2 files, {2 * len(TEXT):,} characters; left out: 1 .log (a.log)"
     assert capsys.readouterr().err.splitlines()[0] == said
     assert run("eval", "run", "--data", "folder") == 0
-    assert "left out: 1 .jsonl (a.jsonl)" in capsys.readouterr().err
+    assert "left out: 1 .log (a.log)" in capsys.readouterr().err
     assert run("tokenizer", "train", "folder", "--vocab-size", "260") == 0
-    assert "left out: 1 .jsonl (a.jsonl)" in capsys.readouterr().err
-    for command in (["train", "--out", "other", "--data"], ["tokenizer", "train", "--out", "new.json"]):
-        assert run(*command, "folder/a.jsonl") == 2
-        assert "JSON lines" in capsys.readouterr().err
+    assert "left out: 1 .log (a.log)" in capsys.readouterr().err
+    Path("a.jsonl").write_text("{}")
+    assert run("train", "--out", "other", "--data", "a.jsonl") == 2
+    assert "a.jsonl, line 1: no field 'text'" in capsys.readouterr().err
+    assert run("tokenizer", "train", "--out", "new.json", "a.jsonl") == 2
+    assert "a.jsonl: .jsonl holds records" in capsys.readouterr().err
 
 
 def test_sample_continues_the_prompt(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -506,6 +508,7 @@ def test_flags_lie_over_the_file_and_the_file_over_the_preset(monkeypatch: pytes
 
 OTHER_WORDS = {
     "backend": {"numpy", "cupy"},
+    "newlines": {"keep", "lf"},
     "precision": {"float32", "tf32"},
     "position_encoding": {"none", "rope"},
     "optimizer": {"adamw", "muon"},

@@ -7,9 +7,11 @@ import gzip
 import json
 import os
 import random
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -57,7 +59,9 @@ def test_each_record_is_a_document(tmp_path: Path, suffix: str, packed: bool) ->
     assert read == READ
     kept = [document.text for document in documents_of(path, Reading("body", newlines="keep"))]
     assert kept == [text for text in TEXTS if text]
-    with pytest.raises(InputError, match=r"a\..*no field 'text'.*'id', 'body'.* --field"):
+    with pytest.raises(
+        InputError, match=r"a\..*, line 1: no field 'text'; there are 'id', 'body'; .*--field"
+    ):
         list(documents_of(path))
 
 
@@ -93,23 +97,85 @@ def test_zstandard(tmp_path: Path) -> None:
 
 
 BAD = {
-    "a.jsonl": ('{"text": "x"}\n{"text": \n', "line 2: not JSON"),
+    "a.jsonl": ('{"text": "x"}\n{"text": \n', "line 2: not JSON: Expecting value at column 10"),
     "b.jsonl": ('{"text": "x"}\n\n[1]\n', r"line 3: an object with the field 'text' is expected, got \[1\]"),
     "c.jsonl": ('{"text": 5}\n', "line 1: the field 'text' is 5; it must be a text"),
     "d.jsonl": ('{"text": "\\ud800"}\n', "line 1: half of a UTF-16 pair"),
     "e.jsonl": ("[" * 100_000 + "\n", "line 1: not JSON"),
     "f.csv": ("id,text\n1,a,b\n", "line 2: 3 fields, and the first line names 2"),
     "g.csv": ('id,text\n1,"a\nb', "line 3: not CSV"),
-    "h.jsonl": ('{"text": "\0"}', "not text: a NUL byte at byte 10"),
+    "h.jsonl": ('{"text": ""}\n{"text": "\0"}', r"not text: a NUL byte at byte 23 \(line 2\)"),
+    "i.jsonl": ('{"text": ""}\n\n{"text": "\udcff"}', r"not UTF-8: byte 0xff at byte 24 \(line 3\)"),
+    "j.jsonl": ('{"text": %s}' % ("1" * 5000), "line 1: not JSON that can be read: .*digits"),
+    "k.tsv": ("id\ttext\n1\n", "line 2: 1 fields, and the first line names 2"),
+    "l.csv": ("id\n1\n", "line 1: no field 'text'; there are 'id'"),
+    "m.txt": ("a\nb\n\udcc3", r"not UTF-8: byte 0xc3 at byte 4 \(line 3\)"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_record_is_named(tmp_path: Path, name: str) -> None:
+def test_a_bad_record_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content, message = BAD[name]
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=f"{name}.*{message}"):
+    (tmp_path / name).write_text(content, errors="surrogateescape")
+    for size in (1, 5, 1 << 20):
+        monkeypatch.setattr("tinyllm.data.documents._BLOCK", size)
+        with pytest.raises(InputError, match=f"{name}.*{message}") as error:
+            list(documents_of(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_without_line_ends_is_no_list_of_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllm.data.documents._LONGEST_RECORD", 1000)
+    monkeypatch.setattr("tinyllm.data.documents._BLOCK", 100)
+    monkeypatch.setattr(
+        "csv.field_size_limit", lambda limit=1, set_limit=csv.field_size_limit: set_limit(1000)
+    )
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n' + '{"text": ""}' * 1000)
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: more than 1,000 characters"):
+        list(documents_of(tmp_path / "a.jsonl"))
+    (tmp_path / "a.csv").write_text('text\n"' + "line of an unclosed quote\n" * 1000)
+    before = csv.field_size_limit()
+    with pytest.raises(InputError, match=r"a\.csv, line \d+: not CSV: field larger than field limit"):
+        list(documents_of(tmp_path / "a.csv"))
+    csv.field_size_limit(before)
+
+
+def test_two_files_of_records_are_read_side_by_side(tmp_path: Path) -> None:
+    long = "x" * 200_000  # more than the csv module takes by itself
+    write_csv(tmp_path / "a.csv", ["a"])
+    write_csv(tmp_path / "b.csv", ["b", long])
+    reading = Reading(longest=1 << 20)
+    first, second = documents_of(tmp_path / "a.csv", reading), documents_of(tmp_path / "b.csv", reading)
+    assert next(first).text == "a"
+    assert next(second).text == "b"
+    assert list(first) == []
+    assert [document.text for document in second] == [long]
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "advice"),
+    [("pyarrow", "a.parquet", "pip install pyarrow"), ("zstandard", "a.txt.zst", "pip install zstandard")],
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, name: str, advice: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "compression", None)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"{name}: .*{advice}"):
         list(documents_of(tmp_path / name))
+
+
+@pytest.mark.parametrize("newlines", ["lf", "keep"])
+def test_lines_of_old_macs_separate_records_too(tmp_path: Path, newlines: Literal["lf", "keep"]) -> None:
+    (tmp_path / "a.csv").write_bytes(b'id,text\r1,"a\rb"\r2,c\r')
+    if newlines == "lf":
+        assert [d.text for d in documents_of(tmp_path / "a.csv")] == ["a\nb", "c"]
+    else:
+        with pytest.raises(InputError, match=r"a\.csv, line 1: not CSV"):
+            list(documents_of(tmp_path / "a.csv", Reading(newlines="keep")))
 
 
 @pytest.mark.parametrize("damage", [slice(-9), slice(12), "flip", "none"])
@@ -148,10 +214,11 @@ def test_long_texts_are_cut_the_same_way_whatever_follows(
     tmp_path: Path, separator: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = random.Random(2)
-    words = ["word", "é\U0001f600", "\n", "\n\n", " "] + ([separator] if separator else [])
-    for trial in range(60):
+    words = ["word", "é\U0001f600", "\n", "\n\n", " "]
+    words += [separator, separator[:1], separator[:-1], separator[1:]] if separator else []
+    for trial in range(100):
         text = "".join(generator.choices(words, k=generator.randrange(1, 400)))
-        longest = generator.randrange(1, 60)
+        longest = generator.randrange(len(separator or " "), 60)
         reading = Reading(separator=separator, longest=longest)
         monkeypatch.setattr("tinyllm.data.documents._BLOCK", generator.randrange(1, 200))
         path = tmp_path / f"{trial}.txt"
@@ -160,8 +227,9 @@ def test_long_texts_are_cut_the_same_way_whatever_follows(
         assert all(0 < len(d.text) <= longest for d in documents)
         wanted = text if separator is None else separator.join(filter(None, text.split(separator)))
         assert joined(documents, separator or "?") == wanted
-        path.write_text(text + "".join(generator.choices(words, k=50)))
-        assert list(documents_of(path, reading))[: len(documents) - 1] == documents[:-1]
+        for more in ("x", (separator or "")[1:], "".join(generator.choices(words, k=50))):
+            path.write_text(text + more)
+            assert list(documents_of(path, reading))[: len(documents) - 1] == documents[:-1]
 
 
 def test_cuts_prefer_blank_lines_then_line_ends(tmp_path: Path) -> None:
@@ -187,6 +255,29 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert characters == 50 << 20
     assert peak < 20 << 20
+
+
+def test_memory_does_not_grow_with_what_zstandard_saves(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="reads .zst before Python 3.14")
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.compress(b"x" * (100 << 20)))
+    read: list[int] = []
+    tracemalloc.start()
+    characters = sum(len(document.text) for document in documents_of(path, on_read=read.append))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert characters == 100 << 20
+    assert sum(read) == path.stat().st_size
+    # Counted are the buffers of the package too where it takes them from Python; the text is twice as long.
+    assert peak < 40 << 20
+
+
+def test_what_is_read_is_told(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "a.jsonl", ["text"] * 1000)
+    for path in (tmp_path / "a.jsonl", compress(tmp_path / "a.jsonl")):
+        read: list[int] = []
+        assert len(list(documents_of(path, on_read=read.append))) == 1000
+        assert sum(read) == path.stat().st_size
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "touched"])
@@ -216,6 +307,29 @@ def test_files_of_folders(tmp_path: Path) -> None:
     assert set(left_out) == {".gz", ".png"}
     with pytest.raises(InputError, match="missing: no such file or folder"):
         find_document_files([tmp_path / "missing"])
+    with pytest.raises(InputError, match="give a file or a folder"):
+        find_document_files([])
+
+
+def test_empty_files_are_left_out_of_folders_and_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(InputError, match=r"a\.txt: the file is empty"):
+        find_document_files([tmp_path / "a.txt"])
+    with pytest.raises(InputError, match="all text files in this folder are empty"):
+        find_document_files([tmp_path])
+    (tmp_path / "b.csv").write_text("text\nx\n")
+    left_out: dict[str, list[Path]] = {}
+    assert find_document_files([tmp_path], left_out) == [tmp_path / "b.csv"]
+    assert left_out == {"empty": [tmp_path / "a.txt"]}
+
+
+def test_impossible_readings() -> None:
+    with pytest.raises(InputError, match="longest=0; it must be at least 1"):
+        Reading(longest=0)
+    with pytest.raises(InputError, match="longest=3; it must be at least 5"):
+        Reading(separator="<end>", longest=3)
+    with pytest.raises(InputError, match="the separator of documents is empty"):
+        Reading(separator="")
 
 
 def test_read_text_takes_records_and_compressed_files(tmp_path: Path) -> None:
@@ -228,4 +342,7 @@ def test_read_text_takes_records_and_compressed_files(tmp_path: Path) -> None:
 
 def test_a_tokenizer_learns_line_ends_of_one_kind(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\r\n\r\ntwo\r\n" * 50)
-    assert b"\r" not in b"".join(b for b in BPETokenizer.train([tmp_path / "a.txt"], 258).vocab if len(b) > 1)
+    learned = BPETokenizer.train([tmp_path / "a.txt"], 258)
+    assert b"\r" not in b"".join(token for token in learned.vocab if len(token) > 1)
+    kept = BPETokenizer.train([tmp_path / "a.txt"], 260, newlines="keep")
+    assert b"\r\n" in b"".join(token for token in kept.vocab if len(token) > 1)

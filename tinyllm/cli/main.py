@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 
 import tinyllm
-from tinyllm.cli import evaluate, profile, replay, sample, tokenizer, train
+from tinyllm.cli import evaluate, plan, profile, replay, sample, tokenizer, train
 from tinyllm.cli.parser import Parser
 from tinyllm.system.errors import InputError
 from tinyllm.system.interrupts import is_termination
@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     parser = Parser(prog=command_line(), description=tinyllm.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tinyllm {tinyllm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (train, sample, evaluate, tokenizer, profile, replay):
+    for command in (train, sample, evaluate, tokenizer, plan, profile, replay):
         command.add_command(commands)
     return parser
 

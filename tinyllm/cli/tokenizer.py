@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tinyllm.cli.flags import add_flags, given_flags
 from tinyllm.data import read_text
@@ -47,6 +47,9 @@ class TrainFlags:
     )
     min_frequency: int = field(2, "pairs that occur less often do not become tokens")
     workers: int = field(0, "processes; 0: one for each core", at_least=0)
+    newlines: Literal["lf", "keep"] = field(
+        "lf", "lf: line ends of the text become \\n, whatever they are; keep: they stay"
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -160,6 +163,7 @@ def train_command(args: argparse.Namespace) -> None:
                 flags.min_frequency,
                 flags.workers or physical_cores(),
                 progress=True,
+                newlines=flags.newlines,
             )
     except KeyboardInterrupt:
         print_status("stopped; nothing is written")

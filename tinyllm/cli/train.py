@@ -31,21 +31,26 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         "help pages, into runs/char. The defaults below are those of that preset.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--preset", default="char", help=f"settings to begin with: {', '.join(PRESETS)} (default: char)"
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="a .toml or .json file with [model] and [train] settings"
-    )
+    add_settings(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in the run's folder"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a run that is in the folder already"
     )
+    parser.set_defaults(command=train_command, parser=parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `resolve` reads."""
+    parser.add_argument(
+        "--preset", default="char", help=f"settings to begin with: {', '.join(PRESETS)} (default: char)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a .toml or .json file with [model] and [train] settings"
+    )
     for name, config in SECTIONS.items():
         add_flags(parser.add_argument_group(f"{name} settings"), config, PRESETS["char"][name])
-    parser.set_defaults(command=train_command, parser=parser)
 
 
 def train_command(args: argparse.Namespace) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.storage import StrPath
+from tinyllm.system.storage import StrPath, open_file
 from tinyllm.system.text_files import (
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
@@ -27,6 +26,8 @@ DOCUMENT_SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 OnRead = Callable[[int], None]
 
 _BLOCK = 1 << 20
+_LONGEST_RECORD = 1 << 27
+"""Characters of a line of JSON or CSV, and of a field: what is longer is a whole file in one line."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Reading:
         newlines: "lf": all line ends become \\n; "keep": they stay.
         separator: a text that stands between the documents of a plain file; None: a file is one document.
         longest: characters; what is longer is cut at a blank line, a line end, or anywhere, in this order. Where it is
-            cut depends on the text before alone, so that text added to a file changes no document but its last.
+            cut depends on the text before alone, so that text added to a file changes no document but its last. At
+            least as many as the separator has.
     """
 
     field: str = "text"
@@ -55,10 +57,11 @@ class Reading:
     longest: int = 1 << 16
 
     def __post_init__(self) -> None:
-        if self.longest < 1:
-            raise InputError(f"longest={self.longest}; a document has at least one character")
         if self.separator == "":
             raise InputError("the separator of documents is empty; give a text, or none")
+        least = len(self.separator or " ")
+        if self.longest < least:
+            raise InputError(f"longest={self.longest}; it must be at least {least}")
 
 
 def find_document_files(
@@ -66,16 +69,24 @@ def find_document_files(
 ) -> list[Path]:
     """The files themselves, and of folders all that end in one of DOCUMENT_SUFFIXES, compressed or not, sorted.
 
-    left_out: what is passed over is added to it, by reason.
+    left_out: what is passed over is added to it, by reason; empty files of a folder too.
 
     Raises:
-        InputError: a path is missing, or a folder holds no such file.
+        InputError: a path is missing, a file that is named is empty, or a folder holds no file with text.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        found += find_text_files(path, left_out, DOCUMENT_SUFFIXES)
+        files = find_text_files(path, left_out, DOCUMENT_SUFFIXES)
+        # Of size 0 and a plain file: what a pipe holds is not known yet.
+        empty = {file for file in files if file.is_file() and not file.stat().st_size}
+        if len(empty) == len(files):
+            what = "all text files in this folder are empty" if path.is_dir() else "the file is empty"
+            raise InputError(f"{path}: {what}; give a file with text")
+        if empty and left_out is not None:
+            left_out.setdefault("empty", []).extend(empty)
+        found += [file for file in files if file not in empty]
     if not found:
         raise InputError("no text: give a file or a folder")
     return found
@@ -100,9 +111,10 @@ def documents_of(
     if kind == ".parquet":
         texts = _parquet(file, settings.field, on_read)
     elif kind in (".jsonl", ".ndjson"):
-        texts = _json_lines(file, settings.field, on_read)
+        texts = _json_lines(file, settings.field, _lines(file, settings.newlines, on_read))
     else:
-        texts = _separated(file, settings.field, on_read, "\t" if kind == ".tsv" else ",")
+        lines = _lines(file, settings.newlines, on_read)
+        texts = _separated(file, settings.field, lines, "\t" if kind == ".tsv" else ",")
     for text in texts:
         if settings.newlines == "lf" and "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -115,18 +127,19 @@ def documents_of(
 
 def _cut(parts: Iterable[str], longest: int, separator: str | None) -> Iterator[Document]:
     """The documents of a text that comes in parts: what stands between separators, cut where it is too long."""
-    margin = len(separator) if separator else 0
     held, at, begins = "", 0, True
-    for part in _and_then_none(parts):
-        held, at = held[at:] + (part or ""), 0
+    for part in parts:
+        held, at = held[at:] + part, 0
         while True:
-            end = held.find(separator, at, at + longest + margin) if separator else -1
-            if end >= 0:
+            end = held.find(separator, at, at + longest) if separator else -1
+            if separator and end >= 0:
                 if end > at:
                     yield Document(held[at:end], begins)
-                at, begins = end + margin, True
-            elif len(held) - at > longest + (margin if part is not None else 0):
-                end = at + _length_of_first(held[at : at + longest])
+                at, begins = end + len(separator), True
+            elif len(held) - at > longest:
+                # What follows these characters has no say, and a separator that they begin is not cut.
+                whole = longest - (_begun(held[at : at + longest], separator) if separator else 0)
+                end = at + _length_of_first(held[at : at + whole])
                 yield Document(held[at:end], begins)
                 at, begins = end, False
             else:
@@ -135,9 +148,9 @@ def _cut(parts: Iterable[str], longest: int, separator: str | None) -> Iterator[
         yield Document(held[at:], begins)
 
 
-def _and_then_none(parts: Iterable[str]) -> Iterator[str | None]:
-    yield from parts
-    yield None
+def _begun(text: str, separator: str) -> int:
+    """With how many characters of a separator the text ends, which may go on after it."""
+    return next((n for n in range(len(separator) - 1, 0, -1) if text.endswith(separator[:n])), 0)
 
 
 def _length_of_first(text: str) -> int:
@@ -153,29 +166,39 @@ def _length_of_first(text: str) -> int:
 # ---- Records -----------------------------------------------------------------------------------
 
 
-def _lines(file: Path, on_read: OnRead | None) -> Iterator[str]:
+def _lines(file: Path, newlines: Newlines, on_read: OnRead | None) -> Iterator[str]:
     """The lines of a file, each with its end, which is \\n alone."""
     held = ""
-    for block in blocks(file, _BLOCK, "keep", on_read):
+    number = 1
+    for block in blocks(file, _BLOCK, newlines, on_read):
         *whole, last = block.split("\n")
+        number += len(whole)
         if whole:
             yield held + whole[0] + "\n"
             yield from (line + "\n" for line in whole[1:])
             held = last
         else:
             held += last
+        if len(held) > _LONGEST_RECORD:
+            raise InputError(
+                f"{file}, line {number}: more than {_LONGEST_RECORD:,} characters; each record must be a line"
+            )
     if held:
         yield held
 
 
-def _json_lines(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]:
-    for number, line in enumerate(_lines(file, on_read), 1):
+def _json_lines(file: Path, field: str, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip("\r\n"))
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{file}, line {number}: not JSON: {error.msg} at column {error.colno}; each line is to be an object"
+            ) from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}, line {number}: not JSON: {error}") from None
+            raise InputError(f"{file}, line {number}: not JSON that can be read: {error}") from None
         if not isinstance(record, dict):
             raise InputError(
                 f"{file}, line {number}: an object with the field {shown(field)} is expected, got {shown(record)}"
@@ -185,10 +208,7 @@ def _json_lines(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]
 
 def _text_in(record: dict[str, object], field: str, where: str) -> str:
     if field not in record:
-        raise InputError(
-            f"{where}: no field {shown(field)}; there are {', '.join(map(shown, record)) or 'none'}: name one with "
-            "--field"
-        )
+        raise _no_field(where, field, record)
     text = record[field]
     if not isinstance(text, str):
         raise InputError(f"{where}: the field {shown(field)} is {shown(text)}; it must be a text")
@@ -202,21 +222,24 @@ def _text_in(record: dict[str, object], field: str, where: str) -> str:
     return text
 
 
-def _separated(file: Path, field: str, on_read: OnRead | None, delimiter: str) -> Iterator[str]:
+def _no_field(where: str, field: str, names: Iterable[str]) -> InputError:
+    found = ", ".join(map(shown, names))
+    others = f"there are {found}; name one (prepare: --field)" if found else "there is none at all"
+    return InputError(f"{where}: no field {shown(field)}; {others}")
+
+
+def _separated(file: Path, field: str, lines: Iterable[str], delimiter: str) -> Iterator[str]:
     """The texts of comma- or tab-separated values, of which the first line names the fields."""
-    lines = _lines(file, on_read)
     if delimiter == "\t":
         rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
         rows = csv.reader(lines, strict=True)
-    before = csv.field_size_limit(sys.maxsize)  # of all readers, so it is put back
+    # One limit for all readers, so it is never lowered: another may be at work.
+    csv.field_size_limit(max(_LONGEST_RECORD, csv.field_size_limit()))
     try:
         names = next(rows, [])
         if names and field not in names:
-            raise InputError(
-                f"{file}: no field {shown(field)} in the first line; there are {', '.join(map(shown, names))}: name "
-                "one with --field"
-            )
+            raise _no_field(f"{file}, line 1", field, names)
         for row in rows:
             if row and len(row) != len(names):
                 raise InputError(
@@ -226,8 +249,6 @@ def _separated(file: Path, field: str, on_read: OnRead | None, delimiter: str) -
                 yield row[names.index(field)]
     except csv.Error as error:
         raise InputError(f"{file}, line {rows.line_num}: not CSV: {error}") from None
-    finally:
-        csv.field_size_limit(before)
 
 
 def _parquet(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]:
@@ -236,14 +257,12 @@ def _parquet(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]:
         from pyarrow import parquet
     except ImportError:
         raise InputError(f"{file}: reading .parquet takes a package: pip install pyarrow") from None
-    with reading(file), open(file, "rb") as raw, unchanged(file, raw):
+    with reading(file), open_file(file) as raw, unchanged(file, raw):
         try:
             table = parquet.ParquetFile(raw)
             names = table.schema_arrow.names
             if field not in names:
-                raise InputError(
-                    f"{file}: no field {shown(field)}; there are {', '.join(map(shown, names))}: name one with --field"
-                )
+                raise _no_field(str(file), field, names)
             number, size = 0, file.stat().st_size
             for batch in table.iter_batches(batch_size=256, columns=[field]):
                 for text in batch.column(0).to_pylist():
@@ -251,5 +270,7 @@ def _parquet(file: Path, field: str, on_read: OnRead | None) -> Iterator[str]:
                     yield _text_in({field: text}, field, f"{file}, row {number}")
                 if on_read is not None:
                     on_read(size * batch.num_rows // max(1, table.metadata.num_rows))
+        except UnicodeDecodeError:
+            raise InputError(f"{file}, after row {number}: not UTF-8; convert it to UTF-8") from None
         except pyarrow.ArrowException as error:
             raise InputError(f"{file}: not Parquet, or damaged: {str(error).splitlines()[0]}") from None

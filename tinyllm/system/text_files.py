@@ -31,16 +31,16 @@ Newlines = Literal["lf", "keep"]
 
 _UNPACK = "unpack it first"
 _KINDS_OF_FILES = {
-    b"\x1f\x8b": f"a gzip file: {_UNPACK} (gunzip)",
+    b"\x1f\x8b": f"a gzip file: {_UNPACK} (gunzip), or give it a name that ends in .gz",
     b"PK\x03\x04": f"a zip archive, as .docx, .xlsx and .epub are too: {_UNPACK}, or export it as text",
     b"BZh": f"a bzip2 file: {_UNPACK} (bunzip2)",
     b"\xfd7zXZ\0": f"an xz file: {_UNPACK} (unxz)",
-    b"\x28\xb5\x2f\xfd": f"a zstd file: {_UNPACK} (unzstd)",
+    b"\x28\xb5\x2f\xfd": f"a zstd file: {_UNPACK} (unzstd), or give it a name that ends in .zst",
     b"7z\xbc\xaf\x27\x1c": f"a 7z archive: {_UNPACK}",
     b"Rar!": f"a rar archive: {_UNPACK}",
     b"%PDF": "a PDF: take the text out of it first (pdftotext)",
     b"\xd0\xcf\x11\xe0": "a document of an older Office: export it as text",
-    b"PAR1": "a Parquet file: write its texts to a text file first",
+    b"PAR1": "a Parquet file: give it a name that ends in .parquet, and no other",
     b"SQLite format 3\0": "an SQLite database: write its texts to a text file first",
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -57,6 +57,7 @@ _KINDS_OF_FILES = {
 _NAMED = 3
 
 _BLOCK = 1 << 22
+_LINE_END = b"\n"
 LARGEST_FILE = 1 << 27
 """Bytes of a file that is read whole."""
 
@@ -118,8 +119,10 @@ def find_text_files(
         folders[:] = [name for name in folders if not name.startswith(".")]
     if not found:
         others = f"; it holds {counted(passed_over)}" if passed_over else ""
+        packed = " or ".join(COMPRESSED_SUFFIXES)
         raise InputError(
-            f"{path}: no text in this folder: no file that ends in {', '.join(suffixes)}{others}"
+            f"{path}: no text in this folder: no file that ends in {', '.join(suffixes)} (or in {packed} after them)"
+            f"{others}"
         )
     # By the parts of the path, so that the order is the same on every system.
     return sorted(found, key=lambda file: file.relative_to(path).parts)
@@ -157,7 +160,7 @@ def blocks(
     they lie on the disk.
 
     Raises:
-        InputError: missing, unreadable, damaged, not text (names the byte), or changed while it is read.
+        InputError: missing, unreadable, damaged, not text (names byte and line), or changed while it is read.
     """
     if path == STANDARD_INPUT:
         if sys.stdin is None:
@@ -184,8 +187,11 @@ def reading(path: Path) -> Iterator[None]:
         if type(error).__name__ == "BadGzipFile":  # not imported for its name alone
             raise InputError(f"{path}: the compressed data is damaged ({error})") from None
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"{path}: the compressed data is cut short or damaged ({error})") from None
+    except Exception as error:
+        # That of Zstandard has one name in either package, and is imported only for files that need it.
+        if isinstance(error, EOFError | zlib.error) or type(error).__name__ == "ZstdError":
+            raise InputError(f"{path}: the compressed data is cut short or damaged ({error})") from None
+        raise
 
 
 @contextlib.contextmanager
@@ -243,17 +249,20 @@ def _decompressed(file: Any, path: Path) -> Any:
 
 
 class _Zstandard:
-    """A file compressed by Zstandard, read through the package; raises EOFError where it is damaged or cut short."""
+    """A file compressed by Zstandard, read through the package; raises EOFError where it is cut short."""
+
+    # Bytes decompressed at once, which become up to 32,768 times as many.
+    _AT_ONCE = 256
 
     def __init__(self, package: Any, file: IO[bytes]) -> None:
         self._package = package
-        self._file = file
+        self._file = io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file
         self._decompressor: Any = None
-        self._held = b""
+        self._held = bytearray()
 
     def read(self, size: int) -> bytes:
         while len(self._held) < size:
-            content = self._file.read(1 << 16)
+            content = self._file.read(self._AT_ONCE)
             if not content:
                 if self._decompressor is not None:
                     raise EOFError("it ends inside a frame")
@@ -261,14 +270,12 @@ class _Zstandard:
             while content:
                 if self._decompressor is None:
                     self._decompressor = self._package.ZstdDecompressor().decompressobj()
-                try:
-                    self._held += self._decompressor.decompress(content)
-                except self._package.ZstdError as error:
-                    raise EOFError(str(error)) from None
+                self._held += self._decompressor.decompress(content)
                 content = b""
                 if self._decompressor.eof:
                     content, self._decompressor = self._decompressor.unused_data, None
-        taken, self._held = self._held[:size], self._held[size:]
+        taken = bytes(self._held[:size])
+        del self._held[:size]
         return taken
 
 
@@ -278,26 +285,27 @@ def text_of(file: IO[bytes], name: str, size: int = _BLOCK, newlines: Newlines =
     bare: Any = codecs.getincrementaldecoder("utf-8-sig")()
     decoder = io.IncrementalNewlineDecoder(bare, translate=True) if newlines == "lf" else bare
     advice = ""
-    done = 0  # bytes read before this block
+    done, lines = 0, 1  # bytes read before this block, and the line that it begins in
     while True:
         content = file.read(size)
         advice = advice if done else _advice(content, name)
         zero = content.find(b"\0")
         if zero >= 0:
             raise InputError(
-                f"{name}: not text: a NUL byte at byte {done + zero}"
+                f"{name}: not text: a NUL byte at byte {done + zero} (line {lines + content.count(_LINE_END, 0, zero)})"
                 f"{advice or '; give UTF-8 text (UTF-16 must be converted first)'}"
             )
         try:
             text = decoder.decode(content, final=not content)
         except UnicodeDecodeError as error:
             # Its object begins with what was left of the block before, and without a byte order mark.
-            position = done + len(content) - len(error.object) + error.start
+            place = len(content) - len(error.object) + error.start
+            line = lines + content.count(_LINE_END, 0, max(0, place))
             raise InputError(
-                f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte {position}"
+                f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte {done + place} (line {line})"
                 f"{advice or '; convert it to UTF-8'}"
             ) from None
-        done += len(content)
+        done, lines = done + len(content), lines + content.count(_LINE_END)
         if text:
             yield text
         if not content:

@@ -21,6 +21,7 @@ from tinyllm.training.config import TrainConfig
 from tinyllm.training.loss_curve import LossCurve
 from tinyllm.training.memory import require_memory
 from tinyllm.training.metrics import MetricsFile
+from tinyllm.training.planning import TimeNeeded, tokens_a_step
 from tinyllm.training.run_folder import RunFolder, check_folder
 from tinyllm.training.run_text import read_run_text
 from tinyllm.training.safeguards import incidents
@@ -55,7 +56,9 @@ def train(
         progress = Progress()
         samples = Samples(folder, trainer.model, trainer.tokenizer, trainer.config, progress.on_message)
         metrics = MetricsFile(folder, train_config.log_every)
-        trainer.callbacks += [run_folder, progress, metrics, samples, LossCurve(folder)]
+        tokens = tokens_a_step(trainer.model.config, train_config)
+        needed = TimeNeeded(train_config, tokens, trainer.validation.num_targets)
+        trainer.callbacks += [run_folder, needed, progress, metrics, samples, LossCurve(folder)]
         if found is not None:
             trainer.resume(found)
             del found  # the bytes of its files

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import Bar
+from tinyllm.system.text_files import Newlines
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import texts_of
 from tinyllm.tokenizer.bpe.sources import collection_of, lists_of_parts
@@ -39,6 +40,7 @@ def learned(
     min_frequency: int,
     workers: int,
     progress: bool,
+    newlines: Newlines,
 ) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]], dict[str, int]]:
     """The ids of tokens, the merges, and the ids of the special tokens, as BPETokenizer.train says."""
     if isinstance(texts, str | os.PathLike):
@@ -64,7 +66,7 @@ def learned(
         special_bytes(token)
     if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
         raise InputError(f"special tokens must be different and not empty, got {shown(special_tokens)}")
-    parts = lists_of_parts(texts, compiled, special_tokens)
+    parts = lists_of_parts(texts, compiled, special_tokens, newlines)
     first = next(parts, None)
     if first is None:
         raise InputError("no text to learn from: all of it is empty; give text")

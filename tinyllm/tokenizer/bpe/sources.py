@@ -10,7 +10,7 @@ from typing import Literal
 import regex
 
 from tinyllm.system.errors import InputError
-from tinyllm.system.text_files import blocks, find_text_files, looks_like_a_path, names_file
+from tinyllm.system.text_files import Newlines, blocks, find_text_files, looks_like_a_path, names_file
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer.base import require_text, texts_of
 from tinyllm.tokenizer.patterns import Pattern
@@ -23,15 +23,18 @@ PART = 1 << 16
 
 
 def lists_of_parts(
-    texts: Iterable[str | os.PathLike[str]], pattern: Pattern, special_tokens: Collection[str]
+    texts: Iterable[str | os.PathLike[str]],
+    pattern: Pattern,
+    special_tokens: Collection[str],
+    newlines: Newlines = "lf",
 ) -> Iterator[list[str]]:
     """The parts of all texts in lists that are about a chunk together: many short ones cost no more than a few long.
 
-    A part splits on its own into the pieces of its text; special tokens are left out.
+    A part splits on its own into the pieces of its text; special tokens are left out. newlines: of files.
     """
     held: list[str] = []
     length = 0
-    for part in _parts(texts, pattern, special_tokens):
+    for part in _parts(texts, pattern, special_tokens, newlines):
         held.append(part)
         length += len(part) + 1
         if length >= CHUNK // 2:
@@ -42,7 +45,10 @@ def lists_of_parts(
 
 
 def _parts(
-    texts: Iterable[str | os.PathLike[str]], pattern: Pattern, special_tokens: Collection[str]
+    texts: Iterable[str | os.PathLike[str]],
+    pattern: Pattern,
+    special_tokens: Collection[str],
+    newlines: Newlines,
 ) -> Iterator[str]:
     """The texts in chunks that split on their own, without the special tokens and what is empty."""
     special = special_regex(special_tokens)
@@ -60,7 +66,7 @@ def _parts(
                 code_points(text)  # here an error can still say where in the text it is
             sources: Iterable[Iterable[str]] = [[text]]
         elif isinstance(text, os.PathLike):
-            sources = (blocks(file, newlines="lf") for file in find_text_files(text))
+            sources = (blocks(file, newlines=newlines) for file in find_text_files(text))
         else:
             raise InputError(
                 f"texts holds {shown(text)}, a {type(text).__name__}; a text is a str, a file or folder a Path"

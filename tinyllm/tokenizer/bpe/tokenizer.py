@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllm.system.errors import InputError
+from tinyllm.system.text_files import Newlines
 from tinyllm.system.wording import shown
 from tinyllm.tokenizer.added_tokens import AddedTokens
 from tinyllm.tokenizer.base import TokenArray, Tokenizer, require_text, texts_of
@@ -122,6 +123,7 @@ class BPETokenizer(Tokenizer):
         min_frequency: int = 2,
         workers: int = 1,
         progress: bool = False,
+        newlines: Newlines = "lf",
     ) -> Self:
         """Learn a vocabulary from texts, read as a stream.
 
@@ -136,13 +138,14 @@ class BPETokenizer(Tokenizer):
             special_tokens: such as "<|endoftext|>". Where they occur in the texts, nothing is learned.
             min_frequency: pairs that occur less often are not merged.
             workers: processes. progress: show it on standard error.
+            newlines: "lf": all line ends of files become \\n; "keep": they stay, as those of a str do.
 
         Raises:
             InputError: no text, a text that seems to be the name of a file, a file that cannot be read, or a
                 vocab_size below 256 and the special tokens.
         """
         vocab, merges, special = learned(
-            texts, vocab_size, pattern, special_tokens, min_frequency, workers, progress
+            texts, vocab_size, pattern, special_tokens, min_frequency, workers, progress, newlines
         )
         return cls(vocab, merges, pattern, special)
 
