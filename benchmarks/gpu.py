@@ -39,7 +39,6 @@ from support.strict_device import strict_device
 from tinyllm import backend
 from tinyllm.backend import current
 from tinyllm.models import ModelConfig, TransformerLM
-from tinyllm.models.presets import PRESETS
 from tinyllm.system.errors import InputError
 from tinyllm.system.settings import from_mapping
 from tinyllm.tokenizer import CharTokenizer
@@ -51,17 +50,32 @@ from tinyllm.training.trainer import Trainer
 PARTS = ("tests", "curve", "looks", "10m", "50m", "memory", "launches")
 LIMITS = {"tests": 200, "curve": 40, "looks": 30, "10m": 65, "50m": 70, "memory": 50, "launches": 20}
 """Seconds; together less than 8 minutes."""
+SHAPES = {
+    "char": (ModelConfig(vocab_size=65), {"batch_size": 12}),
+    "10m": (
+        ModelConfig(
+            8192, context_length=512, num_layers=6, num_heads=5, hidden_size=320, tie_embeddings=True
+        ),
+        {"batch_size": 32, "learning_rate": 1e-3},
+    ),
+    "50m": (
+        ModelConfig(
+            16_384, context_length=1024, num_layers=8, num_heads=10, hidden_size=640, tie_embeddings=True
+        ),
+        {"batch_size": 32, "learning_rate": 6e-4},
+    ),
+}
+"""The models that are measured, of 0.8M, 10.0M and 49.9M parameters; they stay, so that figures can be compared."""
 NO_LIMITS = Limits(float("inf"), float("inf"))
 
 
-def trainer_of(preset: str, **settings: Any) -> Trainer:
-    """A trainer of a preset's model on random tokens."""
-    shape = from_mapping(ModelConfig, {"vocab_size": 65, **PRESETS[preset]["model"]})
+def trainer_of(name: str, **settings: Any) -> Trainer:
+    """A trainer of one of SHAPES on random tokens."""
+    shape, how = SHAPES[name]
     tokens = np.random.default_rng(0).integers(0, shape.vocab_size, size=1_000_000, dtype=np.uint16)
     characters = "".join(chr(i) for i in range(shape.vocab_size + 0x1000) if not 0xD800 <= i < 0xE000)
     config = from_mapping(
-        TrainConfig,
-        {**PRESETS[preset]["train"], "tokenizer": "char", "optimizer": "adamw", "threads": 1, **settings},
+        TrainConfig, {**how, "tokenizer": "char", "optimizer": "adamw", "threads": 1, **settings}
     )
     tokenizer = CharTokenizer(characters[: shape.vocab_size])
     return Trainer(TransformerLM(shape, seed=1), tokenizer, tokens, tokens[:20_000], config)
@@ -195,14 +209,14 @@ def looks(quick: bool) -> str:
     return "none in 4 steps"
 
 
-def speed(preset: str, quick: bool) -> str:
+def speed(name: str, quick: bool) -> str:
     """Tokens a second against PyTorch, and against the CPU."""
-    steps, rounds = (1, 1) if quick else (10 if preset == "10m" else 4, 5)
+    steps, rounds = (1, 1) if quick else (10 if name == "10m" else 4, 5)
     small = {"batch_size": 1} if quick else {}
     lines = []
     for precision in ("float32",) if quick else ("float32", "tf32"):
         with device(quick, precision):
-            trainer = trainer_of(preset, **small)
+            trainer = trainer_of(name, **small)
             tokens = steps * trainer.config.batch_size * trainer.model.config.context_length
             peers = {"tinyllm": stretch(trainer, steps)}
             peers["torch"] = torch_stretch(trainer, steps, precision, "cpu" if quick else "cuda")
@@ -218,7 +232,7 @@ def speed(preset: str, quick: bool) -> str:
             f"{precision}: {ours:,.0f} tokens/s, PyTorch {theirs:,.0f}, {ratio:.2f} times as fast (asked 0.9)"
         )
     if not quick:
-        host = trainer_of(preset, batch_size=1 if preset == "50m" else 4, threads=0)
+        host = trainer_of(name, batch_size=1 if name == "50m" else 4, threads=0)
         with host.engine:
             next(host.train_steps())
             spent = seconds(lambda: next(host.train_steps()) and None)
@@ -228,7 +242,7 @@ def speed(preset: str, quick: bool) -> str:
 
 
 def memory(quick: bool) -> str:
-    """The most that each library reserves for a few steps of the 10M preset."""
+    """The most that each library reserves for a few steps of the model of 10.0M parameters."""
     peaks = {}
     for name in ("tinyllm", "torch"):
         command = [sys.executable, __file__, "--peak", name, *(["--quick"] if quick else [])]

@@ -30,7 +30,7 @@ from tinyllm.models.generation.sampling import generate
 from tinyllm.ops.fast import attention
 from tinyllm.system.errors import InputError
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training import runs
+from tinyllm.training import runs, scoring
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
@@ -519,14 +519,14 @@ def test_text_and_loss_of_a_saved_model(tmp_path: Path) -> None:
 
     def told() -> tuple[list[int], float]:
         model, _ = keeping.load(folder)
-        return list(generate(model, [1, 2, 3], 40, seed=5)), runs.evaluate(folder, [str(text)]).loss
+        return list(generate(model, [1, 2, 3], 40, seed=5)), scoring.evaluate(folder, [str(text)]).loss
 
     tokens, loss = told()
     with on_device() as device:
         found = told()
         if device is not None:  # in this process: a fork cannot use a device
             before = device.count.copy()
-            runs.evaluate(folder, [str(text)], threads=2)
+            scoring.evaluate(folder, [str(text)], threads=2)
             assert (device.count - before).launches > 100
     assert found[0] == tokens
     assert abs(found[1] - loss) < 1e-5

@@ -19,7 +19,9 @@ from tinyllm.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     SentencePieceTokenizer,
+    TextSize,
     Tokenizer,
+    base,
     inspection,
 )
 from tinyllm.tokenizer.sentencepiece.pieces import Kind, Piece
@@ -195,8 +197,30 @@ def test_the_prompt_is_what_new_tokens_are_added_to(monkeypatch: pytest.MonkeyPa
     assert list(as_text) == [" to", " ", "", " to", ""]
 
 
-def test_characters_predicted_are_those_of_the_tokens_after_the_first() -> None:
+def test_text_predicted_is_that_of_the_tokens_after_the_first() -> None:
     pieces = sentence_pieces(prefix=True)
-    assert pieces.characters_predicted(np.array([259, 259, 259])) == len(" to to")
-    assert byte_pairs().characters_predicted(np.array([0x61, 256, 0x61])) == len(" ta")
-    assert pieces.characters_predicted(np.array([1, 1])) == 1
+    assert pieces.text_predicted(np.array([259, 259, 259])) == TextSize(6, 6)  # " to to"
+    assert byte_pairs().text_predicted(np.array([0x61, 256, 0x61])) == TextSize(3, 3)  # " ta"
+    assert pieces.text_predicted(np.array([1, 1])) == TextSize(1, 1)
+    # The text begins with the second token, which loses its space there.
+    assert pieces.text_predicted(np.array([1, 259, 259])) == TextSize(5, 5)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_text_predicted_is_what_decoding_all_adds(
+    prefix: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_BLOCK", 7)
+    rng = np.random.default_rng(seed)
+    words = ["to", " to", "a", "\u65e5", "\u65e5\u672c", "\U0001f600", "\u00e9", "<s>", "\n"]
+    text = "".join(rng.choice(words, 200))
+    for tokenizer in (sentence_pieces(prefix), byte_pairs(), ByteTokenizer(), CharTokenizer.train(text)):
+        ids = tokenizer.encode_document(text)
+        begins = next(tokenizer.decode_stream(ids[:1].tolist()))
+        whole = tokenizer.decode(ids)
+        found = tokenizer.text_predicted(ids)
+        assert found.characters == len(whole) - len(begins)
+        assert found.bytes == len(whole.encode()) - len(tokenizer.decode_bytes(ids[:1]))
+    with pytest.raises(InputError, match="id 300 at position 1"):
+        ByteTokenizer().text_predicted(np.array([0, 1, 300]))

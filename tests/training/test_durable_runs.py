@@ -33,7 +33,7 @@ from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.events import Evaluation, StepMetrics
 from tinyllm.training.metrics import MetricsFile, read_metrics
-from tinyllm.training.runs import RunFolder
+from tinyllm.training.run_folder import RunFolder
 from tinyllm.training.trainer import Trainer
 
 MODEL = ModelConfig(vocab_size=9, context_length=8, num_layers=1, num_heads=2, hidden_size=8, dropout=0.1)
@@ -282,7 +282,7 @@ def test_the_best_is_the_best_of_those_that_could_be_saved(
     run = tmp_path / "run"
     trainer = make(run, At({3: lambda: full.update(yes=True), 5: lambda: full.update(yes=False)}))
     losses = iter([1.0, 3.0, 2.0])
-    monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0))
+    monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0, 0.0, 0.0))
     trainer.fit()
     assert (trainer.best_loss, trainer.best_step) == (2.0, 12)
     assert keeping.step_of(keeping.find(run, ("best",))) == 12

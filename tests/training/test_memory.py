@@ -47,7 +47,7 @@ def settings(preset: str, model: dict[str, Any], train: dict[str, Any]) -> tuple
         ("char", {"context_length": 512}, {"batch_size": 1, "formulas": True}),
         ("char", {"num_kv_heads": 1, "hidden_size": 64, "head_dim": 64}, {"optimizer": "sgd"}),
         ("char", {"vocab_size": 20_000}, {"batch_size": 4}),
-        ("10m", {"num_layers": 2}, {"batch_size": 1}),
+        ("mini-10m", {"num_layers": 2}, {"batch_size": 1}),
     ],
 )
 def test_the_estimate_is_near_what_is_measured(
@@ -99,7 +99,7 @@ def test_workers_share_weights_and_have_their_own_gradients() -> None:
 
 def test_the_parts_in_words_make_up_the_total() -> None:
     """For the char preset and a larger model; what is not said is below 2%."""
-    for preset in ("char", "10m"):
+    for preset in ("char", "mini-10m"):
         shape, how = settings(preset, {}, {})
         words = estimate_memory(shape, how, 2).in_words()
         total, *parts = [

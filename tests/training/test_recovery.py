@@ -29,7 +29,7 @@ from tinyllm import InputError
 from tinyllm.backend import ignore_non_finite
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training import runs
+from tinyllm.training import run_report
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
@@ -290,7 +290,7 @@ def test_the_best_checkpoint_survives_a_rollback(tmp_path: Path) -> None:
     assert state["step"] == 50
     names = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert names == ["before-rollback-step-00000050", "step-00000040", "step-00000060"]
-    assert "per character, in a step before it went back; the last, in step 60, is " in runs._summary(trainer)
+    assert "per byte, in a step before it went back; the last, in step 60, is " in run_report.summary(trainer)
 
 
 def test_a_best_that_was_set_aside_is_deleted_when_there_is_a_better_one(tmp_path: Path) -> None:

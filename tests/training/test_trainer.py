@@ -20,13 +20,13 @@ from tinyllm import InputError, gradients, no_grad, ops
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training import runs
 from tinyllm.training.callbacks import Callback, Progress, duration
 from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.events import Changes, Evaluation, StepMetrics
 from tinyllm.training.loss_curve import LossCurve, running_mean
 from tinyllm.training.metrics import METRICS, MetricsFile, read_metrics
+from tinyllm.training.scoring import evaluate
 from tinyllm.training.trainer import Trainer
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -245,7 +245,7 @@ def test_evaluate_of_a_whole_text_agrees(tmp_path: Path) -> None:
     with expecting.engine:
         expected = expecting.evaluate()
     for threads in (1, 2):
-        score = runs.evaluate(tmp_path / "x", [str(tmp_path / "text")], threads, batch_size=5)
+        score = evaluate(tmp_path / "x", [str(tmp_path / "text")], threads, batch_size=5)
         assert score.tokens == 99
         assert score.loss == pytest.approx(expected.val_loss, rel=20 * EPS32)
         assert score.bits_per_character == pytest.approx(expected.val_bits_per_character, rel=20 * EPS32)
@@ -513,7 +513,7 @@ def test_the_last_scheduled_the_best_and_the_latest_are_kept(
     losses = iter([3.0, 2.0, 2.5, 2.5, 4.0])
     config = replace(TRAIN, eval_every=2, checkpoint_every=every, keep_checkpoints=keep)
     trainer = make(config, run=run)
-    monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0))
+    monkeypatch.setattr(trainer, "evaluate", lambda: Evaluation(trainer.step, next(losses), 0.0, 0.0, 0.0))
     trainer.fit()
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{step:08}" for step in left]
     named = {link: keeping.step_of(keeping.find(run, (link,))) for link in keeping.LINKS}
@@ -678,7 +678,7 @@ def test_nothing_is_told_where_nothing_is_changed(tmp_path: Path) -> None:
 def with_losses(monkeypatch: pytest.MonkeyPatch, losses: Mapping[int, float]) -> None:
     """Let the evaluation after each of these steps find this loss."""
     monkeypatch.setattr(
-        Trainer, "evaluate", lambda self: Evaluation(self.step, losses[self.step], losses[self.step])
+        Trainer, "evaluate", lambda self: Evaluation(self.step, losses[self.step], 0.0, 0.0, 0.0)
     )
 
 
@@ -825,7 +825,13 @@ def test_metrics_file_has_the_promised_fields(tmp_path: Path) -> None:
         assert set(line) == {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
         assert all(math.isfinite(value) for value in line.values())
     for line in evaluations:
-        assert set(line) == {"step", "val_loss", "val_bits_per_character"}
+        assert set(line) == {
+            "step",
+            "val_loss",
+            "val_perplexity",
+            "val_bits_per_character",
+            "val_bits_per_byte",
+        }
     # The loss of an untrained model is near that of a guess.
     assert abs(steps[0]["loss"] - math.log(9)) < 0.5
 
@@ -850,7 +856,10 @@ def test_progress_is_plain_lines_without_a_terminal() -> None:
     lines = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/10", "4/10", "4", "8/10", "8", "10/10", "10"]
     assert all(word in lines[0] for word in ("loss", "tokens/s", "left"))
-    assert all(word in lines[2] for word in ("validation loss", "nats", "bits per character"))
+    assert all(
+        word in lines[2]
+        for word in ("validation loss", "nats", "perplexity", "bits per character", "per byte")
+    )
 
 
 def test_progress_is_a_bar_on_a_terminal() -> None:

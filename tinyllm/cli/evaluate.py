@@ -8,7 +8,8 @@ from typing import Any
 
 from tinyllm.backend import use_backend
 from tinyllm.cli.flags import add_backend, add_special_tokens, integer
-from tinyllm.training import runs
+from tinyllm.training.evaluation import loss_in_words
+from tinyllm.training.scoring import evaluate
 
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
@@ -39,13 +40,12 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 def evaluate_command(args: argparse.Namespace) -> None:
     """`tinyllm eval`."""
     use_backend(args.backend)
-    score = runs.evaluate(
+    score = evaluate(
         Path(args.path),
         args.data,
         args.threads,
         special_tokens=args.special_tokens,
         newlines=args.newlines,
     )
-    print(
-        f"{score.tokens:,} tokens  loss {score.loss:.4f} nats  {score.bits_per_character:.4f} bits per character"
-    )
+    tokens, *units = vars(score).values()
+    print(f"{tokens:,} tokens  loss {loss_in_words(*units)}")

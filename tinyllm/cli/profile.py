@@ -27,7 +27,6 @@ from tinyllm.system.text_files import write_text
 from tinyllm.system.toml_files import read_sections
 from tinyllm.system.wording import require_known
 from tinyllm.tokenizer import ByteTokenizer
-from tinyllm.training import runs
 from tinyllm.training.checkpoints import keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.memory import require_memory
@@ -35,6 +34,7 @@ from tinyllm.training.micro_batches import count_micro_batches
 from tinyllm.training.objectives import NextToken
 from tinyllm.training.optimization import build_optimizer
 from tinyllm.training.profile_report import draw, report
+from tinyllm.training.run_folder import CONFIG_FILE
 from tinyllm.training.step_profile import TrainingProfile, profile_training
 
 
@@ -177,7 +177,7 @@ def _of_folder(path: Path, batch: dict[str, Any]) -> Subject:
     keeping.report_passed_over(found)
     model, folder = found.model(), found.folder.resolve()
     settings: dict[str, Any] = {}
-    saved = folder.parent.parent / runs.CONFIG_FILE
+    saved = folder.parent.parent / CONFIG_FILE
     if folder.parent.name == "checkpoints" and saved.exists():
         settings = read_sections(saved, ("model", "train")).get("train", {})
     train = from_mapping(TrainConfig, {**settings, **batch}, f"{saved} [train]" if settings else "flags")

@@ -12,7 +12,7 @@ from tinyllm.cli.flags import add_backend, add_special_tokens, integer, number
 from tinyllm.models.generation.sampling import Window
 from tinyllm.system.errors import InputError
 from tinyllm.system.text_files import blocks
-from tinyllm.training import runs
+from tinyllm.training.samples import sample
 
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
@@ -82,7 +82,7 @@ def sample_command(args: argparse.Namespace) -> None:
         if prompt is not None:
             raise InputError("got --prompt and --prompt-file; give one of them")
         prompt = "".join(blocks(Path(args.prompt_file)))
-    pieces = runs.sample(
+    pieces = sample(
         Path(args.path),
         prompt,
         args.tokens,

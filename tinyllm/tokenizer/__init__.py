@@ -7,7 +7,7 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.json_files import read_json
 from tinyllm.system.storage import StrPath
 from tinyllm.system.wording import shown
-from tinyllm.tokenizer.base import FILE_NAME, Tokenizer
+from tinyllm.tokenizer.base import FILE_NAME, TextSize, Tokenizer
 from tinyllm.tokenizer.bpe.learning import VocabularyWarning
 from tinyllm.tokenizer.bpe.tokenizer import BPETokenizer
 from tinyllm.tokenizer.byte import ByteTokenizer
@@ -21,6 +21,7 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "SentencePieceTokenizer",
+    "TextSize",
     "Tokenizer",
     "TokenizerFileWarning",
     "VocabularyWarning",

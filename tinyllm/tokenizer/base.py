@@ -6,6 +6,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,8 +20,21 @@ from tinyllm.system.wording import shown
 
 FILE_NAME = "tokenizer.json"
 
+_BLOCK = 1 << 20
+"""Tokens that are counted together."""
+_BEGIN = 64
+"""Tokens in which the first that is not empty is looked for."""
+
 T = TypeVar("T")
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How long a text is: in characters, and in bytes of UTF-8."""
+
+    characters: int
+    bytes: int
 
 
 def require_text(text: object, several: str = "encode_batch takes several texts") -> None:
@@ -158,9 +172,32 @@ class Tokenizer(ABC):
             yield decoder.decode(self.token_bytes(id))
         yield decoder.decode(b"", final=True)
 
-    def characters_predicted(self, ids: npt.NDArray[np.integer[Any]]) -> int:
-        """How many characters the tokens after the first add to the text of `ids`; at least 1, so as to divide by."""
-        return max(1, len(self.decode(ids)) - len(next(self.decode_stream(ids[:1].tolist()))))
+    def text_predicted(self, ids: Any) -> TextSize:
+        """How much text the tokens after the first add to that of `ids`; at least 1 each, so as to divide by.
+
+        ids: (N,) integers, or what is sliced like an array; nothing of it is decoded but its begin. A character that
+        ends in a later token than it begins in comes with that one.
+        """
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for start in range(1, len(ids), _BLOCK):
+            block = ids[start : start + _BLOCK].astype(np.int64, copy=False)
+            if block.min() < 0 or block.max() >= self.vocab_size:
+                self.decode_bytes(block)  # which says what is wrong
+            counts += np.bincount(block, minlength=self.vocab_size)
+        characters = size = 0
+        for id in np.flatnonzero(counts).tolist():
+            data, count = self.token_bytes(id), int(counts[id])
+            characters += count * _characters_begun(data)
+            size += count * len(data)
+        begin = ids[:_BEGIN]
+        # What the first token that is not empty loses at the begin of a text, such as an added space.
+        lost = self._lost_at_begin(begin[:1]) - self._lost_at_begin(begin)
+        first = self.decode_bytes(begin[:1])
+        unfinished = _characters_begun(first) - len(next(self.decode_stream(begin[:1].tolist())))
+        return TextSize(max(1, characters + lost + max(0, unfinished)), max(1, size + lost))
+
+    def _lost_at_begin(self, ids: Any) -> int:
+        return sum(len(self.token_bytes(id)) for id in ids.tolist()) - len(self.decode_bytes(ids))
 
     def offsets(self, text: str) -> npt.NDArray[np.int64]:
         """Where each token of `text` lies: (num_tokens, 2), the first character and the one after the last.
@@ -215,3 +252,8 @@ class Tokenizer(ABC):
             raise InputError(f"{target.parent}: cannot make this folder: {reason}") from None
         write_text(target, json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n")
         return target
+
+
+def _characters_begun(data: bytes) -> int:
+    """How many characters of UTF-8 begin in these bytes."""
+    return sum(byte & 0xC0 != 0x80 for byte in data)

@@ -8,6 +8,7 @@ import time
 from typing import Any, TextIO
 
 from tinyllm.system.progress import is_terminal, print_status
+from tinyllm.training.evaluation import loss_in_words
 from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 
 
@@ -28,6 +29,12 @@ class Callback:
 
     def on_rollback(self, rollback: Rollback) -> None:
         """Training went back to an earlier checkpoint."""
+
+    def on_step_end(self, step: int) -> None:
+        """The model is as it is after `step`, whose evaluation and checkpoint follow; may take a while.
+
+        It comes again, for the same step, where an interrupt came before these.
+        """
 
     def on_evaluation_start(self, step: int) -> None:
         """The validation split is about to be evaluated, which may take a while."""
@@ -127,10 +134,8 @@ class Progress(Callback):
     def on_evaluation(self, evaluation: Evaluation) -> None:
         if self.bar is not None:
             self.bar.set_description_str(self.status, refresh=False)
-        self.on_message(
-            f"step {evaluation.step}  validation loss {evaluation.val_loss:.4f} nats, "
-            f"{evaluation.val_bits_per_character:.4f} bits per character"
-        )
+        _, *units = vars(evaluation).values()
+        self.on_message(f"step {evaluation.step}  validation loss {loss_in_words(*units)}")
 
     def on_rejected(self, rejection: Rejection) -> None:
         if rejection.step == self.rejected_step:

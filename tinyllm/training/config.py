@@ -24,7 +24,16 @@ class TrainConfig:
     out: str | None = field(None, "folder for the run; none: runs/ and the preset's name")
     tokenizer: str = field(
         "char",
-        "char: a token for each character; byte: for each byte; bpe: learned from the text; or a tokenizer.json",
+        "char: a token for each character; byte: for each byte; bpe: learned from the text; saved: that of "
+        "--init-from, its default there; or a tokenizer.json",
+    )
+    init_from: str | None = field(
+        None,
+        "run, checkpoint or folder of transformers whose weights, shape and tokenizer a new run begins with",
+    )
+    widen_vocabulary: bool = field(
+        False,
+        "with another tokenizer, keep the rows of tokens that both have, and make new ones for the others",
     )
     special_tokens: bool = field(
         True,
@@ -124,8 +133,9 @@ class TrainConfig:
     log_every: int = field(
         1, "steps between lines of metrics.jsonl; a GPU is waited for at each of them", at_least=1
     )
-    sample_tokens: int = field(500, "tokens to sample at the end", at_least=0)
-    sample_temperature: float = field(0.8, "temperature of that sample", at_least=0, below=math.inf)
+    sample_tokens: int = field(500, "tokens to sample at the end, and every --sample-every", at_least=0)
+    sample_every: int = field(0, "steps between samples on the way; 0: none", at_least=0)
+    sample_temperature: float = field(0.8, "temperature of these samples", at_least=0, below=math.inf)
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -26,11 +26,13 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss over the whole validation split, in nats a token and in bits a character."""
+    """The mean loss over the whole validation split: nats a token, e^nats, bits a character, bits a byte of UTF-8."""
 
     step: int
     val_loss: float
+    val_perplexity: float
     val_bits_per_character: float
+    val_bits_per_byte: float
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tinyllm.training.checkpoints.resuming import Numbers, Part, RunState, TextD
 from tinyllm.training.checkpoints.run_checkpoints import RunCheckpoints
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.engines import build_engine
+from tinyllm.training.evaluation import predicted
 from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 from tinyllm.training.objectives import NextToken, Objective
 from tinyllm.training.optimization import build_optimizer, clip_limit, lower_rates, rate_factor
@@ -52,7 +53,7 @@ class Trainer:
     Attributes:
         step: how many steps were made. evaluated_step, evaluated_loss: of the last evaluation. best_loss, best_step: of
             the evaluation with the lowest loss whose checkpoint could be written. without_gain: evaluations since then.
-        changes: what is other than before in a run that was resumed.
+        predicted: what the validation loss is about. changes: what is other than before in a run that was resumed.
 
     Raises InputError for what cannot be trained on, and for a model that could not be loaded from its checkpoints.
     """
@@ -83,9 +84,7 @@ class Trainer:
         name = "validation text"
         starts = document_starts(validation_tokens, config, name)
         self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, name, starts)
-        self.tokens_per_character = self.validation.num_targets / tokenizer.characters_predicted(
-            validation_tokens
-        )
+        self.predicted = predicted(tokenizer, validation_tokens)
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
         self.interrupts = Interrupts(saves=run is not None)
@@ -222,9 +221,11 @@ class Trainer:
                 )  # fmt: skip
 
     def _steps_to_next_look(self) -> int:
-        """How many steps there are to the next log line, evaluation or checkpoint, or the last."""
+        """How many steps there are to the next log line, sample, evaluation or checkpoint, or the last."""
         config = self.config
-        periods = (config.log_every, config.eval_every, config.checkpoint_every)
+        periods = filter(
+            None, (config.log_every, config.sample_every, config.eval_every, config.checkpoint_every)
+        )
         return min(config.steps - self.step, *[period - self.step % period for period in periods])
 
     # ---- After a rejected step -----------------------------------------------------------------
@@ -280,10 +281,12 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """The loss over the whole validation split, each token predicted once; within `with self.engine:`."""
         val_loss = self.engine.evaluate()
-        return Evaluation(self.step, val_loss, val_loss / math.log(2) * self.tokens_per_character)
+        _, *units = vars(self.predicted.score(val_loss)).values()
+        return Evaluation(self.step, *units)
 
     def _after_step(self) -> None:
         """Evaluate and save, where it is time for it."""
+        self._notify("on_step_end", self.step)
         last = self.step >= self.config.steps
         due = last or self.step % self.config.eval_every == 0
         evaluation = None

@@ -28,7 +28,7 @@ OF_THE_RATE = {"learning_rate", "steps", "schedule", "warmup_steps", "final_fact
 """What the learning rate of a step depends on."""
 OF_THE_LOSS = {"batch_size", "gradient_accumulation", "dropout"}
 """With others of these, losses and gradient norms are not comparable with those before."""
-PATHS = {"data", "validation_data", "out"}
+PATHS = {"data", "validation_data", "out", "init_from"}
 # These may differ when a run is resumed. What the weights and the state of the optimizer mean depends on none of them,
 # and the text is compared by its tokens.
 CHANGEABLE = {
@@ -36,7 +36,7 @@ CHANGEABLE = {
     "clip_running", "special_tokens", "threads", "formulas", "eval_every", "stop_after", "eval_batch_size",
     "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature",
     "watch_loss", "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
-    "newlines", "recompute",
+    "newlines", "sample_every", "widen_vocabulary", "recompute",
 }  # fmt: skip
 OPTIONAL = {"loss_scale"}
 """Parts that a checkpoint may lack."""

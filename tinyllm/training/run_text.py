@@ -1,0 +1,94 @@
+"""What a run is trained and validated on: from settings to a tokenizer and two splits of tokens."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllm.data import embedded_corpus, read_text, split_by_position
+from tinyllm.system.cores import physical_cores
+from tinyllm.system.errors import InputError
+from tinyllm.system.progress import print_status
+from tinyllm.system.wording import command_line
+from tinyllm.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    VocabularyWarning,
+    load_tokenizer,
+)
+from tinyllm.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunText:
+    """The tokens of a run, (N,) integers each: arrays, or what is sliced like them."""
+
+    tokenizer: Tokenizer
+    train: Any
+    validation: Any
+
+
+def read_run_text(config: TrainConfig, vocab_size: int, saved: Tokenizer | None, notes: list[str]) -> RunText:
+    """The tokens that the settings say, and their tokenizer.
+
+    vocab_size: for a tokenizer that is learned, 0: 4096. saved: the tokenizer of the checkpoint to go on or begin from,
+    for TrainConfig.tokenizer "saved"; None: there is none. notes: lines about the text are added to it.
+    """
+    texts = _texts(config, notes)
+    if config.tokenizer == "saved":
+        if saved is None:
+            raise InputError(
+                "tokenizer='saved' is that of --init-from; give char, byte, bpe or a tokenizer.json"
+            )
+        tokenizer = saved
+    else:
+        whole = "".join(texts) if config.tokenizer == "char" else ""
+        workers = config.threads or physical_cores()
+        tokenizer = build_tokenizer(config.tokenizer, whole, texts[0], vocab_size, workers)
+    train, validation = (tokenizer.encode_document(part, config.special_tokens) for part in texts)
+    return RunText(tokenizer, train, validation)
+
+
+def _texts(config: TrainConfig, notes: list[str]) -> tuple[str, str]:
+    """The texts to train on and to validate on."""
+    newlines = config.newlines
+    text = read_text(config.data, notes.append, newlines) if config.data else embedded_corpus()
+    if not config.validation_data:
+        # Split as text, so that runs with different tokenizers are validated on the same characters.
+        return split_by_position(text, config.validation_fraction)
+    say = notes.append
+    return text, read_text(config.validation_data, lambda line: say(f"for validation: {line}"), newlines)
+
+
+def build_tokenizer(choice: str, text: str, train_text: str, vocab_size: int, workers: int = 1) -> Tokenizer:
+    """The tokenizer that TrainConfig.tokenizer names.
+
+    A character tokenizer has all characters of `text`; byte-pair encoding is learned from `train_text`, up to
+    `vocab_size` tokens (4096 if that is 0).
+
+    Raises InputError for a name that is neither known nor a file, and for a file that cannot be used.
+    """
+    if choice == "char":
+        return CharTokenizer.train(text)
+    if choice == "byte":
+        return ByteTokenizer()
+    if choice == "bpe":
+        asked = vocab_size or 4096
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VocabularyWarning)  # said below, without advice for Python
+            learned = BPETokenizer.train([train_text], asked, workers=workers, progress=True)
+        if learned.vocab_size < asked:
+            print_status(
+                f"{learned.vocab_size:,} tokens, not {asked:,}: no pair of tokens is left that occurs twice"
+            )
+        return learned
+    if not Path(choice).exists():
+        raise InputError(
+            f"tokenizer={choice!r}: neither char, byte or bpe nor a tokenizer.json; "
+            f"`{command_line('tokenizer', 'train')}` makes one"
+        )
+    return load_tokenizer(choice)
