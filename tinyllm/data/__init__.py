@@ -10,7 +10,7 @@ from tinyllm.data.sampling import (
     StridedWindows,
     WindowSampler,
 )
-from tinyllm.data.shards import Prepared, TokenShards, is_prepared, open_prepared
+from tinyllm.data.shards import JoinedTokens, Prepared, TokenShards, is_prepared, open_prepared
 from tinyllm.data.text import embedded_corpus, read_text
 from tinyllm.data.windows import (
     IGNORE_INDEX,
@@ -25,6 +25,7 @@ __all__ = [
     "IGNORE_INDEX",
     "BatchSampler",
     "Document",
+    "JoinedTokens",
     "Mixture",
     "PackedWindows",
     "Prepared",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,32 @@ class TokenShards:
         return {name: value for name, value in self.__dict__.items() if name not in left_out} | {
             "_opened": {}
         }
+
+
+class JoinedTokens:
+    """Several splits of one tokenizer end to end, in memory: what a mixture is validated on.
+
+    Attributes: as those of TokenShards.
+    """
+
+    ndim = 1
+
+    def __init__(self, parts: Sequence[TokenShards]) -> None:
+        self._tokens = np.concatenate([part[:] for part in parts])
+        begins = np.cumsum([0, *map(len, parts[:-1])])
+        self.document_starts: Integers = np.concatenate(
+            [part.document_starts + begin for part, begin in zip(parts, begins, strict=True)]
+        )
+        self.dtype = self._tokens.dtype
+        self.characters = sum(part.characters for part in parts)
+        self.bytes = sum(part.bytes for part in parts)
+        self.digest = hashlib.sha256(json.dumps([part.digest for part in parts]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, places: Any) -> Any:
+        return self._tokens[places]
 
 
 @dataclass(frozen=True)

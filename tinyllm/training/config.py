@@ -16,7 +16,8 @@ class TrainConfig:
     """How to train. Raises InputError when a number is out of range."""
 
     data: tuple[str, ...] = field(
-        (), "text to train on: files or folders, -: standard input; without it, Python's own help pages"
+        (),
+        "text to train on: files or folders, those of `tinyllm prepare` too, -: standard input; none: Python's help pages",
     )
     newlines: Literal["lf", "keep"] = field(
         "lf", "lf: line ends of the text become \\n, whatever they are; keep: they stay"

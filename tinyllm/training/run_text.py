@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data import embedded_corpus, read_text, split_by_position
+from tinyllm.data import (
+    JoinedTokens,
+    Prepared,
+    embedded_corpus,
+    is_prepared,
+    open_prepared,
+    read_text,
+    split_by_position,
+)
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import print_status
@@ -25,7 +34,7 @@ from tinyllm.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class RunText:
-    """The tokens of a run, (N,) integers each: arrays, or what is sliced like them."""
+    """The tokens of a run, (N,) integers: arrays, or what is sliced like them; `train` may be a list of several."""
 
     tokenizer: Tokenizer
     train: Any
@@ -37,7 +46,11 @@ def read_run_text(config: TrainConfig, vocab_size: int, saved: Tokenizer | None,
 
     vocab_size: for a tokenizer that is learned, 0: 4096. saved: the tokenizer of the checkpoint to go on or begin from,
     for TrainConfig.tokenizer "saved"; None: there is none. notes: lines about the text are added to it.
+
+    Folders of `tinyllm prepare` have their own tokenizer and validation split; several are mixed.
     """
+    if any(map(is_prepared, config.data)):
+        return _prepared_text(config, notes)
     texts = _texts(config, notes)
     if config.tokenizer == "saved":
         if saved is None:
@@ -51,6 +64,48 @@ def read_run_text(config: TrainConfig, vocab_size: int, saved: Tokenizer | None,
         tokenizer = build_tokenizer(config.tokenizer, whole, texts[0], vocab_size, workers)
     train, validation = (tokenizer.encode_document(part, config.special_tokens) for part in texts)
     return RunText(tokenizer, train, validation)
+
+
+def _prepared_text(config: TrainConfig, notes: list[str]) -> RunText:
+    """The tokens of prepared folders."""
+    folders = [open_prepared(path) for path in config.data]
+    tokenizer = folders[0].tokenizer
+    for folder in folders[1:]:
+        if folder.tokenizer.to_json() != tokenizer.to_json():
+            raise InputError(
+                f"{folder.folder} and {folders[0].folder} were prepared with different tokenizers; prepare one of them "
+                f"again with --tokenizer {folders[0].folder}"
+            )
+    named = config.tokenizer not in ("char", "byte", "bpe", "saved")
+    if named and load_tokenizer(config.tokenizer).to_json() != tokenizer.to_json():
+        raise InputError(
+            f"tokenizer={config.tokenizer!r} is another than that of {folders[0].folder}, which trains with its own; "
+            "leave --tokenizer out, or prepare the text with it"
+        )
+    notes += [
+        f"{folder.folder}: {len(folder.train):,} tokens, {len(folder.train.document_starts):,} documents"
+        for folder in folders
+    ]
+    trains: list[Any] = [folder.train for folder in folders]
+    return RunText(
+        tokenizer, trains if len(trains) > 1 else trains[0], _prepared_validation(config, folders, notes)
+    )
+
+
+def _prepared_validation(config: TrainConfig, folders: Sequence[Prepared], notes: list[str]) -> Any:
+    """What runs on prepared folders are validated on: other text, or the validation splits of all."""
+    if config.validation_data:
+        text = read_text(
+            config.validation_data, lambda line: notes.append(f"for validation: {line}"), config.newlines
+        )
+        return folders[0].tokenizer.encode_document(text, config.special_tokens)
+    splits = [folder.validation for folder in folders if len(folder.validation)]
+    if not splits:
+        raise InputError(
+            f"{folders[0].folder} was prepared without a validation split; give --validation-data, or prepare it "
+            "with a --validation-fraction"
+        )
+    return splits[0] if len(splits) == 1 else JoinedTokens(splits)
 
 
 def _texts(config: TrainConfig, notes: list[str]) -> tuple[str, str]:
