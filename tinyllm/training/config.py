@@ -17,7 +17,7 @@ class TrainConfig:
 
     data: tuple[str, ...] = field(
         (),
-        "text to train on: files or folders, those of `tinyllm prepare` too, -: standard input; none: Python's help pages",
+        "text to train on: files or folders, or of `tinyllm prepare`; -: standard input; none: Python's help pages",
     )
     newlines: Literal["lf", "keep"] = field(
         "lf", "lf: line ends of the text become \\n, whatever they are; keep: they stay"

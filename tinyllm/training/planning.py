@@ -262,6 +262,8 @@ class TimeNeeded(Callback):
             self.said = True
             step = (time.monotonic() - self.begun[1]) / (metrics.step - self.begun[0])
             left = self.config.steps - metrics.step
+            if not left:
+                return
             evaluations = left // self.config.eval_every + 1
             evaluating = evaluations * self.validation * step / (3 * self.tokens)
             print_status(
