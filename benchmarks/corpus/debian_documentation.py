@@ -20,12 +20,22 @@ from pathlib import Path
 
 from lxml import etree
 
-LANGUAGES = (
-    "ca cs da de dz el en-gb en-us es et eu fi fr gl hi hu id it ja km ko nl om pl pt pt-br ru sl sv tr vi zh-cn zh-tw"
-)
+LANGUAGES = """
+ca cs da de dz el en-gb en-us es et eu fi fr gl hi hu id it ja km ko nl om pl pt pt-br ru sl sv tr vi zh-cn
+zh-tw
+"""
+OTHER_PACKAGES = """
+debian-handbook installation-guide-amd64 python3.11-doc postgresql-doc-15 cppreference-doc-en-html
+qtbase5-doc-html erlang-doc racket-doc ghc-doc lazarus-doc-2.2 scala-doc wx3.2-doc libboost1.81-doc
+python-pandas-doc python-scipy-doc python-sympy-doc python-django-doc libgtkmm-3.0-doc linux-doc-6.1
+openjdk-17-doc rust-doc libstdc++-12-doc libfastutil-java-doc groovy-doc gnuradio-doc dcmtk-doc libpcl-doc
+singular-doc casacore-doc vtk9-doc
+"""
 PACKAGES = [
-    *("rust-doc", "openjdk-17-doc", "linux-doc-6.1"),
     *(f"libreoffice-help-{language}" for language in LANGUAGES.split()),
+    *(f"gimp-help-{language}" for language in ("en", "de", "fr", "es", "it", "ru", "ja", "ko")),
+    *(f"lilypond-doc-html{language}" for language in ("", "-de", "-fr", "-es", "-it", "-ja", "-ca", "-nl")),
+    *OTHER_PACKAGES.split(),
 ]
 SHORTEST_DOCUMENT = 200
 PART_BYTES = 100_000_000
@@ -33,21 +43,27 @@ FILES_PER_TASK = 100
 
 SUFFIXES = {".html", ".htm", ".xhtml", ".txt", ".rst", ".md"}
 # Indexes, searches and licences are lists, or the same in every package; _sources repeats Sphinx's pages.
-LEFT_OUT_FILES = re.compile(r"(^|/)(_sources|class-use)/|(^|/)(genindex|search|changelog|copyright|license|index-\d+)[^/]*$", re.I)
-
-LEFT_OUT_TAGS = "head script style nav aside footer form button select noscript svg template iframe object".split()
-LEFT_OUT_ROLES = {"navigation", "search", "banner", "contentinfo"}
-LEFT_OUT_CLASSES = set(
-    "headerlink anchor sphinxsidebar related wy-nav-side rst-footer-buttons toc contents local nav-path navpath tabs "
-    "side-nav top-nav sub-nav skip-nav navheader navfooter nav-panel navigationbar sidebar breadcrumb t-navbar noprint "
-    "printfooter catlinks mw-indicators editsection line-numbers src-line-numbers srclink collapse-toggle out-of-band "
-    "permalink menu-bar mobile-nav-chapters nav-wrapper test-arrow tooltip hideme header-navigation navleft navright tocset navsettop navsetbottom versionbox mlabels".split()
+LEFT_OUT_FILES = re.compile(
+    r"(^|/)(_sources|class-use)/|(^|/)(genindex|search|changelog|copyright|license|index-\d+)[^/]*$", re.I
 )
-BLOCKS = (
-    "address article blockquote body br caption center dd details div dl dt fieldset figcaption figure h1 h2 h3 h4 h5 "
-    "h6 header hr li main ol p pre section summary table tbody td tfoot th thead tr ul"
-).split()
-HEADINGS = "h1 h2 h3 h4 h5 h6".split()
+
+LEFT_OUT_TAGS = """
+head script style nav aside footer form button select noscript svg template iframe object
+"""
+LEFT_OUT_ROLES = {"navigation", "search", "banner", "contentinfo"}
+LEFT_OUT_CLASSES = """
+anchor breadcrumb catlinks collapse-toggle contents editsection header-navigation headerlink hideme
+line-numbers local menu-bar mlabels mobile-nav-chapters mw-indicators nav-panel nav-path nav-wrapper navfooter
+navheader navigationbar navleft navpath navright navsetbottom navsettop noprint out-of-band permalink
+printfooter related rst-footer-buttons side-nav sidebar skip-nav sphinxsidebar src-line-numbers srclink
+sub-nav t-navbar tabs test-arrow toc tocset tooltip top-nav versionbox wy-nav-side
+"""
+BLOCKS = """
+address article blockquote body br caption center dd details div dl dt fieldset figcaption figure h1 h2 h3 h4
+h5 h6 header hr li main ol p pre section summary table tbody td tfoot th thead tr ul
+"""
+NAVIGATION = frozenset(LEFT_OUT_CLASSES.split())
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 # Unicode's noncharacters stand for the white space that has to survive, since all other white space is collapsed.
 NEWLINE, SPACE, TAB = "\ufdd0", "\ufdd1", "\ufdd2"
 
@@ -56,9 +72,9 @@ def is_left_out(element: etree._Element) -> bool:
     """Whether an element is navigation or decoration rather than the document's text."""
     if element.tag == "header" and element.find(".//h1") is None:
         return True
-    if element.get("role") in LEFT_OUT_ROLES or element.get("id") in LEFT_OUT_CLASSES:
+    if element.get("role") in LEFT_OUT_ROLES or element.get("id") in NAVIGATION:
         return True
-    return not LEFT_OUT_CLASSES.isdisjoint((element.get("class") or "").split())
+    return not NAVIGATION.isdisjoint((element.get("class") or "").split())
 
 
 def keep_white_space(text: str) -> str:
@@ -80,22 +96,24 @@ def text_of_page(page: bytes) -> str:
     for element in root.xpath("/*//*[@class or @role or @id or self::header]"):
         if is_left_out(element):
             element.tag = "script"
-    etree.strip_elements(root, *LEFT_OUT_TAGS, with_tail=False)
+    etree.strip_elements(root, *LEFT_OUT_TAGS.split(), with_tail=False)
     for element in root.iter("pre"):
         text = NEWLINE + keep_white_space("".join(element.itertext())) + NEWLINE
         del element[:]
         element.text = text
     for element in root.iter("td", "th"):
         # A cell that is a single paragraph stays in its row's line.
-        blocks = [block for block in element.iterdescendants(*BLOCKS) if block.tag != "div"]
+        blocks = [block for block in element.iterdescendants(*BLOCKS.split()) if block.tag != "div"]
         if len(blocks) <= 1 and not any(block.tag in ("pre", "table", "ul", "ol") for block in blocks):
             text = "".join(element.itertext())
             del element[:]
             element.text = text
         if element.getnext() is not None:
             element.tail = TAB
-    for element in root.iter(*BLOCKS):
-        if element.tag == "li":
+    for element in root.iter(*BLOCKS.split()):
+        if element.tag == "li" and not any(
+            element.find(f".//{tag}") is not None for tag in ("section", *HEADINGS)
+        ):
             put_around(element, NEWLINE + "-" + SPACE, NEWLINE)
         elif element.tag in HEADINGS:
             put_around(element, NEWLINE * 2, NEWLINE)
@@ -151,32 +169,33 @@ def text_files(package: Path) -> list[Path]:
     found = []
     for path in sorted(package.rglob("*")):
         plain = path.with_suffix("") if path.suffix == ".gz" else path
-        if plain.suffix in SUFFIXES and not LEFT_OUT_FILES.search(str(path.relative_to(package))):
-            if path.is_file() and not path.is_symlink():
-                found.append(path)
+        is_skipped = LEFT_OUT_FILES.search(str(path.relative_to(package))) or path.is_symlink()
+        if plain.suffix in SUFFIXES and path.is_file() and not is_skipped:
+            found.append(path)
     pages = {stem(path) for path in found if path.suffix == ".html"}
     return [path for path in found if ".rst" not in path.suffixes or stem(path) not in pages]
 
 
-def unpacked(folder: Path, names: list[str]) -> list[Path]:
-    """The folder of each package, unpacked beside its .deb, which is downloaded if the folder has neither."""
-    packages = []
-    for name in names:
-        package = folder / name
-        if not package.is_dir():
-            if not list(folder.glob(f"{name}_*.deb")):
-                subprocess.run(["apt-get", "download", name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            subprocess.run(["dpkg-deb", "-x", str(next(folder.glob(f"{name}_*.deb"))), str(package)], check=True)
-        packages.append(package)
-    return packages
+def unpacked(folder: Path, name: str) -> Path:
+    """The folder of a package, unpacked beside its .deb, which is downloaded where neither is there."""
+    package = folder / name
+    if not package.is_dir():
+        if not list(folder.glob(f"{name}_*.deb")):
+            subprocess.run(["apt-get", "download", name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["dpkg-deb", "-x", str(next(folder.glob(f"{name}_*.deb"))), str(package)], check=True)
+    return package
 
 
 def tasks_of(folder: Path, names: list[str]) -> Iterator[tuple[Path, list[Path]]]:
     for name in names:
-        for package in unpacked(folder, [name]):
-            paths = text_files(package)
-            for start in range(0, len(paths), FILES_PER_TASK):
-                yield package, paths[start : start + FILES_PER_TASK]
+        try:
+            package = unpacked(folder, name)
+        except subprocess.CalledProcessError as error:
+            print(f"\n{name}: left out, {error}", file=sys.stderr)
+            continue
+        paths = text_files(package)
+        for start in range(0, len(paths), FILES_PER_TASK):
+            yield package, paths[start : start + FILES_PER_TASK]
 
 
 class Parts:
@@ -200,16 +219,23 @@ class Parts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--packages", type=Path, help="folder of .deb files or of unpacked packages (OUT/packages)")
-    parser.add_argument("--only", nargs="+", default=PACKAGES, metavar="NAME", help="these packages instead of all")
+    parser.add_argument(
+        "--packages", type=Path, help="folder of .deb files or of unpacked packages (OUT/packages)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=PACKAGES, metavar="NAME", help="these packages instead of all"
+    )
     parser.add_argument("--plain", action="store_true", help="write .txt, documents parted by an empty line")
     arguments = parser.parse_args()
     folder = arguments.packages or arguments.out / "packages"
     folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(arguments.out, arguments.plain)
-    documents, characters, encoded, duplicates = Counter(), Counter(), Counter(), Counter()
+    counters: list[Counter[str]] = [Counter() for _ in range(4)]
+    documents, characters, encoded, duplicates = counters
     seen: set[bytes] = set()
     started = time.monotonic()
     with multiprocessing.Pool() as pool:
@@ -224,11 +250,14 @@ def main() -> None:
                 encoded[name] += parts.write(document)
                 documents[name] += 1
                 characters[name] += len(document["text"])
-            message = f"\r{characters.total() / 1e6:,.0f} million characters, {time.monotonic() - started:.0f} s"
+            message = (
+                f"\r{characters.total() / 1e6:,.0f} million characters, {time.monotonic() - started:.0f} s"
+            )
             print(message, end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    print("| package | documents | characters | UTF-8 bytes | exact duplicates left out |\n|---|---|---|---|---|")
-    counters = (documents, characters, encoded, duplicates)
+    print(
+        "| package | documents | characters | UTF-8 bytes | exact duplicates left out |\n|---|---|---|---|---|"
+    )
     for name in arguments.only:
         print(f"| {name} | " + " | ".join(f"{counter[name]:,}" for counter in counters) + " |")
     print("| all | " + " | ".join(f"{counter.total():,}" for counter in counters) + " |")
