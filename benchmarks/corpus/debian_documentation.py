@@ -41,6 +41,9 @@ SHORTEST_DOCUMENT = 200
 PART_BYTES = 100_000_000
 FILES_PER_TASK = 100
 
+# XML has none of these, and text has no use for them.
+CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufdd0-\ufdd2\ufffe\uffff]")
+
 SUFFIXES = {".html", ".htm", ".xhtml", ".txt", ".rst", ".md"}
 # Indexes, searches and licences are lists, or the same in every package; _sources repeats Sphinx's pages.
 LEFT_OUT_FILES = re.compile(
@@ -78,7 +81,7 @@ def is_left_out(element: etree._Element) -> bool:
 
 
 def keep_white_space(text: str) -> str:
-    return text.expandtabs(8).strip("\n").replace("\n", NEWLINE).replace(" ", SPACE)
+    return CONTROL.sub("", text).expandtabs(8).strip("\n").replace("\n", NEWLINE).replace(" ", SPACE)
 
 
 def put_around(element: etree._Element, before: str, after: str) -> None:
@@ -105,7 +108,7 @@ def text_of_page(page: bytes) -> str:
         # A cell that is a single paragraph stays in its row's line.
         blocks = [block for block in element.iterdescendants(*BLOCKS.split()) if block.tag != "div"]
         if len(blocks) <= 1 and not any(block.tag in ("pre", "table", "ul", "ol") for block in blocks):
-            text = "".join(element.itertext())
+            text = CONTROL.sub("", "".join(element.itertext()))
             del element[:]
             element.text = text
         if element.getnext() is not None:
@@ -144,7 +147,7 @@ def text_of_file(path: Path) -> str:
     if path.suffix == ".gz":
         content = gzip.decompress(content)
         path = path.with_suffix("")
-    text = decode(content).replace("\0", "")
+    text = CONTROL.sub("", decode(content))
     if path.suffix in (".html", ".htm", ".xhtml"):
         return text_of_page(text.encode("utf-8", "replace"))
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
