@@ -81,7 +81,7 @@ def is_left_out(element: etree._Element) -> bool:
 
 
 def keep_white_space(text: str) -> str:
-    return CONTROL.sub("", text).expandtabs(8).strip("\n").replace("\n", NEWLINE).replace(" ", SPACE)
+    return text.expandtabs(8).strip("\n").replace("\n", NEWLINE).replace(" ", SPACE)
 
 
 def put_around(element: etree._Element, before: str, after: str) -> None:
@@ -108,7 +108,7 @@ def text_of_page(page: bytes) -> str:
         # A cell that is a single paragraph stays in its row's line.
         blocks = [block for block in element.iterdescendants(*BLOCKS.split()) if block.tag != "div"]
         if len(blocks) <= 1 and not any(block.tag in ("pre", "table", "ul", "ol") for block in blocks):
-            text = CONTROL.sub("", "".join(element.itertext()))
+            text = "".join(element.itertext())
             del element[:]
             element.text = text
         if element.getnext() is not None:
@@ -149,7 +149,10 @@ def text_of_file(path: Path) -> str:
         path = path.with_suffix("")
     text = CONTROL.sub("", decode(content))
     if path.suffix in (".html", ".htm", ".xhtml"):
-        return text_of_page(text.encode("utf-8", "replace"))
+        try:
+            return text_of_page(text.encode("utf-8", "replace"))
+        except ValueError:  # an entity stands for a character that XML does not have
+            return ""
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
