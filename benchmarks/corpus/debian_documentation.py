@@ -29,7 +29,7 @@ debian-handbook installation-guide-amd64 python3.11-doc postgresql-doc-15 cppref
 qtbase5-doc-html erlang-doc racket-doc ghc-doc lazarus-doc-2.2 scala-doc wx3.2-doc libboost1.81-doc
 python-pandas-doc python-scipy-doc python-sympy-doc python-django-doc libgtkmm-3.0-doc linux-doc-6.1
 openjdk-17-doc rust-doc libstdc++-12-doc libfastutil-java-doc groovy-doc gnuradio-doc dcmtk-doc libpcl-doc
-singular-doc casacore-doc vtk9-doc
+singular-doc casacore-doc vtk9-doc linux-source-6.1
 """
 PACKAGES = [
     *(f"libreoffice-help-{language}" for language in LANGUAGES.split()),
@@ -44,7 +44,7 @@ FILES_PER_TASK = 100
 # XML has none of these, and text has no use for them.
 CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufdd0-\ufdd2\ufffe\uffff]")
 
-SUFFIXES = {".html", ".htm", ".xhtml", ".txt", ".rst", ".md"}
+SUFFIXES = {".html", ".htm", ".xhtml", ".txt", ".rst", ".md", ".c", ".h"}
 # Indexes, searches and licences are lists, or the same in every package; _sources repeats Sphinx's pages.
 LEFT_OUT_FILES = re.compile(
     r"(^|/)(_sources|class-use)/|(^|/)(genindex|search|changelog|copyright|license|index-\d+)[^/]*$", re.I
@@ -189,6 +189,9 @@ def unpacked(folder: Path, name: str) -> Path:
         if not list(folder.glob(f"{name}_*.deb")):
             subprocess.run(["apt-get", "download", name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["dpkg-deb", "-x", str(next(folder.glob(f"{name}_*.deb"))), str(package)], check=True)
+        for archive in package.glob("usr/src/*.tar.xz"):
+            subprocess.run(["tar", "-xJf", str(archive), "-C", str(archive.parent)], check=True)
+            archive.unlink()
     return package
 
 
