@@ -53,6 +53,11 @@ SIZES: dict[str, tuple[dict[str, Any], int, int, int]] = {
         {"vocab_size": 32768, "num_layers": 8, "num_heads": 5, "hidden_size": 320, "context_length": 512},
         8, 1, 8,
     ),
+    "mini": (
+        {"vocab_size": 16384, "num_layers": 8, "num_heads": 4, "hidden_size": 256, "context_length": 512,
+         "tie_embeddings": True},
+        8, 1, 8,
+    ),
 }  # fmt: skip
 Step = Callable[[int], float]
 
