@@ -54,7 +54,7 @@ def train(tokens: Any, config: TrainConfig = TRAIN, run: Path | None = None) -> 
         ({"sampling": "sliding", "stride": 3}, StridedWindows(TOKENS, 8, 8, 3, stride=3)),
         ({"separate_documents": True}, RandomWindows(TOKENS, 8, 8, 3, document_starts=STARTS)),
     ],
-    ids=str,
+    ids=["windows", "offsets", "packed", "sliding", "stride", "documents"],
 )
 def test_settings_choose_the_sampler(settings: dict[str, Any], expected: Any) -> None:
     sampler = build_sampler(with_documents(), 8, replace(TRAIN, gradient_accumulation=2, **settings))
@@ -84,7 +84,7 @@ def test_several_texts_are_mixed() -> None:
         ([TOKENS, TOKENS[:8]], {}, "training text 2 is too short: 8 tokens"),
         ([], {}, "needs sources"),
     ],
-    ids=str,
+    ids=["no documents", "of a mixture", "one text", "weights", "stride", "short", "none"],
 )
 def test_what_does_not_go_together_is_refused(tokens: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
