@@ -526,3 +526,19 @@ def test_orders_differ_between_seeds_and_epochs() -> None:
         orders += [tuple(starts_of_epoch(sampler, epoch)) for epoch in range(3)]
     for order, other in pairwise([*orders, orders[0]]):
         assert sum(a == b for a, b in zip(order, other, strict=True)) < 8  # about one in all by chance
+
+
+def test_of_a_long_text_windows_at_even_distances_are_evaluated() -> None:
+    tokens = np.arange(1000)
+    windows = SequentialWindows(tokens, context_length=8, batch_size=3, most_targets=50)
+    batches = list(windows)
+    starts = np.concatenate([inputs[:, 0] for inputs, _ in batches])
+    assert windows.num_targets == 48
+    assert starts.tolist() == [124 * i // 6 * 8 for i in range(6)]
+    for inputs, targets in batches:
+        assert (targets == inputs + 1).all()
+    assert len(windows) == len(batches) == 2
+    # All of a text that is no longer.
+    for most in (0, 999, 5000):
+        whole = SequentialWindows(tokens, 8, 3, most_targets=most)
+        assert sum(int((batch[1] != IGNORE_INDEX).sum()) for batch in whole) == whole.num_targets == 999

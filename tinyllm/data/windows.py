@@ -186,7 +186,8 @@ class SequentialWindows:
     Iterating gives (inputs, targets), both (B, T) int64, of windows that stand end to end; the
     last batch may have fewer rows. The last window is filled up, its inputs with token 0 and its
     targets with IGNORE_INDEX (-100): a causal model does not see the filling before it ends.
-    A mean loss over the text weighs each batch by its targets: `(targets != -100).sum()`.
+    A mean loss over the text weighs each batch by its targets: `(targets != -100).sum()`. Of a long text
+    `most_targets` takes whole windows at even distances.
 
         for inputs, targets in SequentialWindows(validation, context_length=64, batch_size=32):
             ...
@@ -199,11 +200,12 @@ class SequentialWindows:
         batch_size: int,
         name: str = "text",
         document_starts: Ids | None = None,
+        most_targets: int = 0,
     ) -> None:
         """`name` is what errors call the tokens, such as "validation text".
 
         document_starts: ascending positions at which documents begin. With them a batch has a third array, (B, T)
-        int64: the number of each token's document within its window, from 0.
+        int64: the number of each token's document within its window, from 0. most_targets: 0: all.
 
         Raises:
             InputError: fewer than two tokens, or a length or size below 1.
@@ -215,21 +217,20 @@ class SequentialWindows:
         self.context_length = context_length
         self.batch_size = batch_size
         self.document_starts = document_starts
+        # How many windows there are, of how many, and how many targets in them, without the filling.
+        targets = len(self.tokens) - 1
+        if 0 < most_targets < targets and targets >= context_length:
+            self.num_windows = max(1, most_targets // context_length)
+            self._among = targets // context_length
+            self.num_targets = self.num_windows * context_length
+        else:
+            self.num_windows = self._among = -(-targets // context_length)
+            self.num_targets = targets
 
     @property
     def digest(self) -> str:
         """The digest of the tokens, see token_digest."""
         return token_digest(self.tokens)
-
-    @property
-    def num_targets(self) -> int:
-        """How many targets there are in all, without the filling."""
-        return len(self.tokens) - 1
-
-    @property
-    def num_windows(self) -> int:
-        """How many windows there are, with the one that is filled up."""
-        return -(-self.num_targets // self.context_length)
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -238,5 +239,5 @@ class SequentialWindows:
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, self.num_windows, self.batch_size):
             windows = np.arange(first, min(first + self.batch_size, self.num_windows))
-            starts = windows * self.context_length
+            starts = windows * self._among // self.num_windows * self.context_length
             yield read_windows(self.tokens, starts, self.context_length, self.document_starts)

@@ -11,6 +11,7 @@ _MINI: dict[str, Any] = {
     "warmup_steps": 100,
     "log_every": 1,
     "eval_every": 250,
+    "eval_tokens": 1 << 18,
     "sample_every": 250,
 }
 """What the presets of mini models train with; learning_rate is for what AdamW has."""

@@ -125,6 +125,11 @@ class TrainConfig:
     stop_after: int = field(
         0, "stop after so many evaluations without a lower validation loss; 0: never", at_least=0
     )
+    eval_tokens: int = field(
+        0,
+        "tokens of the validation text that are evaluated, in windows at even distances; 0: all",
+        at_least=0,
+    )
     eval_batch_size: int = field(64, "windows in a batch of the evaluation", at_least=1)
     checkpoint_every: int = field(500, "steps between checkpoints", at_least=1)
     checkpoint_minutes: float = field(

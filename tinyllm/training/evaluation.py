@@ -88,12 +88,18 @@ class Predicted:
         return Score(self.tokens, loss, perplexity, bits / self.text.characters, bits / self.text.bytes)
 
 
-def predicted(tokenizer: Tokenizer, tokens: Any) -> Predicted:
-    """What the loss over all `tokens` after the first is about.
+def predicted(tokenizer: Tokenizer, tokens: Any, targets: int | None = None) -> Predicted:
+    """What the loss over all `tokens` after the first is about, or over so many `targets` among them.
 
-    Tokens that know how much text they are, by attributes `characters` and `bytes`, are not counted.
+    Tokens that know how much text they are, by attributes `characters` and `bytes`, are not counted. Of a part of the
+    tokens, the text is taken to be as large a part of all text.
     """
     count = len(tokens) - 1
+    if targets is not None and targets < count:
+        text, part = predicted(tokenizer, tokens).text, targets / count
+        return Predicted(
+            targets, TextSize(max(1, round(text.characters * part)), max(1, round(text.bytes * part)))
+        )
     characters, size = getattr(tokens, "characters", None), getattr(tokens, "bytes", None)
     if characters is None or size is None:
         return Predicted(count, tokenizer.text_predicted(tokens))

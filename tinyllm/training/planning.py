@@ -175,6 +175,8 @@ def costs(model: ModelConfig, train: TrainConfig, measured: Measured, text: Text
         saves += int(saves * max(0.0, between // (60 * train.checkpoint_minutes)))
     size = checkpoint_bytes(model, train)
     validation = text.validation_tokens if text else 0
+    if train.eval_tokens:
+        validation = min(validation, train.eval_tokens)
     held = text.in_memory if text else 0
     estimated = estimate_memory(model, train, train.threads or physical_cores()).total
     kept = min(train.keep_checkpoints + 2, saves)

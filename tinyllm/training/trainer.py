@@ -83,8 +83,10 @@ class Trainer:
         self.sampler = build_sampler(train_tokens, T, config)
         name = "validation text"
         starts = document_starts(validation_tokens, config, name)
-        self.validation = SequentialWindows(validation_tokens, T, config.eval_batch_size, name, starts)
-        self.predicted = predicted(tokenizer, validation_tokens)
+        self.validation = SequentialWindows(
+            validation_tokens, T, config.eval_batch_size, name, starts, config.eval_tokens
+        )
+        self.predicted = predicted(tokenizer, validation_tokens, self.validation.num_targets)
         self.watch = Watch(config.watch_window, config.watch_loss, config.watch_norm)
         self.recovery = Recovery(config.patience, config.max_rollbacks, config.watch_window)
         self.interrupts = Interrupts(saves=run is not None)

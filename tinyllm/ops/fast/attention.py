@@ -196,6 +196,7 @@ class ScaledDotProductAttention(FusedOp):
 
     def _mask_of(self, block: Block) -> Any:
         """The mask of a block in as few numbers as it came in: it broadcasts to (B, G, H/G, R, columns)."""
+        assert self.mask is not None
         mask = self.mask.reshape((1,) * (4 - self.mask.ndim) + self.mask.shape)
         B, heads, rows, columns = mask.shape
         G = min(heads, self.k.shape[1])  # 1 where all heads have one mask

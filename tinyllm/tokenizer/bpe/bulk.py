@@ -119,7 +119,7 @@ class BulkEncoder:
     def encode_short(self, texts: Sequence[str]) -> Iterator[Ids]:
         """The ids of each of many `texts`, none of them empty: like encode, but made for a thousand short ones."""
         known = self._known_pieces()
-        looked_up: list[tuple[Sequence[str], list[_Chunk]]] = []
+        looked_up: list[tuple[list[str], list[_Chunk]]] = []
         for group in _groups(texts):
             parts = [[part] for part in chunks(group[0], self._pattern)] if len(group[0]) > CHUNK else [group]
             looked_up.append((group, [self._look_up(known, part) for part in parts]))

@@ -36,7 +36,7 @@ CHANGEABLE = {
     "clip_running", "special_tokens", "threads", "formulas", "eval_every", "stop_after", "eval_batch_size",
     "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "sample_tokens", "sample_temperature",
     "watch_loss", "watch_norm", "watch_window", "patience", "max_rollbacks", "backend", "precision", "device_memory",
-    "newlines", "sample_every", "widen_vocabulary", "recompute",
+    "newlines", "sample_every", "widen_vocabulary", "recompute", "eval_tokens",
 }  # fmt: skip
 OPTIONAL = {"loss_scale"}
 """Parts that a checkpoint may lack."""
