@@ -450,12 +450,13 @@ class _Preparation:
         if empty:
             self._clear()
             raise InputError(
-                f"of {documents:,} documents or parts of long ones none is for {' and '.join(empty)} with "
+                f"the text is too short to be split by the hash of its documents, or of parts of "
+                f"{self.config.reading.longest:,} characters of long ones: none is for {' and '.join(empty)} with "
                 f"--validation-fraction {fraction}; give more text, or "
                 + (
                     "a smaller fraction"
                     if empty[0] == "train" and documents
-                    else "a larger fraction, or 0 for none"
+                    else "a larger fraction such as 0.1, or 0 for none"
                 )
             )
 
