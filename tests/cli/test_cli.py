@@ -78,7 +78,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = exit_text(capsys, "--help")
     assert re.findall(r"^    (\w+)(?: |$)", text, re.MULTILINE) == [
-        "train", "sample", "eval", "tokenizer", "plan", "profile", "replay"
+        "prepare", "plan", "train", "sample", "eval", "tokenizer", "profile", "replay"
     ]  # fmt: skip
 
 
