@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     parser = Parser(prog=command_line(), description=tinyllm.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tinyllm {tinyllm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (prepare, plan, train, sample, evaluate, tokenizer, profile, replay):
+    for command in (prepare, train, sample, evaluate, tokenizer, plan, profile, replay):
         command.add_command(commands)
     return parser
 

@@ -53,7 +53,7 @@ SHARD_TOKENS = 1 << 24
 FLUSH_SECONDS = 5.0
 """Between two moments that a run that was killed goes on from."""
 
-_TASK_BYTES = 1 << 20
+_TASK_BYTES = 1 << 22
 _GO_ON = "the same command goes on"
 
 Ids = npt.NDArray[Any]
@@ -353,7 +353,7 @@ class _Preparation:
             different = "it cannot be read" if state is None else _difference(state, self.state)
             if state is not None and not different:
                 self.state = state
-                self.say(f"{self.folder}: goes on after {state['tasks']:,} MiB of text")
+                self.say(f"{self.folder}: goes on after {state['tasks'] * _TASK_BYTES >> 20:,} MiB of text")
                 return
             if not overwrite:
                 raise InputError(

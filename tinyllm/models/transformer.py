@@ -59,7 +59,8 @@ class TransformerBlock(Module):
     def forward(
         self, x: Tensor, cache: LayerCache | None = None, documents: Documents | None = None
     ) -> Tensor:
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache, documents))
+        apart = () if documents is None else (documents,)
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache, *apart))
         return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
 
     def infer(self, x: Array, cache: LayerCache | None = None, newest: bool = False) -> Array:

@@ -176,7 +176,6 @@ class ScaledDotProductAttention(FusedOp):
 
     def _scores(self, block: Block) -> Any:
         """factor Q K^T + M of a block, (B, G, H/G R, columns)."""
-        xp = current.xp
         q = self._grouped(self.q)[:, :, :, block.rows]  # (B, G, H/G, R, K)
         scores = _together(q) @ self.k[:, :, block.columns].swapaxes(-1, -2)
         by_head = _by_head(scores, q.shape[2])  # (B, G, H/G, R, columns)
@@ -188,12 +187,22 @@ class ScaledDotProductAttention(FusedOp):
             hidden = max(0, last + 1)
             if hidden < columns:
                 add_to(
-                    by_head[..., hidden:], causal_scores(R, columns - hidden, last - hidden, scores.dtype, xp)
+                    by_head[..., hidden:],
+                    causal_scores(R, columns - hidden, last - hidden, scores.dtype, current.xp),
                 )
         if self.mask is not None:
-            whole = self._grouped(xp.broadcast_to(self.mask, (*self.q.shape[:3], S)))
-            by_head += additive(whole[:, :, :, block.rows, block.columns], scores.dtype)
+            by_head += additive(self._mask_of(block), scores.dtype)
         return scores
+
+    def _mask_of(self, block: Block) -> Any:
+        """The mask of a block in as few numbers as it came in: it broadcasts to (B, G, H/G, R, columns)."""
+        mask = self.mask.reshape((1,) * (4 - self.mask.ndim) + self.mask.shape)
+        B, heads, rows, columns = mask.shape
+        G = min(heads, self.k.shape[1])  # 1 where all heads have one mask
+        mask = mask.reshape((B, G, heads // G, rows, columns))
+        if rows > 1:
+            mask = mask[:, :, :, block.rows]
+        return mask[..., block.columns] if columns > 1 else mask
 
     def _dropped(self, values: Any, block: Block) -> Any:
         """`values` (B, G, H/G R, columns) times the dropout mask."""

@@ -29,7 +29,7 @@ def _written_out(angles: Any, shape: tuple[int, ...], dtype: str, xp: Any) -> tu
     # Written out to the full shape, because products of contiguous arrays are several times faster than
     # products that broadcast along short rows.
     tables = [xp.asarray(t, dtype=dtype) for t in (cos, sin)]
-    return tuple(xp.ascontiguousarray(xp.broadcast_to(t, shape)) for t in tables)
+    return tuple(xp.broadcast_to(t, shape).copy() for t in tables)
 
 
 def rotation_tables(x: Any, offset: int | Array, theta: float, axis: int) -> tuple[Any, Any]:

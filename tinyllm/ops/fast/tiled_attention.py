@@ -195,7 +195,8 @@ def add_to(part: Any, term: Any) -> None:
 
 def additive(allowed: Any, dtype: Any) -> Any:
     """What is added to scores: 0 where `allowed`, -infinity elsewhere."""
-    return current.xp.where(allowed, 0, -math.inf).astype(dtype)
+    # Numbers of this dtype, so that nothing is made in double precision first.
+    return current.xp.where(allowed, dtype.type(0), dtype.type(-math.inf))
 
 
 @functools.lru_cache(maxsize=16)

@@ -138,68 +138,68 @@ def attend(
 
 
 @mutant(MultiHeadAttention, "forward")
-def keys_used_before_rope(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def keys_used_before_rope(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """Queries are rotated and keys are not. Scores then depend on the position of the query instead of on the
     distance: a text that begins a few tokens later is read in another way."""
     return attend(self, x, cache, rotate_keys=False)
 
 
 @mutant(MultiHeadAttention, "forward")
-def values_rotated_too(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def values_rotated_too(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """RoPE is applied to the values as well. What attention reads then depends on where it stood; the model learns
     around it, a little worse."""
     return attend(self, x, cache, rotate_values=True)
 
 
 @mutant(MultiHeadAttention, "forward")
-def qk_norm_after_rope(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def qk_norm_after_rope(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """Queries and keys are normalised after their rotation instead of before. With weights of ones both are the same,
     so that nothing shows before training has moved them."""
     return attend(self, x, cache, norm_after_rotation=True)
 
 
 @mutant(MultiHeadAttention, "forward")
-def grouped_heads_tiled(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def grouped_heads_tiled(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """Key heads are repeated with tile (0 1 0 1) instead of repeat (0 0 1 1): query head h uses key head h mod G. A
     model trained this way works; weights from elsewhere give nonsense."""
     return attend(self, x, cache, tiled_heads=True)
 
 
 @mutant(MultiHeadAttention, "forward")
-def heads_merged_without_transpose(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def heads_merged_without_transpose(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """(B, H, T, K) is reshaped to (B, T, H K) without exchanging H and T first: the shape fits, and positions see
     pieces of other positions, those after them among them."""
     return attend(self, x, cache, merge_without_transpose=True)
 
 
 @mutant(MultiHeadAttention, "forward")
-def causal_mask_forgotten(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def causal_mask_forgotten(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """No causal mask: every position sees the whole window. The training loss is wonderful."""
     return attend(self, x, cache, visible=lambda T, S: np.ones((T, S), dtype=bool))
 
 
 @mutant(MultiHeadAttention, "forward")
-def mask_sees_one_token_ahead(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def mask_sees_one_token_ahead(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """The causal mask is off by one: each position sees the token after it, which is the one that it must predict.
     The training loss falls to nearly zero, and generated text is nonsense."""
     return attend(self, x, cache, visible=lambda T, S: np.tri(T, S, S - T + 1, dtype=bool))
 
 
 @mutant(MultiHeadAttention, "forward")
-def mask_hides_the_token_itself(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def mask_hides_the_token_itself(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """The causal mask is off by one the other way: a position does not see itself, and the first sees nothing."""
     return attend(self, x, cache, visible=lambda T, S: np.tri(T, S, S - T - 1, dtype=bool))
 
 
 @mutant(MultiHeadAttention, "forward")
-def mask_ignores_the_cache(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def mask_ignores_the_cache(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """The causal mask of T new queries and S cached keys begins at the first key instead of at S - T. Training is
     right; with a cache, a new token sees the first key alone."""
     return attend(self, x, cache, visible=lambda T, S: np.tri(T, S, dtype=bool))
 
 
 @mutant(MultiHeadAttention, "forward")
-def mask_transposed(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def mask_transposed(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """The mask is the upper triangle: each position sees itself and what comes after it, not what came before."""
     return attend(self, x, cache, visible=lambda T, S: ~np.tri(T, S, S - T - 1, dtype=bool))
 

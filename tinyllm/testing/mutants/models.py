@@ -15,7 +15,7 @@ from tinyllm.testing.mutants.planting import mutant
 
 
 @mutant(TransformerBlock, "forward")
-def residual_connection_dropped(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def residual_connection_dropped(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """The feed-forward part replaces its input instead of adding to it. Shallow models still learn; in deep ones
     gradients vanish."""
     x = x + self.attention_dropout(self.attention(self.attention_norm(x), cache))
@@ -23,7 +23,7 @@ def residual_connection_dropped(self: Any, x: Tensor, cache: Any = None) -> Tens
 
 
 @mutant(TransformerBlock, "forward")
-def norm_after_instead_of_before(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def norm_after_instead_of_before(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """Each branch is normalised after its sum with x (post-norm, as in 2017) instead of before (pre-norm): training
     needs a warm-up, and weights from elsewhere give nonsense."""
     x = self.attention_norm(x + self.attention_dropout(self.attention(x, cache)))
@@ -31,7 +31,7 @@ def norm_after_instead_of_before(self: Any, x: Tensor, cache: Any = None) -> Ten
 
 
 @mutant(TransformerBlock, "forward")
-def residual_taken_after_the_norm(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def residual_taken_after_the_norm(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """x = norm(x) is written first, and the branch is then added to the normalised x: the stream that should run
     through untouched is normalised twice in every block."""
     x = self.attention_norm(x)
@@ -41,7 +41,7 @@ def residual_taken_after_the_norm(self: Any, x: Tensor, cache: Any = None) -> Te
 
 
 @mutant(TransformerBlock, "forward")
-def branches_in_parallel(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+def branches_in_parallel(self: Any, x: Tensor, cache: Any = None, documents: Any = None) -> Tensor:
     """Both branches read the block's input (as in GPT-J), where the feed-forward should read what attention has
     added."""
     attended = self.attention(self.attention_norm(x), cache)
@@ -51,12 +51,12 @@ def branches_in_parallel(self: Any, x: Tensor, cache: Any = None) -> Tensor:
 
 
 @mutant(TransformerLM, "hidden")
-def final_norm_forgotten(self: Any, tokens: Any, cache: Any = None) -> Tensor:
+def final_norm_forgotten(self: Any, tokens: Any, cache: Any = None, documents: Any = None) -> Tensor:
     """The last norm is made, saved and loaded, and not called: its weight gets no gradient, and logits grow with
     depth."""
     norm, self.norm = self.norm, lambda x: x
     try:
-        return _hidden(self, tokens, cache)
+        return _hidden(self, tokens, cache, documents)
     finally:
         self.norm = norm
 

@@ -118,15 +118,20 @@ class BulkEncoder:
 
     def encode_short(self, texts: Sequence[str]) -> Iterator[Ids]:
         """The ids of each of many `texts`, none of them empty: like encode, but made for a thousand short ones."""
+        known = self._known_pieces()
+        looked_up: list[tuple[Sequence[str], list[_Chunk]]] = []
         for group in _groups(texts):
-            if len(group[0]) > CHUNK:
-                yield np.concatenate(self.encode([*chunks(group[0], self._pattern)]))
-                continue
-            known = self._known_pieces()
-            chunk = self._look_up(known, group)
-            self._learn(known, [chunk])
+            parts = [[part] for part in chunks(group[0], self._pattern)] if len(group[0]) > CHUNK else [group]
+            looked_up.append((group, [self._look_up(known, part) for part in parts]))
+        self._learn(known, [chunk for _, of_group in looked_up for chunk in of_group])
+        for group, (chunk, *more) in looked_up:
             places, counts = self._places(known, chunk)
             ids = _gathered(known.pool, places, counts)
+            if more:
+                yield np.concatenate(
+                    [ids, *(_gathered(known.pool, *self._places(known, one)) for one in more)]
+                )
+                continue
             joint = len(END_CHARACTER.encode("utf-8", "surrogatepass"))
             ends = np.cumsum([len(text.encode()) + joint for text in group])
             pieces = np.searchsorted(chunk.starts, ends)  # so many are in the texts up to each
