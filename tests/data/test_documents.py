@@ -13,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import pyarrow
 import pytest
+import zstandard
+from pyarrow import parquet
 
 from tinyllm.data import Document, Reading, documents_of, find_document_files, read_text
 from tinyllm.system.errors import InputError
@@ -71,9 +74,6 @@ def test_tab_separated_values_have_no_quotes(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="reads Parquet")
-    from pyarrow import parquet
-
     parquet.write_table(pyarrow.table({"id": range(5), "body": TEXTS}), tmp_path / "a.parquet")
     assert [d.text for d in documents_of(tmp_path / "a.parquet", Reading("body"))] == READ
     with pytest.raises(InputError, match="no field 'text'; there are 'id', 'body'"):
@@ -85,7 +85,6 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_zstandard(tmp_path: Path) -> None:
-    zstandard = pytest.importorskip("zstandard", reason="reads .zst before Python 3.14")
     text = "".join(random.Random(1).choices("ab\n", k=300_000))
     frames = zstandard.compress(text[:1000].encode()) + zstandard.compress(text[1000:].encode())
     (tmp_path / "a.txt.zst").write_bytes(frames)
@@ -259,7 +258,6 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_what_zstandard_saves(tmp_path: Path) -> None:
-    zstandard = pytest.importorskip("zstandard", reason="reads .zst before Python 3.14")
     path = tmp_path / "a.txt.zst"
     path.write_bytes(zstandard.compress(b"x" * (100 << 20)))
     read: list[int] = []

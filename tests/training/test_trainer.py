@@ -19,8 +19,9 @@ import pytest
 from tinyllm import InputError, gradients, no_grad, ops
 from tinyllm.models import ModelConfig, TransformerLM
 from tinyllm.nn import dropout_position
+from tinyllm.system.progress import duration
 from tinyllm.tokenizer import CharTokenizer
-from tinyllm.training.callbacks import Callback, Progress, duration
+from tinyllm.training.callbacks import Callback, Progress
 from tinyllm.training.checkpoints import checkpoint, keeping
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.events import Changes, Evaluation, StepMetrics

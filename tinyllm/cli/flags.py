@@ -39,6 +39,8 @@ def _flag_help(setting: Setting, default: Any) -> str:
         return f"{setting.help} ({kind}; required)".strip().replace("%", "%%")
     elif isinstance(default, tuple):
         default = " ".join(map(str, default)) or "empty"
+    elif default == "" and setting.kind is str:
+        default = "none"
     elif default is None or isinstance(default, bool):
         default = str(default).lower()
     # argparse formats help with %, so a lone percent sign would end in a traceback.

@@ -14,9 +14,9 @@ from tinyllm.cli.train import SECTIONS, add_settings, resolve
 from tinyllm.models import ModelConfig
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
+from tinyllm.system.progress import duration
 from tinyllm.system.wording import command_line
 from tinyllm.training import fitted_runs, planning
-from tinyllm.training.callbacks import duration
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.counts import architecture_of
 from tinyllm.training.memory import require_memory

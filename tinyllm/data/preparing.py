@@ -421,12 +421,13 @@ class _Preparation:
         )
         tasks = _tasks(self.files, config.reading, config.validation_fraction, duplicates)
         flushed = time.monotonic()
-        with Bar("preparing", sum(size for _, size, _ in self.inputs), "B") as bar:
-            before = 0
+        before = 0
+        with Bar("reading again what is prepared", self.state["tasks"] * _TASK_BYTES, "B") as bar:
             for _ in range(self.state["tasks"]):
                 before = next(tasks).read
-            bar(before)
-            done = before
+                bar(_TASK_BYTES)
+        done = before
+        with Bar("preparing", sum(size for _, size, _ in self.inputs), "B", done=before) as bar:
             results = ordered_map(encode, tasks, self.workers)
             with contextlib.closing(results):
                 for encoded, read in results:
@@ -449,12 +450,13 @@ class _Preparation:
         if empty:
             self._clear()
             raise InputError(
-                f"of {documents:,} documents or parts of long ones none is for {' and '.join(empty)} with "
+                f"the text is too short to be split by the hash of its documents, or of parts of "
+                f"{self.config.reading.longest:,} characters of long ones: none is for {' and '.join(empty)} with "
                 f"--validation-fraction {fraction}; give more text, or "
                 + (
                     "a smaller fraction"
                     if empty[0] == "train" and documents
-                    else "a larger fraction, or 0 for none"
+                    else "a larger fraction such as 0.1, or 0 for none"
                 )
             )
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from tinyllm.system.progress import is_terminal, print_status
+from tinyllm.system.progress import duration, is_terminal, print_status
 from tinyllm.training.evaluation import loss_in_words
 from tinyllm.training.events import Changes, Evaluation, Rejection, Rollback, StepMetrics
 
@@ -169,10 +169,3 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def duration(seconds: float) -> str:
-    """A time span as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

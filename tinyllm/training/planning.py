@@ -20,9 +20,9 @@ from tinyllm.system import storage
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.memory import memory_allowed, memory_in_use
-from tinyllm.system.progress import print_status
+from tinyllm.system.progress import duration, print_status
 from tinyllm.training import scaling
-from tinyllm.training.callbacks import Callback, duration
+from tinyllm.training.callbacks import Callback
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.counts import architecture_of
 from tinyllm.training.engines import Engine, Serial, build_engine

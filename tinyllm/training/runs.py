@@ -118,6 +118,7 @@ def _build(
         model_config, arrays = weights_for(
             start, model_config, tokenizer, train_config.widen_vocabulary, train_config.seed
         )
+        notes.append(f"begins with the weights of {start.folder}")
     if model_config.vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"vocab_size={model_config.vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens; "
