@@ -15,7 +15,7 @@ from tinyllm.models import ModelConfig
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import duration
-from tinyllm.system.wording import command_line
+from tinyllm.system.wording import command_line, counted
 from tinyllm.training import fitted_runs, planning
 from tinyllm.training.config import TrainConfig
 from tinyllm.training.counts import architecture_of
@@ -152,7 +152,7 @@ def describe(
         f"{model.num_parameters:,} parameters; a step of {step:,} tokens takes {measured.step:.3g} s, "
         f"{step / measured.step:,.0f} tokens/s",
         f"time: about {duration(costs.seconds)}: {train.steps:,} steps {duration(costs.training)}, "
-        f"{costs.num_evaluations} evaluations {duration(costs.evaluations)}, "
+        f"{counted(costs.num_evaluations, 'evaluation')} {duration(costs.evaluations)}, "
         f"{costs.num_checkpoints} checkpoints {duration(costs.checkpoints)}{others}",
         f"memory: about {_size(costs.memory)}, {'measured' if measured.memory is not None else 'estimated'}",
         f"disk: about {_size(costs.disk)}",

@@ -13,6 +13,7 @@ from tinyllm.data.shards import Prepared, open_prepared
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import Bar, print_status
 from tinyllm.system.settings import from_mapping
+from tinyllm.system.wording import counted
 
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
@@ -67,7 +68,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     for name, split in (("train", prepared.train), ("validation", prepared.validation)):
         if split.size:
             yield (
-                f"{name}: {split.size:,} tokens, {len(split.document_starts):,} documents, "
+                f"{name}: {split.size:,} tokens, {counted(len(split.document_starts), 'document')}, "
                 f"{split.characters / split.size:.2f} characters a token, {split.bytes_on_disk / 1e6:,.1f} MB"
             )
     if outcome.dropped:

@@ -44,6 +44,11 @@ def shown(value: object) -> str:
     return shortener.repr(value)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: "1 document", "2,000 documents"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def command_line(*arguments: str | Path) -> str:
     """A command line of this program as whoever started it would type it.
 

@@ -20,7 +20,7 @@ from tinyllm.data import (
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import print_status
-from tinyllm.system.wording import command_line
+from tinyllm.system.wording import command_line, counted
 from tinyllm.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -83,7 +83,7 @@ def _prepared_text(config: TrainConfig, notes: list[str]) -> RunText:
             "leave --tokenizer out, or prepare the text with it"
         )
     notes += [
-        f"{folder.folder}: {len(folder.train):,} tokens, {len(folder.train.document_starts):,} documents"
+        f"{folder.folder}: {len(folder.train):,} tokens, {counted(len(folder.train.document_starts), 'document')}"
         for folder in folders
     ]
     trains: list[Any] = [folder.train for folder in folders]
