@@ -94,7 +94,7 @@ def test_blocks_of_a_run_are_computed_once_more() -> None:
 
 
 def test_a_hook_of_the_model_sees_each_windows_own_documents() -> None:
-    """Micro-batches are cut from all three arrays alike, in order, and hooks see the packed windows that they came in."""
+    """Micro-batches are cut from all three arrays alike, in order, and hooks see those."""
     rng = np.random.default_rng(2)
     windows, T = 7, 8
     batch = (
