@@ -9,6 +9,7 @@ from tinyllm.autograd.observer import Observer, observe
 from tinyllm.autograd.tensor import Op, Tensor
 from tinyllm.backend import Array, current
 from tinyllm.debug.origin import module_path, source_line
+from tinyllm.nn.recomputation import Recomputed
 
 
 class AnomalyError(ArithmeticError):
@@ -41,6 +42,8 @@ def detect_anomaly() -> contextlib.AbstractContextManager[None]:
 
 class _Watch(Observer):
     def before_forward(self, op: Op, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(op, Recomputed):  # the op inside that uses the leaf says more
+            return
         for position, x in enumerate(inputs):
             if x.op is not None:
                 continue

@@ -16,7 +16,8 @@ def recompute(module: Module, x: Tensor, *arguments: Any) -> Tensor:
     """module(x, *arguments), computed once more in backward instead of keeping what is inside for it.
 
     Memory falls to that of x, and the time of a training step grows by that of a forward pass, about a third. Gradients
-    have the same bits, dropout included. `arguments` get no gradient.
+    have the same bits, dropout included. `arguments` get no gradient. Backward raises RuntimeError where the module has
+    other parameters by then.
 
     Source: Chen et al., "Training deep nets with sublinear memory cost", 2016, section 4.2, with one segment a call.
     """
@@ -46,6 +47,12 @@ class Recomputed(Op):
         return self._gradients(self.inputs, gradient, True)
 
     def _gradients(self, inputs: tuple[Tensor, ...], gradient: Any, create_graph: bool) -> tuple[Any, ...]:
+        # Those that forward used would get no gradient, in silence.
+        if list(map(id, self.module.parameters())) != list(map(id, inputs[1:])):
+            raise RuntimeError(
+                f"recompute: {type(self.module).__name__} has other parameters in backward than it had in forward; "
+                "put them back first, or do without recomputation"
+            )
         out = self.context.copy().run(self._graph, inputs[0])
         found: dict[int, Any] = {}
         # What leads to x, where a parameter may stand too, is not this op's.

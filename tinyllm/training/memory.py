@@ -119,9 +119,11 @@ def _kept(model: ModelConfig, windows: int, train: TrainConfig) -> int:
         scores *= 2  # before softmax and after it
     else:
         scores = _fast_scores(windows, model)
-    # Recomputed blocks keep their inputs; one at a time is whole.
-    whole, inputs = (1, model.num_layers * D) if train.recompute else (model.num_layers, 0)
-    return windows * T * (whole * block + inputs + 2 * model.vocab_size) + whole * scores
+    tokens, logits = windows * T, 2 * windows * T * model.vocab_size
+    if train.recompute:
+        # Blocks keep their inputs; one at a time is whole, when logits and their gradient are gone.
+        return tokens * model.num_layers * D + max(logits, tokens * block + scores)
+    return model.num_layers * (tokens * block + scores) + logits
 
 
 def _passing(model: ModelConfig, windows: int, formulas: bool) -> int:

@@ -196,8 +196,8 @@ class ScaledDotProductAttention(FusedOp):
 
     def _mask_of(self, block: Block) -> Any:
         """The mask of a block in as few numbers as it came in: it broadcasts to (B, G, H/G, R, columns)."""
-        assert self.mask is not None
-        mask = self.mask.reshape((1,) * (4 - self.mask.ndim) + self.mask.shape)
+        mask: Any = self.mask
+        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         B, heads, rows, columns = mask.shape
         G = min(heads, self.k.shape[1])  # 1 where all heads have one mask
         mask = mask.reshape((B, G, heads // G, rows, columns))
