@@ -94,7 +94,9 @@ def find_document_files(
     seen: set[str] = set()
     for file in found:
         if (place := os.path.abspath(file)) in seen:
-            raise InputError(f"{file} is given twice; give each file once, by its name or by a folder that it is in")
+            raise InputError(
+                f"{file} is given twice; give each file once, by its name or by a folder that it is in"
+            )
         seen.add(place)
     return found
 
@@ -104,12 +106,16 @@ def _require_readable_again(name: StrPath) -> None:
     path = Path(name)
     try:
         there, plain = path.exists(), path.is_dir() or path.is_file()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not os.fspath(name):
-        raise InputError("the name of a file or folder is empty; . is the folder at hand")  # and not by mistake
+        raise InputError(
+            "the name of a file or folder is empty; . is the folder at hand"
+        )  # and not by mistake
     if path == STANDARD_INPUT and not there:
-        raise InputError("-: standard input can be read once only, and text more often; write it to a file first")
+        raise InputError(
+            "-: standard input can be read once only, and text more often; write it to a file first"
+        )
     if not there:
         raise InputError(f"{path}: no such file or folder")
     if not plain:

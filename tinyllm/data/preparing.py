@@ -323,6 +323,9 @@ class _Preparation:
 
     def run(self, overwrite: bool, flush_seconds: float) -> Outcome:
         """All of it, from where it was stopped."""
+        if self._has_ended():
+            (self.folder / STATE_FILE).unlink()
+            return Outcome(open_prepared(self.folder), 0, 0, 0.0)
         self._begin(overwrite)
         found = self._survey()
         tokenizer = self._tokenizer(found)
@@ -344,6 +347,12 @@ class _Preparation:
             self._end(writers, tokenizer)
         seconds = time.perf_counter() - begun
         return Outcome(open_prepared(self.folder), len(found.duplicates), read, seconds)
+
+    def _has_ended(self) -> bool:
+        """Whether the same work was stopped after its index was written and before its state was removed."""
+        file = self.folder / STATE_FILE
+        state = _read_state(file) if file.is_file() and is_prepared(self.folder) else None
+        return state is not None and not _difference(state, self.state)
 
     def _begin(self, overwrite: bool) -> None:
         """Take the state that is there, if it is of the same work, or begin; raises InputError for another's."""
@@ -472,7 +481,11 @@ class _Preparation:
             f"the text is too short to be split by the hash of its documents, or of parts of "
             f"{self.config.reading.longest:,} characters of long ones: none is for {' and '.join(empty)} with "
             f"--validation-fraction {self.config.validation_fraction}; give more text, or "
-            + ("a smaller fraction" if empty[0] == "train" else "a larger fraction such as 0.1, or 0 for none")
+            + (
+                "a smaller fraction"
+                if empty[0] == "train"
+                else "a larger fraction such as 0.1, or 0 for none"
+            )
         )
 
     def _end(self, writers: dict[str, SplitWriter], tokenizer: Tokenizer) -> None:

@@ -309,7 +309,9 @@ def _why_not_prepared(folder: Path) -> str:
     if not folder.exists():
         return f"{folder}: no such folder"
     if not folder.is_dir():
-        return f"{folder}: a file, where a folder that tinyllm prepare has written is expected; prepare it first"
+        return (
+            f"{folder}: a file, where a folder that tinyllm prepare has written is expected; prepare it first"
+        )
     if (folder / STATE_FILE).is_file():
         command = read_json(folder / STATE_FILE).get("command")
         return f"{folder}: unfinished; go on with: {command}"

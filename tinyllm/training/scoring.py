@@ -59,6 +59,7 @@ def _prepared_validation(data: Sequence[str], tokenizer: Tokenizer) -> Any:
         )
     if not len(prepared.validation):
         raise InputError(
-            f"{data[0]} was prepared without a validation split; give a text, or prepare it with a --validation-fraction"
+            f"{data[0]} was prepared without a validation split; give a text, or prepare it "
+            "with a --validation-fraction"
         )
     return prepared.validation
