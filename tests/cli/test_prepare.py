@@ -68,6 +68,12 @@ def test_text_becomes_tokens_and_is_checked(capsys: pytest.CaptureFixture[str]) 
         (("--data", "nothing", *ARGUMENTS[2:]), "nothing: no text in this folder"),
         (("--check", "out", "--vocab-size", "300"), "give it alone"),
         (("--check", "none"), "none: no such folder"),
+        (("--check", "text.txt"), "text.txt: a file, where a folder"),
+        (("--data", "", *ARGUMENTS[2:]), "the name of a file or folder is empty"),
+        (("--data", "text.txt", *ARGUMENTS), "text.txt is given twice"),
+        ((*ARGUMENTS, "--out", "text.txt"), "text.txt: a file, and a folder is to be written"),
+        ((*ARGUMENTS, "--vocab-size", "256"), "vocab_size=256; it must be at least 257"),
+        (("--data", "separators.txt", *ARGUMENTS[2:]), "no text: all of it is empty, or separators alone"),
         (("--data", "text.txt", "--tokenizer", "none.json", "--out", "out"), "none.json: no such file"),
         (("--data", "text.txt", "--vocab-size", "200", "--out", "out"), "vocab_size=200"),
     ],
@@ -77,6 +83,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     Path("binary.txt").write_bytes(b"abc\xff")
     Path("empty.txt").touch()
+    Path("separators.txt").write_text("%%%%")
     Path("nothing").mkdir()
     assert run(*arguments) == 2
     said = capsys.readouterr().err.strip().splitlines()

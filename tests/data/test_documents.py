@@ -324,6 +324,30 @@ def test_empty_files_are_left_out_of_folders_and_refused_by_name(tmp_path: Path)
     assert left_out == {"empty": [tmp_path / "a.txt"]}
 
 
+def test_what_cannot_be_read_twice_or_was_not_meant_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("a")
+    os.mkfifo("pipe.txt")
+    os.mkfifo("texts/pipe.txt")
+    assert find_document_files(["texts"]) == [Path("texts/a.txt")]
+    for name, message in {
+        "pipe.txt": "pipe.txt: a pipe or a device",
+        os.devnull: "a pipe or a device",
+        "-": "-: standard input can be read once only",
+        "": "the name of a file or folder is empty",
+        "a\0b": "no such file or folder",
+        "x" * 300: "cannot be read: File name too long",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            find_document_files([name])
+    for second in ("texts", "texts/a.txt", "./texts/../texts/a.txt", tmp_path / "texts"):
+        with pytest.raises(InputError, match=r"a\.txt is given twice"):
+            find_document_files(["texts/a.txt", second])
+
+
 def test_impossible_readings() -> None:
     with pytest.raises(InputError, match="longest=0; it must be at least 1"):
         Reading(longest=0)

@@ -281,12 +281,12 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
         config = config_of(text, tokenizer, out)
 
         def again(config: PrepareConfig = config, out: str = out) -> None:
-            if not Path(out, "index.json").exists():  # the last kill may come after the end
+            unfinished = Path(out, "unfinished.json").exists()
+            if unfinished or not Path(out, "index.json").exists():  # the last kill may come after the end
                 prepare(config)
 
         assert stopped_and_continued(config, operation, number, kind, again)
         found, wanted = files(out), files("undisturbed")
-        found.pop("unfinished.json", None)  # killed between the index and its removal
         assert found == wanted, number
 
 
@@ -375,6 +375,43 @@ def test_other_settings_or_files_are_told_apart(text: Path, tokenizer: Path, tmp
     prepare(config_of(text, tokenizer), overwrite=True)
     prepare(config_of(text, tokenizer, "undisturbed"))
     assert files("out") == files("undisturbed")
+
+
+def test_a_mistake_does_not_block_the_next_try(text: Path, tokenizer: Path) -> None:
+    """Where neither tokens nor a vocabulary are there to lose, the folder takes another text or other settings."""
+    bad = text / "0bad.txt"
+    bad.write_bytes(b"text\xff")
+    for learned in (tokenizer, None):
+        with pytest.raises(InputError, match=r"bad\.txt: not UTF-8"):
+            prepare(config_of(text, learned, vocab_size=None if learned else 280))
+    bad.unlink()
+    prepare(config_of(text, tokenizer))
+    prepare(config_of(text, tokenizer, "undisturbed"))
+    assert files("out") == files("undisturbed")
+
+
+def test_a_vocabulary_that_was_learned_is_work(text: Path) -> None:
+    with Faults("write_bytes", 4, "error"), pytest.raises(InputError):
+        prepare(config_of(text, None, vocab_size=280))
+    state = json.loads(Path("out/unfinished.json").read_text())
+    assert state["tokenizer"]
+    assert not state["tasks"]
+    with pytest.raises(InputError, match="begun with vocab_size=280, not 281"):
+        prepare(config_of(text, None, vocab_size=281))
+
+
+def test_text_that_is_all_for_validation_leaves_none_to_learn_from(text: Path) -> None:
+    with pytest.raises(InputError, match=r"none is for train with .* or a smaller fraction"):
+        prepare(config_of(text, None, vocab_size=280, validation_fraction=0.999999999))
+    assert not files("out")
+
+
+def test_an_index_of_something_else_is_no_prepared_text(text: Path, tokenizer: Path) -> None:
+    Path("out").mkdir()
+    Path("out/index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"out holds something else \('index\.json'\)"):
+        prepare(config_of(text, tokenizer), overwrite=True)
+    assert files("out") == {"index.json": b"{}"}
 
 
 def test_work_begun_with_overwrite_goes_on_with_overwrite(text: Path, tokenizer: Path) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from tinyllm.cli.main import main
+from tinyllm.data import preparing
+from tinyllm.data.preparing import PrepareConfig
 from tinyllm.models import ModelConfig
 from tinyllm.system.errors import InputError
 from tinyllm.system.memory import memory_in_use
@@ -106,17 +108,27 @@ def test_the_size_of_a_text_is_exact_for_characters_and_bytes(tmp_path: Path, to
     assert found.vocab_size == (len(set("zwölf Boxkämpfer\n")) if tokenizer == "char" else 256)
 
 
-def test_the_size_of_a_prepared_text_is_read_from_its_index(tmp_path: Path) -> None:
+def test_the_size_of_prepared_texts_is_read_from_their_indexes(tmp_path: Path) -> None:
     ByteTokenizer().save(tmp_path / "tokenizer.json")
-    split = {"tokens": 1000, "documents": 3, "characters": 900, "bytes": 1000}
-    index = {"format": "tinyllm-tokens", "splits": {"train": split, "validation": {**split, "tokens": 50}}}
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    found = text_size(ModelConfig(), TrainConfig(data=(str(tmp_path),)))
-    assert (found.train_tokens, found.validation_tokens, found.vocab_size) == (1000, 50, 256)
-    assert found.in_memory == 0
-    (tmp_path / "index.json").write_text("{}")
-    with pytest.raises(InputError, match="not the index"):
-        text_size(ModelConfig(), TrainConfig(data=(str(tmp_path),)))
+    sizes = {"a": 1000, "b": 300}
+    for name, size in sizes.items():
+        (tmp_path / f"{name}.txt").write_text("é" * size, encoding="utf-8")
+        config = PrepareConfig(
+            (str(tmp_path / f"{name}.txt"),),
+            str(tmp_path / name),
+            str(tmp_path / "tokenizer.json"),
+            validation_fraction=0.0,
+            threads=1,
+        )
+        preparing.prepare(config, say=lambda line: None)
+    for names in (["a"], ["a", "b"]):
+        found = text_size(ModelConfig(), TrainConfig(data=tuple(str(tmp_path / name) for name in names)))
+        assert found.train_tokens == 2 * sum(sizes[name] for name in names)
+        assert (found.validation_tokens, found.vocab_size, found.characters_per_token) == (0, 256, 0.5)
+        assert found.in_memory == 0
+    (tmp_path / "a/index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"index\.json: lacks 'format'"):
+        text_size(ModelConfig(), TrainConfig(data=(str(tmp_path / "a"),)))
 
 
 def test_the_published_laws_are_converted_by_characters_and_silent_where_they_fail() -> None:

@@ -17,7 +17,12 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser("eval", help="the loss of a trained model on a text", allow_abbrev=False)
     parser.add_argument("path", metavar="DIR", help="a run or a checkpoint")
     parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="text to evaluate on, all of it"
+        "--data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="text to evaluate on, all of it",
     )
     parser.add_argument(
         "--threads",

@@ -10,7 +10,7 @@ from tinyllm.data.sampling import (
     StridedWindows,
     WindowSampler,
 )
-from tinyllm.data.shards import JoinedTokens, Prepared, TokenShards, is_prepared, open_prepared
+from tinyllm.data.shards import JoinedTokens, Prepared, TokenShards, is_for_tokens, is_prepared, open_prepared
 from tinyllm.data.text import embedded_corpus, read_text
 from tinyllm.data.windows import (
     IGNORE_INDEX,
@@ -41,6 +41,7 @@ __all__ = [
     "documents_of",
     "embedded_corpus",
     "find_document_files",
+    "is_for_tokens",
     "is_prepared",
     "open_prepared",
     "read_text",

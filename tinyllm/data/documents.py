@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tinyllm.system.errors import InputError
 from tinyllm.system.storage import StrPath, open_file
 from tinyllm.system.text_files import (
     RECORD_SUFFIXES,
+    STANDARD_INPUT,
     TEXT_SUFFIXES,
     Newlines,
     blocks,
@@ -72,15 +74,15 @@ def find_document_files(
     left_out: what is passed over is added to it, by reason; empty files of a folder too.
 
     Raises:
-        InputError: a path is missing, a file that is named is empty, or a folder holds no file with text.
+        InputError: a path is missing, is a pipe or a device, or comes twice, a file that is named is empty, or a folder
+            holds no file with text.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+    for name in paths:
+        _require_readable_again(name)
+        path = Path(name)
         files = find_text_files(path, left_out, DOCUMENT_SUFFIXES)
-        # Of size 0 and a plain file: what a pipe holds is not known yet.
-        empty = {file for file in files if file.is_file() and not file.stat().st_size}
+        empty = {file for file in files if not file.stat().st_size}
         if len(empty) == len(files):
             what = "all text files in this folder are empty" if path.is_dir() else "the file is empty"
             raise InputError(f"{path}: {what}; give a file with text")
@@ -89,7 +91,37 @@ def find_document_files(
         found += [file for file in files if file not in empty]
     if not found:
         raise InputError("no text: give a file or a folder")
+    seen: set[str] = set()
+    for file in found:
+        if (place := os.path.abspath(file)) in seen:
+            raise InputError(
+                f"{file} is given twice; give each file once, by its name or by a folder that it is in"
+            )
+        seen.add(place)
     return found
+
+
+def _require_readable_again(name: StrPath) -> None:
+    """Raise InputError unless this is a folder or a plain file."""
+    path = Path(name)
+    try:
+        there, plain = path.exists(), path.is_dir() or path.is_file()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not os.fspath(name):
+        raise InputError(
+            "the name of a file or folder is empty; . is the folder at hand"
+        )  # and not by mistake
+    if path == STANDARD_INPUT and not there:
+        raise InputError(
+            "-: standard input can be read once only, and text more often; write it to a file first"
+        )
+    if not there:
+        raise InputError(f"{path}: no such file or folder")
+    if not plain:
+        raise InputError(
+            f"{path}: a pipe or a device can be read once only, and text more often; write it to a file first"
+        )
 
 
 def documents_of(

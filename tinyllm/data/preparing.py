@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,9 @@ from tinyllm.tokenizer.base import FILE_NAME
 SHARD_TOKENS = 1 << 24
 FLUSH_SECONDS = 5.0
 """Between two moments that a run that was killed goes on from."""
+
+LEAST_VOCAB_SIZE = 257
+"""Of a vocabulary that is learned: all bytes, and SEPARATOR."""
 
 _TASK_BYTES = 1 << 22
 _GO_ON = "the same command goes on"
@@ -92,6 +95,10 @@ class PrepareConfig:
             raise InputError(
                 "give --tokenizer FILE, or --vocab-size N to learn one"
                 + " and not both" * bool(self.tokenizer)
+            )
+        if self.vocab_size is not None and self.vocab_size < LEAST_VOCAB_SIZE:
+            raise InputError(
+                f"vocab_size={self.vocab_size}; it must be at least {LEAST_VOCAB_SIZE}: 256 bytes and {SEPARATOR}"
             )
 
     @property
@@ -153,6 +160,8 @@ def prepare(
     if left_out:
         say(f"left out: {counted(left_out)}")
     folder = Path(config.out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: a file, and a folder is to be written; give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder, "prepares a text")
@@ -314,6 +323,9 @@ class _Preparation:
 
     def run(self, overwrite: bool, flush_seconds: float) -> Outcome:
         """All of it, from where it was stopped."""
+        if self._has_ended():
+            (self.folder / STATE_FILE).unlink()
+            return Outcome(open_prepared(self.folder), 0, 0, 0.0)
         self._begin(overwrite)
         found = self._survey()
         tokenizer = self._tokenizer(found)
@@ -336,6 +348,12 @@ class _Preparation:
         seconds = time.perf_counter() - begun
         return Outcome(open_prepared(self.folder), len(found.duplicates), read, seconds)
 
+    def _has_ended(self) -> bool:
+        """Whether the same work was stopped after its index was written and before its state was removed."""
+        file = self.folder / STATE_FILE
+        state = _read_state(file) if file.is_file() and is_prepared(self.folder) else None
+        return state is not None and not _difference(state, self.state)
+
     def _begin(self, overwrite: bool) -> None:
         """Take the state that is there, if it is of the same work, or begin; raises InputError for another's."""
         file = self.folder / STATE_FILE
@@ -351,6 +369,8 @@ class _Preparation:
         elif file.is_file():
             state = _read_state(file)
             different = "it cannot be read" if state is None else _difference(state, self.state)
+            if state is not None and different and _nothing_done(state):
+                overwrite = True
             if state is not None and not different:
                 self.state = state
                 self.say(f"{self.folder}: goes on after {state['tasks'] * _TASK_BYTES >> 20:,} MiB of text")
@@ -394,6 +414,8 @@ class _Preparation:
             tokenizer = self.given
             if tokenizer is None:
                 assert config.vocab_size is not None
+                if not any(found.sample):
+                    self._refuse_empty(["train"], found.documents)
                 tokenizer = learn_tokenizer(found.sample, config.vocab_size, self.workers, self.say)
                 found.sample.clear()
             content = json.dumps(tokenizer.to_json(), ensure_ascii=False, indent=2) + "\n"
@@ -448,17 +470,23 @@ class _Preparation:
         documents = sum(writer.documents for writer in writers.values())
         empty = [name for name in SPLITS if not writers[name].tokens and (name == "train" or fraction)]
         if empty:
-            self._clear()
-            raise InputError(
-                f"the text is too short to be split by the hash of its documents, or of parts of "
-                f"{self.config.reading.longest:,} characters of long ones: none is for {' and '.join(empty)} with "
-                f"--validation-fraction {fraction}; give more text, or "
-                + (
-                    "a smaller fraction"
-                    if empty[0] == "train" and documents
-                    else "a larger fraction such as 0.1, or 0 for none"
-                )
+            self._refuse_empty(empty, documents)
+
+    def _refuse_empty(self, empty: Sequence[str], documents: int) -> NoReturn:
+        """Raise InputError for splits that are empty, of so many documents; nothing stays behind."""
+        self._clear()
+        if not documents:
+            raise InputError("no text: all of it is empty, or separators alone; give text")
+        raise InputError(
+            f"the text is too short to be split by the hash of its documents, or of parts of "
+            f"{self.config.reading.longest:,} characters of long ones: none is for {' and '.join(empty)} with "
+            f"--validation-fraction {self.config.validation_fraction}; give more text, or "
+            + (
+                "a smaller fraction"
+                if empty[0] == "train"
+                else "a larger fraction such as 0.1, or 0 for none"
             )
+        )
 
     def _end(self, writers: dict[str, SplitWriter], tokenizer: Tokenizer) -> None:
         """Write the index, which makes of the folder a prepared one."""
@@ -496,6 +524,12 @@ def _read_state(file: Path) -> dict[str, Any] | None:
         return None
     keys = {"command", "inputs", "settings", "tokenizer", "tasks", "splits"}
     return state if keys <= state.keys() else None
+
+
+def _nothing_done(state: dict[str, Any]) -> bool:
+    """Whether neither tokens nor a vocabulary that was learned would be lost: the text or a flag was wrong, mostly."""
+    learned = state["tokenizer"] is not None and state["settings"].get("vocab_size") is not None
+    return not state["tasks"] and not learned
 
 
 def _difference(there: dict[str, Any], now: dict[str, Any]) -> str:

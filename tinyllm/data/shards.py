@@ -263,7 +263,14 @@ class Prepared:
 
 def is_prepared(path: StrPath) -> bool:
     """Whether `path` is a folder that `tinyllm prepare` has written to its end."""
-    return Path(path, INDEX_FILE).is_file()
+    # Other folders may have an index of that name: those of documentation do.
+    ours = (FILE_NAME, f"{SPLITS[0]}-documents.npy")
+    return Path(path, INDEX_FILE).is_file() and any(Path(path, name).is_file() for name in ours)
+
+
+def is_for_tokens(path: StrPath) -> bool:
+    """Whether `path` is a folder that `tinyllm prepare` has written, or has not ended: `open_prepared` tells."""
+    return is_prepared(path) or Path(path, STATE_FILE).is_file()
 
 
 def open_prepared(path: StrPath) -> Prepared:
@@ -301,6 +308,10 @@ def open_prepared(path: StrPath) -> Prepared:
 def _why_not_prepared(folder: Path) -> str:
     if not folder.exists():
         return f"{folder}: no such folder"
+    if not folder.is_dir():
+        return (
+            f"{folder}: a file, where a folder that tinyllm prepare has written is expected; prepare it first"
+        )
     if (folder / STATE_FILE).is_file():
         command = read_json(folder / STATE_FILE).get("command")
         return f"{folder}: unfinished; go on with: {command}"

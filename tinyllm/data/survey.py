@@ -34,10 +34,12 @@ class Survey:
     """What a first look has found.
 
     duplicates: the numbers, in order of reading, of documents that are the same as one before. sample: in UTF-8.
+    documents: how many there are, parts of a long one counted each.
     """
 
     duplicates: frozenset[int]
     sample: list[bytes]
+    documents: int = 0
 
 
 class _Sample:
@@ -80,7 +82,7 @@ def survey(
     seen: set[bytes] = set()
     duplicates: set[int] = set()
     sample = _Sample()
-    number = -1
+    number, documents = -1, 0
     whole = hashlib.blake2b(digest_size=16)
 
     def end_document() -> None:
@@ -94,6 +96,7 @@ def survey(
     for file in files:
         for document in documents_of(file, reading, on_read):
             content = document.text.encode()
+            documents += 1
             if drop_duplicates:
                 if document.begins:
                     end_document()
@@ -105,7 +108,7 @@ def survey(
                 if not is_validation(digest, validation_fraction):
                     sample.add(digest, content)
     end_document()
-    return Survey(frozenset(duplicates), sample.texts())
+    return Survey(frozenset(duplicates), sample.texts(), documents)
 
 
 def learn_tokenizer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tinyllm.data import is_for_tokens
 from tinyllm.system import storage
 from tinyllm.system.errors import InputError
 from tinyllm.system.lock import FolderLock
@@ -50,6 +51,8 @@ class RunFolder(Callback):
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Make sure, before any work, that the folder holds what the user thinks and can be written."""
+    if is_for_tokens(folder):
+        raise InputError(f"{folder} holds the tokens of a prepared text; give another --out")
     try:
         has_run = bool(keeping.checkpoints(folder))
     except OSError:

@@ -12,7 +12,7 @@ from tinyllm.data import (
     JoinedTokens,
     Prepared,
     embedded_corpus,
-    is_prepared,
+    is_for_tokens,
     open_prepared,
     read_text,
     split_by_position,
@@ -49,7 +49,7 @@ def read_run_text(config: TrainConfig, vocab_size: int, saved: Tokenizer | None,
 
     Folders of `tinyllm prepare` have their own tokenizer and validation split; several are mixed.
     """
-    if any(map(is_prepared, config.data)):
+    if any(map(is_for_tokens, config.data)):
         return _prepared_text(config, notes)
     texts = _texts(config, notes)
     if config.tokenizer == "saved":
@@ -76,8 +76,9 @@ def _prepared_text(config: TrainConfig, notes: list[str]) -> RunText:
                 f"{folder.folder} and {folders[0].folder} were prepared with different tokenizers; prepare one of them "
                 f"again with --tokenizer {folders[0].folder}"
             )
-    named = config.tokenizer not in ("char", "byte", "bpe", "saved")
-    if named and load_tokenizer(config.tokenizer).to_json() != tokenizer.to_json():
+    # The others are defaults, of settings or of presets.
+    named = config.tokenizer not in ("char", "bpe", "saved")
+    if named and build_tokenizer(config.tokenizer, "", "", 0).to_json() != tokenizer.to_json():
         raise InputError(
             f"tokenizer={config.tokenizer!r} is another than that of {folders[0].folder}, which trains with its own; "
             "leave --tokenizer out, or prepare the text with it"

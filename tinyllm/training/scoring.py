@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data import SequentialWindows, is_prepared, open_prepared, read_text
+from tinyllm.data import SequentialWindows, is_for_tokens, open_prepared, read_text
 from tinyllm.system.cores import physical_cores
 from tinyllm.system.errors import InputError
 from tinyllm.system.progress import print_status
@@ -36,7 +36,7 @@ def evaluate(
     model, tokenizer = keeping.load(path)
     read: list[str] = []
     tokens: Any
-    if any(map(is_prepared, data)):
+    if any(map(is_for_tokens, data)):
         tokens = _prepared_validation(data, tokenizer)
     else:
         tokens = tokenizer.encode_document(read_text(data, read.append, newlines), special_tokens)
@@ -56,5 +56,10 @@ def _prepared_validation(data: Sequence[str], tokenizer: Tokenizer) -> Any:
     if prepared.tokenizer.to_json() != tokenizer.to_json():
         raise InputError(
             f"{data[0]} was prepared with another tokenizer than the model has; prepare it with the model's"
+        )
+    if not len(prepared.validation):
+        raise InputError(
+            f"{data[0]} was prepared without a validation split; give a text, or prepare it "
+            "with a --validation-fraction"
         )
     return prepared.validation

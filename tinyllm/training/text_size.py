@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tinyllm.data import embedded_corpus, read_text
+from tinyllm.data import Prepared, embedded_corpus, is_for_tokens, open_prepared, read_text
 from tinyllm.models import ModelConfig
 from tinyllm.system.errors import InputError
-from tinyllm.system.json_files import read_json
 from tinyllm.system.text_files import blocks, find_text_files
 from tinyllm.tokenizer import BPETokenizer, CharTokenizer, VocabularyWarning, load_tokenizer
 from tinyllm.training.config import TrainConfig
@@ -19,8 +19,6 @@ SAMPLE = 1 << 20
 """Characters from which the tokens of byte-pair encoding are estimated."""
 READ_WHOLE = 1 << 28
 """Bytes up to which a text is read whole, to be counted."""
-INDEX = "index.json"
-"""Of a folder with prepared text."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def text_size(model: ModelConfig, train: TrainConfig) -> TextSize:
 
     Raises InputError for text that cannot be read.
     """
-    if len(train.data) == 1 and (Path(train.data[0]) / INDEX).is_file():
-        return _prepared(Path(train.data[0]))
+    if any(map(is_for_tokens, train.data)):
+        return _prepared([open_prepared(path) for path in train.data])
     files = [file for path in train.data for file in find_text_files(Path(path))]
     size = sum(file.stat().st_size for file in files if file.is_file())
     held_out_files = [file for path in train.validation_data for file in find_text_files(Path(path))]
@@ -103,14 +101,10 @@ def _tokens_of(text: str, model: ModelConfig, train: TrainConfig) -> tuple[int, 
     return int(tokens), model.vocab_size or loaded.vocab_size, len(sample) == len(text)
 
 
-def _prepared(folder: Path) -> TextSize:
-    """The size of text that is prepared as tokens, from its index alone."""
-    index = read_json(folder / INDEX)
-    try:
-        train, validation = index["splits"]["train"], index["splits"]["validation"]
-        characters_per_token = train["characters"] / train["tokens"]
-        tokens = int(train["tokens"]), int(validation["tokens"])
-    except (KeyError, TypeError, ZeroDivisionError):
-        raise InputError(f"{folder / INDEX}: not the index of a prepared text") from None
-    vocab_size = load_tokenizer(str(folder / "tokenizer.json")).vocab_size
-    return TextSize(*tokens, vocab_size, characters_per_token, exact=True, prepared=True)
+def _prepared(folders: Sequence[Prepared]) -> TextSize:
+    """The size of text that is prepared as tokens, of which no shard is read."""
+    train = sum(len(folder.train) for folder in folders)
+    validation = sum(len(folder.validation) for folder in folders)
+    characters = sum(folder.train.characters for folder in folders)
+    vocab_size = folders[0].tokenizer.vocab_size
+    return TextSize(train, validation, vocab_size, characters / max(1, train), exact=True, prepared=True)
