@@ -15,6 +15,7 @@ from tinyllm import InputError
 from tinyllm.cli import main as cli
 from tinyllm.data import open_prepared, preparing
 from tinyllm.data.preparing import PrepareConfig
+from tinyllm.data.shards import ArrayFile
 from tinyllm.models import ModelConfig
 from tinyllm.tokenizer import BPETokenizer, load_tokenizer
 from tinyllm.training.checkpoints import keeping
@@ -114,27 +115,33 @@ def test_the_batches_are_tokens_of_the_folder(way: str) -> None:
     config = settings(**WAYS[way])
     text = read_run_text(config, 0, None, [])
     sampler = build_sampler(text.train, 8, config)
+    separator = text.tokenizer.special_tokens[SEPARATOR]
     whole = [
         b"".join(np.load(file).tobytes() for file in sorted(Path(folder).glob("train-0*.npy")))
         for folder in config.data
     ]
     assert min(map(len, whole)) > 2 * 600  # of several shards
     drawn = [0] * len(whole)
-    for _ in range(30):
-        batch = sampler.next()
-        for window, targets in zip(batch.inputs, batch.targets, strict=True):
-            content = window.astype(np.uint16).tobytes()
-            places = [text.find(content) >= 0 for text in whole]
+    for step in range(30):
+        inputs, targets, *documents = sampler.batch(step)
+        assert len(documents) == config.separate_documents
+        for row, (window, after) in enumerate(zip(inputs, targets, strict=True)):
+            # The last window of packed ones is filled up, where there are no targets.
+            filled = window[: np.flatnonzero(after >= 0)[-1] + 1]
+            places = [text.find(filled.astype(np.uint16).tobytes()) >= 0 for text in whole]
             assert any(places)
             drawn[places.index(True)] += 1
-            kept = np.flatnonzero(targets[:-1] >= 0)
-            np.testing.assert_array_equal(targets[kept], window[kept + 1])
+            known = np.flatnonzero(after[: len(filled) - 1] >= 0)
+            np.testing.assert_array_equal(after[known], filled[known + 1])
+            for numbers in documents:  # one goes on until a separator begins the next
+                changes = np.flatnonzero(np.diff(numbers[row, : len(filled)]))
+                np.testing.assert_array_equal(changes, np.flatnonzero(filled[1:] == separator))
     assert min(drawn) > 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["packed and apart", "mixed"])
 def test_killed_and_resumed_it_ends_with_the_same_weights(way: str) -> None:
-    train(MODEL, settings(out="undisturbed", **WAYS[way]))
+    assert cli.main(["train", "--out", "undisturbed", *as_flags(WAYS[way]), *FLAGS]) == 0
     program = (
         "import os, sys; from tinyllm.cli.main import main; from tinyllm.training.trainer import Trainer as T\n"
         "from tinyllm.training.metrics import MetricsFile as M; old = M.on_step\n"
@@ -178,21 +185,37 @@ def flip(file: str) -> None:
     Path(file).write_bytes(content)
 
 
-def test_a_bit_that_flips_between_two_runs_loses_no_step(capsys: pytest.CaptureFixture[str]) -> None:
-    train(MODEL, settings(out="undisturbed", data=("a",)))
-    first = ["train", "--out", "run", "--data", "a", *FLAGS]
-    assert cli.main([*first, "--steps", "10", "--stop-after", "1"]) == 0
-    shutil.rmtree("run")
-    for name in ("train-00000.npy", "validation-00000.npy", "train-documents.npy"):
-        flip(f"a/{name}")
-        code = cli.main(["train", "--out", f"run-{name}", "--data", "a", "--separate-documents", *FLAGS])
-        assert code == 2
-        last = capsys.readouterr().err.strip().splitlines()[-1]
-        assert last.startswith("tinyllm: error: ")
-        assert f"a/{name}: damaged" in last
-        flip(f"a/{name}")
-    assert cli.main(first) == 0
+def test_a_bit_that_flips_while_it_trains_stops_it_and_loses_no_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard is found damaged when it is first read; mended, the run goes on to the same weights."""
+    first = ["train", "--data", "a", "--sampling", "sliding", *FLAGS]
+    assert cli.main([*first, "--out", "undisturbed"]) == 0
+    shard = "a/train-00002.npy"
+    opened = ArrayFile.opened
+    damaged: list[str] = []
+
+    def flip_once(self: ArrayFile) -> Any:
+        if self.path.name == "train-00002.npy" and not damaged:
+            damaged.append(shard)
+            flip(shard)
+        return opened(self)
+
+    monkeypatch.setattr(ArrayFile, "opened", flip_once)
+    assert cli.main([*first, "--out", "run"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("tinyllm: error: a/train-00002.npy: damaged")
+    flip(shard)
+    assert cli.main([*first, "--out", "run", "--resume"]) == 0
     assert weights("run") == weights("undisturbed")
+
+
+@pytest.mark.parametrize("name", ["train-00000.npy", "validation-00000.npy", "train-documents.npy"])
+def test_a_bit_that_flipped_before_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(f"a/{name}")
+    assert cli.main(["train", "--out", "run", "--data", "a", "--separate-documents", *FLAGS]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"tinyllm: error: a/{name}: damaged")
 
 
 @pytest.mark.parametrize(
