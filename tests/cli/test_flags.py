@@ -53,7 +53,6 @@ def test_only_given_flags_come_back() -> None:
         "use_cache": False,
     }
     assert parse(["--weights", "1", "2.5"]) == {"weights": (1.0, 2.5)}
-    assert parse(["--data", "a", "--note", "x", "--data", "b"])["data"] == ("a", "b")
     assert parse(["--data", "a", "b", "--note", "none"]) == {"data": ("a", "b"), "note": "none"}
     assert parse(["--clip", "none", "--num-kv-heads", "2"]) == {"clip": None, "num_kv_heads": 2}
     assert parse(["--activation", "gelu", "--level", "3", "--mode", "none"]) == {

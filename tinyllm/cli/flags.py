@@ -61,7 +61,6 @@ def add_flags(group: argparse._ActionsContainer, cls: type, preset: Mapping[str,
             options["action"] = argparse.BooleanOptionalAction
         elif setting.kind is tuple:
             options["nargs"] = "*"
-            options["action"] = "extend"  # a flag that is given twice loses nothing
             options["metavar"] = "TEXT"
             if setting.item is float:
                 options.update(type=number, metavar="FLOAT")

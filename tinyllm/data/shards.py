@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,12 +266,12 @@ def is_prepared(path: StrPath) -> bool:
     """Whether `path` is a folder that `tinyllm prepare` has written to its end."""
     # Other folders may have an index of that name: those of documentation do.
     ours = (FILE_NAME, f"{SPLITS[0]}-documents.npy")
-    return Path(path, INDEX_FILE).is_file() and any(Path(path, name).is_file() for name in ours)
+    return os.path.isfile(Path(path, INDEX_FILE)) and any(os.path.isfile(Path(path, name)) for name in ours)
 
 
 def is_for_tokens(path: StrPath) -> bool:
     """Whether `path` is a folder that `tinyllm prepare` has written, or has not ended: `open_prepared` tells."""
-    return is_prepared(path) or Path(path, STATE_FILE).is_file()
+    return is_prepared(path) or os.path.isfile(Path(path, STATE_FILE))
 
 
 def open_prepared(path: StrPath) -> Prepared:
