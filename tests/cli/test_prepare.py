@@ -70,7 +70,7 @@ def test_text_becomes_tokens_and_is_checked(capsys: pytest.CaptureFixture[str]) 
         (("--check", "none"), "none: no such folder"),
         (("--check", "text.txt"), "text.txt: a file, where a folder"),
         (("--data", "", *ARGUMENTS[2:]), "the name of a file or folder is empty"),
-        (("--data", "text.txt", *ARGUMENTS), "text.txt is given twice"),
+        (("--data", "text.txt", "text.txt", *ARGUMENTS[2:]), "text.txt is given twice"),
         ((*ARGUMENTS, "--out", "text.txt"), "text.txt: a file, and a folder is to be written"),
         ((*ARGUMENTS, "--vocab-size", "256"), "vocab_size=256; it must be at least 257"),
         (("--data", "separators.txt", *ARGUMENTS[2:]), "no text: all of it is empty, or separators alone"),
