@@ -454,9 +454,13 @@ def test_shards_that_were_cut_behind_its_back_are_refused(text: Path, tokenizer:
     Path("out/tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json: not the one that this was begun with"):
         prepare(config_of(text, tokenizer))
-    Path("out/unfinished.json").write_text("{")
-    with pytest.raises(InputError, match="unfinished work, and it cannot be read"):
-        prepare(config_of(text, tokenizer))
+    damaged = ["{", "[]", "", *(json.dumps(state | {key: -1}) for key in state)]
+    damaged += [json.dumps({name: value for name, value in state.items() if name != key}) for key in state]
+    damaged.append(json.dumps(state | {"tasks": state["tasks"] + 1}))
+    for content in damaged:
+        Path("out/unfinished.json").write_text(content)
+        with pytest.raises(InputError, match="unfinished work, and it cannot be read"):
+            prepare(config_of(text, tokenizer))
 
 
 def test_a_file_that_changes_between_is_refused(
