@@ -186,3 +186,17 @@ def test_a_weight_that_was_replaced_before_backward_is_refused() -> None:
     module.linear.weight = Parameter(np.ones((3, 3), np.float32))
     with pytest.raises(RuntimeError, match="recompute: Replaceable has other parameters"):
         out.sum().backward()
+
+
+def test_a_module_called_twice_has_the_derivatives_of_both_calls() -> None:
+    """Its weight leads to the input of the second call too, and counts there once."""
+    module, found = Replaceable(), []
+    module.linear.weight.data = module.linear.weight.data.astype(np.float64)
+    x = Tensor(np.random.default_rng(1).standard_normal((2, 3)), requires_grad=True)
+    weight = module.linear.weight
+    for call in (recompute, lambda module, x: module(x)):
+        first = gradients(call(module, call(module, x)).sum(), [x, weight], create_graph=True)
+        second = gradients((first[0] ** 3).sum() + (first[1] ** 3).sum(), [x, weight])
+        found.append([part.data for part in first] + second)
+    for got, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-13)

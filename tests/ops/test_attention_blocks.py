@@ -18,6 +18,9 @@ SETTINGS: list[tuple[tuple[int, ...], bool, tuple[int, ...] | None]] = [
     ((2, 2, 2, 6, 8, 4, 4), False, None),
     ((2, 2, 2, 6, 8, 4, 4), False, (6, 8)),
     ((2, 4, 2, 6, 6, 4, 4), True, (2, 1, 6, 6)),
+    ((2, 6, 2, 5, 6, 4, 4), True, (6, 5, 6)),  # each query head has its own
+    ((2, 6, 2, 5, 6, 4, 4), False, (2, 1, 1, 6)),
+    ((1, 2, 1, 6, 6, 4, 4), True, (2, 6, 1)),
 ]
 
 

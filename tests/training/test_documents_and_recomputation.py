@@ -119,6 +119,20 @@ def test_a_hook_of_the_model_sees_each_windows_own_documents() -> None:
     assert np.concatenate(seen[:-1]).tolist() == expected
 
 
+def test_queries_and_keys_are_rotated_at_the_positions_in_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits cannot tell: a rotation leaves what differs in nothing but where a document begins."""
+    lm, given = TransformerLM(MODEL, 0).eval(), []
+    heads = type(lm.position).heads
+
+    def seen(self: Any, x: Any, head_dim: int, offset: Any, *others: Any) -> Any:
+        given.append(offset)
+        return heads(self, x, head_dim, offset, *others)
+
+    monkeypatch.setattr(type(lm.position), "heads", seen)
+    lm(np.zeros((1, 6), int), documents=np.array([[0, 0, 1, 1, 1, 4]]))
+    assert [offset.tolist() for offset in given] == [[[0, 1, 0, 1, 2, 0]]] * 4
+
+
 # ---- Memory ------------------------------------------------------------------------------------
 
 
