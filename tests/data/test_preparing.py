@@ -142,6 +142,17 @@ def test_a_tokenizer_without_a_separator(text: Path, tmp_path: Path) -> None:
     require_equal(prepare(config).prepared, expected(pieces_of(config), characters, 0.2))
 
 
+def test_ids_of_more_than_16_bits(text: Path, tmp_path: Path) -> None:
+    vocab = {bytes([i]): i for i in range(256)} | {b"ab": 66_000, b" c": 66_001}
+    large = BPETokenizer(vocab, [(b"a", b"b"), (b" ", b"c")], special_tokens={SEPARATOR: 66_002})
+    large.save(tmp_path / "large.json")
+    config = config_of(text, tmp_path / "large.json")
+    prepared = prepare(config).prepared
+    assert prepared.train.dtype == np.uint32
+    assert {66_000, 66_001, 66_002} < {*prepared.train}
+    require_equal(prepared, expected(pieces_of(config), large, 0.2))
+
+
 def test_text_that_the_tokenizer_lacks_is_an_error_that_names_the_file(text: Path, tmp_path: Path) -> None:
     CharTokenizer("abc").save(tmp_path / "characters.json")
     with pytest.raises(InputError, match=r"a\.txt.*vocabulary"):
@@ -454,9 +465,13 @@ def test_shards_that_were_cut_behind_its_back_are_refused(text: Path, tokenizer:
     Path("out/tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json: not the one that this was begun with"):
         prepare(config_of(text, tokenizer))
-    Path("out/unfinished.json").write_text("{")
-    with pytest.raises(InputError, match="unfinished work, and it cannot be read"):
-        prepare(config_of(text, tokenizer))
+    damaged = ["{", "[]", "", *(json.dumps(state | {key: -1}) for key in state)]
+    damaged += [json.dumps({name: value for name, value in state.items() if name != key}) for key in state]
+    damaged.append(json.dumps(state | {"tasks": state["tasks"] + 1}))
+    for content in damaged:
+        Path("out/unfinished.json").write_text(content)
+        with pytest.raises(InputError, match="unfinished work, and it cannot be read"):
+            prepare(config_of(text, tokenizer))
 
 
 def test_a_file_that_changes_between_is_refused(

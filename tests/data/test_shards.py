@@ -75,6 +75,10 @@ def test_shards_are_one_array(made: Path, split: str) -> None:
         assert shards[start : start + SHARD + 5].tolist() == tokens[start : start + SHARD + 5].tolist()
         if -3 <= start < len(tokens):
             assert shards[start] == tokens[start]
+    for boundary in range(SHARD, len(tokens) - SHARD, SHARD):
+        for first, last in ((-3, -1), (-3, 0), (-3, 1), (0, 1), (0, SHARD - 1), (0, SHARD), (-SHARD, SHARD)):
+            positions = boundary + np.array([first, last])
+            np.testing.assert_array_equal(shards[positions], tokens[positions])
     assert shards[:].tolist() == tokens.tolist()
     assert shards[-5:].tolist() == tokens[-5:].tolist()
     shards[: 2 * SHARD][:] = 7  # a copy

@@ -57,3 +57,12 @@ def test_other_ways_to_start(
     monkeypatch.setattr(sys, "orig_argv", [".venv/bin/python", "-m", "whatever"])
     monkeypatch.setenv("PATH", "")
     assert shlex.split(command_line("sample", "run")) == [*expected, "sample", "run"]
+
+
+def test_command_lines_are_one_line_that_bash_reads_back() -> None:
+    words = ["\n\n", "a b", "it's", "\t'\\\r$x", "\x1b[0m1", "é\u200b", "<|end|>\n", "", "plain"]
+    line = command_line("prepare", *words)
+    assert line.isprintable()
+    program = line[line.index("prepare") :].replace("prepare", "printf '%s\\0'", 1)
+    done = subprocess.run(["bash", "-c", program], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == words

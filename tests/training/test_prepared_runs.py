@@ -249,6 +249,19 @@ def test_what_does_not_fit_is_one_line(
     assert not Path("run/checkpoints").exists()
 
 
+def test_settings_without_effect_are_said(folder: Path) -> None:
+    def said(**others: Any) -> list[str]:
+        notes: list[str] = []
+        read_run_text(settings(data=("a",), **others), 0, None, notes)
+        return [line for line in notes if "has no effect" in line]
+
+    assert not said()
+    for others in ({"validation_fraction": 0.3}, {"newlines": "keep"}, {"special_tokens": False}):
+        (name,) = others
+        assert [line.partition("=")[0] for line in said(**others)] == [name]
+        assert not said(**others, validation_data=("a.txt",))
+
+
 def test_evaluated_on_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     train(MODEL, settings(out="run", data=("a",)))
     capsys.readouterr()

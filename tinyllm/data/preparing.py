@@ -396,7 +396,8 @@ class _Preparation:
                 path.unlink()
 
     def _save_state(self) -> None:
-        storage.replace(self.folder / STATE_FILE, json.dumps(self.state, indent=1).encode())
+        content = json.dumps(self.state | {"digest": _state_digest(self.state)}, indent=1)
+        storage.replace(self.folder / STATE_FILE, content.encode())
 
     def _survey(self) -> Survey:
         """A first look at all text, where one is needed."""
@@ -522,8 +523,13 @@ def _read_state(file: Path) -> dict[str, Any] | None:
         state = read_json(file)
     except InputError:
         return None
-    keys = {"command", "inputs", "settings", "tokenizer", "tasks", "splits"}
-    return state if keys <= state.keys() else None
+    digest = state.pop("digest", None)
+    return state if digest == _state_digest(state) else None
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    """By which a state that something else than this module wrote, or damaged, is told."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _nothing_done(state: dict[str, Any]) -> bool:

@@ -315,7 +315,7 @@ def _why_not_prepared(folder: Path) -> str:
         )
     if (folder / STATE_FILE).is_file():
         command = read_json(folder / STATE_FILE).get("command")
-        return f"{folder}: unfinished; go on with: {command}"
+        return f"{folder}: unfinished; " + (f"go on with: {command}" if isinstance(command, str) else _AGAIN)
     return f"{folder}: not prepared: no {INDEX_FILE} in it; tinyllm prepare --data FILES --out {folder} makes one"
 
 

@@ -61,4 +61,22 @@ def command_line(*arguments: str | Path) -> str:
         begin = [sys.orig_argv[0], "-m", "tinyllm"]
     elif script.stem == "tinyllm" and shutil.which("tinyllm") != str(script):
         begin = [str(script)]
-    return shlex.join([*begin, *map(str, arguments)])
+    return " ".join(map(_quoted, [*begin, *map(str, arguments)]))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell reads it, on one line: line ends and other control characters in the form of $'...'."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = [
+        character if character.isprintable() and character not in "\\'" else _escaped(character)
+        for character in word
+    ]
+    return f"$'{''.join(escaped)}'"
+
+
+def _escaped(character: str) -> str:
+    known = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
+    return known.get(character) or "".join(
+        f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape")
+    )

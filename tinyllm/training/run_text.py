@@ -87,6 +87,13 @@ def _prepared_text(config: TrainConfig, notes: list[str]) -> RunText:
         f"{folder.folder}: {len(folder.train):,} tokens, {counted(len(folder.train.document_starts), 'document')}"
         for folder in folders
     ]
+    settled = ("validation_fraction", "newlines", "special_tokens")
+    if not config.validation_data:
+        notes += [
+            f"{name}={getattr(config, name)!r} has no effect: prepared text has its own"
+            for name in settled
+            if getattr(config, name) != getattr(TrainConfig, name)
+        ]
     trains: list[Any] = [folder.train for folder in folders]
     return RunText(
         tokenizer, trains if len(trains) > 1 else trains[0], _prepared_validation(config, folders, notes)
