@@ -19,7 +19,6 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
-        action="extend",
         required=True,
         metavar="FILE",
         help="text to evaluate on, all of it",
